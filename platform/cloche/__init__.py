@@ -1,0 +1,3 @@
+"""Cloche: a sandboxed plugin execution platform."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,126 @@
+"""The trail in a database file, read without a server and without writing a byte of it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+from cloche.audit.event import Event, TamperedTrail
+from cloche.audit.note import PublicKey
+from cloche.audit.trail import Batch, Leaf, Numbered, Person
+from cloche.errors import EnvironmentProblem, Unavailable
+
+_TABLES = ("audit_event", "audit_leaf", "audit_batch", "audit_person")
+_EVENT = ", ".join(f"e.{name}" for name in Event._fields)
+_LEAVES = f"SELECT l.seq, l.event_id, l.hash, {_EVENT} FROM audit_leaf l LEFT JOIN audit_event e ON e.id = l.event_id ORDER BY l.seq"  # noqa: S608
+_UNSEALED = (
+    f"SELECT {_EVENT} FROM audit_event e WHERE NOT EXISTS (SELECT 1 FROM audit_leaf l WHERE l.event_id = e.id) ORDER BY e.rowid"  # noqa: S608
+)
+_BATCHES = "SELECT number, size, root, previous, at, note FROM audit_batch ORDER BY number"
+_NUMBERED = (
+    "SELECT e.object, e.object_seq, e.id, l.seq FROM audit_event e LEFT JOIN audit_leaf l ON l.event_id = e.id"
+    " WHERE e.object_seq IS NOT NULL ORDER BY e.object, e.object_seq"
+)
+_SHORT = (
+    "SELECT j.id, j.audit_seq, coalesce((SELECT max(e.object_seq) FROM audit_event e WHERE e.object = 'job:' || j.id), 0) AS there"
+    " FROM job j WHERE j.audit_seq > there LIMIT 1"
+)
+
+
+class DatabaseTrail:
+    """A trail in an SQLite file, seen as one snapshot from construction to ``close``. One thread at a time.
+
+    Raises:
+        EnvironmentProblem: no such file, or not a Cloche database.
+        Unavailable: the file stayed locked.
+    """
+
+    truncated = False
+
+    def __init__(self, path: Path) -> None:
+        self._connection = _open(path)
+        try:
+            names = {row[0] for row in self._rows("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        except TamperedTrail as error:
+            self.close()
+            raise EnvironmentProblem(f"{path} is not a Cloche database ({error.why})") from None
+        if not names.issuperset(_TABLES):
+            self.close()
+            raise EnvironmentProblem(f"{path} is not a Cloche database: it has no table {min(set(_TABLES) - names)}")
+        self._has_jobs = "job" in names
+
+    def __enter__(self) -> DatabaseTrail:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def leaves(self) -> Iterator[Leaf]:
+        for row in self._rows(_LEAVES):
+            yield Leaf(row[0], row[1], row[2], None if row[3] is None else Event._make(row[3:]))
+
+    def batches(self) -> Iterator[Batch]:
+        return map(Batch._make, self._rows(_BATCHES))
+
+    def unsealed(self) -> Iterator[Event]:
+        return map(Event._make, self._rows(_UNSEALED))
+
+    def numbered(self) -> Iterator[Numbered]:
+        return map(Numbered._make, self._rows(_NUMBERED))
+
+    def persons(self) -> Iterator[Person]:
+        return map(Person._make, self._rows("SELECT commitment, kind, value, salt FROM audit_person ORDER BY rowid"))
+
+    def finish(self, key: PublicKey) -> Iterator[str]:  # noqa: ARG002 - part of the protocol
+        """A job's row counts its events: one that is missing at the end shows there. And the file's own indexes must hold."""
+        if self._has_jobs:
+            for job_id, counted, there in self._rows(_SHORT):
+                raise TamperedTrail(f"event {there + 1} of job:{job_id} is missing (the job counts {counted})")
+        for table in _TABLES:
+            for (said,) in self._rows(f"PRAGMA integrity_check({table})"):
+                if said != "ok":
+                    raise TamperedTrail(f"the database file is damaged: {said}")
+        yield from ()
+
+    def _rows(self, statement: str) -> Iterator[tuple[Any, ...]]:
+        try:
+            yield from self._connection.execute(statement)
+        except sqlite3.Error as error:
+            if "locked" in str(error) or "busy" in str(error):
+                raise Unavailable(f"the database is locked ({error})") from None
+            raise TamperedTrail(f"the database file cannot be read as a trail ({error})") from None
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    if not path.is_file():
+        raise EnvironmentProblem(f"there is no database {path}")
+    name = quote(str(path.absolute()))
+    try:
+        return _begun(f"file:{name}?mode=ro")
+    except sqlite3.OperationalError as error:
+        wal = path.with_name(path.name + "-wal")
+        # A WAL database on a medium that cannot be written has no place for its index; without a log nobody has it open
+        if "unable to open" in str(error) and not wal.exists():
+            return _begun(f"file:{name}?mode=ro&immutable=1")
+        raise EnvironmentProblem(f"cannot read the database {path} ({error})") from None
+    except sqlite3.DatabaseError as error:
+        raise EnvironmentProblem(f"{path} is not a Cloche database ({error})") from None
+
+
+def _begun(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, timeout=10, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA query_only=ON")
+        connection.execute("BEGIN")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,179 @@
+"""An export: NDJSON that verifies with the public key alone, and the trail read back from it.
+
+Each line is an object with one name that says what it is, in this order::
+
+    {"export":{"format":1,"origin":…,"tenant_id":…,"at":ms}}
+    {"person":{…}}                     the values behind the commitments in the events that follow
+    {"event":{…},"leaf":hash,"seq":n}  this tenant's events, sealed ones first, by seq; "leaf" and "seq" are null before sealing
+    {"leaf":hash,"seq":n}              another tenant's: the hash alone, so that the tree can be computed
+    {"batch":{…}}                      right after its last leaf
+    {"end":note}                       a note signed over the SHA-256 of all lines before it, so that none can be left out
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cloche.audit.event import Event, TamperedTrail
+from cloche.audit.keys import KeyRing
+from cloche.audit.note import BadNote, PublicKey, open_note
+from cloche.audit.trail import Batch, Leaf, Numbered, Person
+from cloche.errors import EnvironmentProblem
+
+FORMAT = 1
+_MAX_LINE = 16 << 20  # bytes; a detail is kilobytes
+Row = TypeVar("Row", Event, Batch, Person)
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+class ExportWriter:
+    """Makes the lines (each with its newline) and keeps the running hash of what it made."""
+
+    def __init__(self, origin: str, tenant_id: str, at: int) -> None:
+        self._hash = hashlib.sha256()
+        self._origin = origin
+        self._head = {"format": FORMAT, "origin": origin, "tenant_id": tenant_id, "at": at}
+
+    def head(self) -> str:
+        return self._line({"export": self._head})
+
+    def person(self, person: Person) -> str:
+        return self._line({"person": person._asdict()})
+
+    def event(self, event: Event, seq: int | None, leaf: str | None) -> str:
+        return self._line({"event": event._asdict(), "leaf": leaf, "seq": seq})
+
+    def foreign(self, seq: int, leaf: str) -> str:
+        return self._line({"leaf": leaf, "seq": seq})
+
+    def batch(self, batch: Batch) -> str:
+        return self._line({"batch": batch._asdict()})
+
+    def end(self, keyring: KeyRing) -> str:
+        return _encode({"end": keyring.sign_note(_end_body(self._origin, self._hash.hexdigest()))}) + "\n"
+
+    def _line(self, item: dict[str, Any]) -> str:
+        line = _encode(item) + "\n"
+        self._hash.update(line.encode("utf-8"))
+        return line
+
+
+def _end_body(origin: str, digest: str) -> str:
+    # Not a checkpoint's form: neither signature can be passed off as the other
+    return f"{origin}/export\nsha256 {digest}\n"
+
+
+class ExportTrail:
+    """A trail in an export file, parsed anew on every pass.
+
+    Raises:
+        EnvironmentProblem: unreadable, or not an export of format 1.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        digest, last, first = hashlib.sha256(), b"", b""
+        for line in self._lines():
+            digest.update(last)
+            first, last = first or line, line
+        self._digest = digest.hexdigest()
+        head = _object(first).get("export")
+        if not isinstance(head, dict) or head.get("format") != FORMAT:
+            raise EnvironmentProblem(f"{path} is not an audit export of format {FORMAT}")
+        self._origin = head.get("origin")
+        end = _object(last).get("end")
+        self._end = end if isinstance(end, str) and last.endswith(b"\n") else None
+
+    @property
+    def truncated(self) -> bool:
+        return self._end is None
+
+    def leaves(self) -> Iterator[Leaf]:
+        for item in self._items(b'"seq"'):
+            if "event" in item and item.get("seq") is not None:
+                event = _row(Event, item["event"], item["seq"])
+                yield Leaf(item["seq"], event.id, item["leaf"], event)
+            elif "leaf" in item and "event" not in item:
+                yield Leaf(item["seq"], None, item["leaf"], None, foreign=True)
+
+    def batches(self) -> Iterator[Batch]:
+        return (_row(Batch, item["batch"], None) for item in self._items(b'"batch"') if "batch" in item)
+
+    def persons(self) -> Iterator[Person]:
+        return (_row(Person, item["person"], None) for item in self._items(b'"person"') if "person" in item)
+
+    def unsealed(self) -> Iterator[Event]:
+        for item in self._items(b'"event"'):
+            if "event" in item and item.get("seq") is None:
+                yield _row(Event, item["event"], None)
+
+    def numbered(self) -> Iterator[Numbered]:
+        """Sorted by a temporary SQLite table, which spills to the disk instead of growing in memory."""
+        connection = sqlite3.connect("", isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode=OFF")
+            connection.execute("BEGIN")
+            connection.execute("CREATE TABLE numbered (object, object_seq, id, seq)")
+            connection.executemany("INSERT INTO numbered VALUES (?, ?, ?, ?)", self._numbers())
+            yield from map(Numbered._make, connection.execute("SELECT * FROM numbered ORDER BY object, object_seq"))
+        except (sqlite3.Error, OverflowError) as error:
+            raise TamperedTrail(f"the events' numbers cannot be read ({error})") from None
+        finally:
+            connection.close()
+
+    def finish(self, key: PublicKey) -> Iterator[str]:
+        if self._end is None:
+            yield "the export has no end line: it was cut off"
+            return
+        try:
+            body = open_note(self._end, key)
+        except BadNote as error:
+            raise TamperedTrail(f"the export's end line: {error}") from None
+        if body != _end_body(key.name, self._digest):
+            raise TamperedTrail("a line of the export was changed, added or left out")
+
+    def _numbers(self) -> Iterator[tuple[Any, ...]]:
+        for item in self._items(b'"event"'):
+            if "event" in item and item["event"]["object_seq"] is not None:
+                event = item["event"]
+                yield event["object"], event["object_seq"], event["id"], item.get("seq")
+
+    def _items(self, word: bytes) -> Iterator[dict[str, Any]]:
+        """The parsed lines that hold ``word``; the rest is not worth parsing on this pass."""
+        for line in self._lines():
+            if word in line:
+                yield _object(line)
+
+    def _lines(self) -> Iterator[bytes]:
+        try:
+            with self._path.open("rb") as file:
+                while line := file.readline(_MAX_LINE + 1):
+                    if len(line) > _MAX_LINE:
+                        raise TamperedTrail("a line of the export is longer than 16 MiB")
+                    yield line
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot read the export {self._path}: {error.strerror}") from None
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """The line's object; an empty one for a cut-off last line, which no pass then takes for anything."""
+    if not line.endswith(b"\n"):
+        return {}
+    try:
+        item = json.loads(line)
+    except (ValueError, RecursionError):
+        raise TamperedTrail("a line of the export is not JSON") from None
+    if not isinstance(item, dict):
+        raise TamperedTrail("a line of the export is not an object")
+    return item
+
+
+def _row(kind: type[Row], columns: Any, seq: int | None) -> Row:
+    if not isinstance(columns, dict) or columns.keys() != set(kind._fields):
+        raise TamperedTrail(f"a line of the export does not have the columns of {kind.__name__.lower()}", seq=seq)
+    return kind(**columns)

@@ -1,0 +1,142 @@
+"""The Merkle tree of RFC 6962 (and RFC 9162, section 2.1): leaves hashed after 0x00, nodes after 0x01, so that neither passes for the other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+EMPTY_ROOT = hashlib.sha256(b"").digest()
+
+
+def leaf_hash(data: bytes) -> bytes:
+    return hashlib.sha256(b"\x00" + data).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+class Frontier:
+    """A tree being appended to: the roots of its perfect subtrees, largest first. Memory is one hash per bit of ``size``."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._nodes: list[bytes] = []
+
+    def append(self, leaf: bytes) -> None:
+        """Add one leaf hash (32 bytes)."""
+        rest = self.size
+        while rest & 1:
+            leaf = node_hash(self._nodes.pop(), leaf)
+            rest >>= 1
+        self._nodes.append(leaf)
+        self.size += 1
+
+    def root(self) -> bytes:
+        """The root over all leaves so far; of an empty tree, SHA-256 of nothing."""
+        if not self._nodes:
+            return EMPTY_ROOT
+        root = self._nodes[-1]
+        for node in reversed(self._nodes[:-1]):
+            root = node_hash(node, root)
+        return root
+
+    def copy(self) -> Frontier:
+        twin = Frontier()
+        twin.size, twin._nodes = self.size, list(self._nodes)
+        return twin
+
+
+def root_of(leaves: Sequence[bytes]) -> bytes:
+    """The root over leaf hashes."""
+    frontier = Frontier()
+    for leaf in leaves:
+        frontier.append(leaf)
+    return frontier.root()
+
+
+def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
+    """The hashes that lead from leaf ``index`` to the root, nearest first.
+
+    Raises:
+        ValueError: no such leaf.
+    """
+    if not 0 <= index < len(leaves):
+        raise ValueError(f"leaf {index} is not in a tree of {len(leaves)}")
+    if len(leaves) == 1:
+        return []
+    split = _split(len(leaves))
+    if index < split:
+        return [*inclusion_proof(leaves[:split], index), root_of(leaves[split:])]
+    return [*inclusion_proof(leaves[split:], index - split), root_of(leaves[:split])]
+
+
+def includes(root: bytes, size: int, index: int, leaf: bytes, proof: Sequence[bytes]) -> bool:
+    """Whether ``proof`` shows ``leaf`` at ``index`` of the tree of ``size`` leaves with this root (RFC 9162, 2.1.3.2)."""
+    if not 0 <= index < size:
+        return False
+    node, last = index, size - 1
+    for sibling in proof:
+        if last == 0:
+            return False
+        if node & 1 or node == last:
+            leaf = node_hash(sibling, leaf)
+            while not node & 1 and node:
+                node, last = node >> 1, last >> 1
+        else:
+            leaf = node_hash(leaf, sibling)
+        node, last = node >> 1, last >> 1
+    return last == 0 and leaf == root
+
+
+def consistency_proof(leaves: Sequence[bytes], old_size: int) -> list[bytes]:
+    """The hashes that show the tree of the first ``old_size`` leaves to be a beginning of the whole.
+
+    Raises:
+        ValueError: ``old_size`` is not between 1 and the number of leaves.
+    """
+    if not 1 <= old_size <= len(leaves):
+        raise ValueError(f"a tree of {len(leaves)} has no beginning of {old_size}")
+    return _subproof(leaves, old_size, whole=True)
+
+
+def _subproof(leaves: Sequence[bytes], old_size: int, *, whole: bool) -> list[bytes]:
+    if old_size == len(leaves):
+        return [] if whole else [root_of(leaves)]
+    split = _split(len(leaves))
+    if old_size <= split:
+        return [*_subproof(leaves[:split], old_size, whole=whole), root_of(leaves[split:])]
+    return [*_subproof(leaves[split:], old_size - split, whole=False), root_of(leaves[:split])]
+
+
+def extends(old_root: bytes, old_size: int, new_root: bytes, new_size: int, proof: Sequence[bytes]) -> bool:
+    """Whether ``proof`` shows that the new tree begins with the old one (RFC 9162, 2.1.4.2). ``old_size`` is at least 1."""
+    if not 1 <= old_size <= new_size:
+        return False
+    if old_size == new_size:
+        return not proof and old_root == new_root
+    path = list(proof)
+    if old_size & (old_size - 1) == 0:
+        path.insert(0, old_root)  # a perfect old tree is itself the first node
+    if not path:
+        return False
+    node, last = old_size - 1, new_size - 1
+    while node & 1:
+        node, last = node >> 1, last >> 1
+    old = new = path[0]
+    for sibling in path[1:]:
+        if last == 0:
+            return False
+        if node & 1 or node == last:
+            old, new = node_hash(sibling, old), node_hash(sibling, new)
+            while not node & 1 and node:
+                node, last = node >> 1, last >> 1
+        else:
+            new = node_hash(new, sibling)
+        node, last = node >> 1, last >> 1
+    return last == 0 and old == old_root and new == new_root
+
+
+def _split(size: int) -> int:
+    """The largest power of two below ``size`` (which is at least 2)."""
+    return 1 << ((size - 1).bit_length() - 1)

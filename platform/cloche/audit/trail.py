@@ -1,0 +1,76 @@
+"""What a verification reads: the rows of a trail, and the protocol of whatever holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from cloche.audit.event import Event
+from cloche.audit.note import PublicKey
+
+
+class Leaf(NamedTuple):
+    """A leaf of the tree with its event. ``event`` is None where the row is missing, or where ``foreign`` (another tenant's) is set."""
+
+    seq: int
+    event_id: str | None
+    hash: str
+    event: Event | None
+    foreign: bool = False
+
+
+class Batch(NamedTuple):
+    """A row of ``audit_batch``, in the order of its columns."""
+
+    number: int
+    size: int
+    root: str
+    previous: str
+    at: int
+    note: str
+
+
+class Person(NamedTuple):
+    """A row of ``audit_person``: the value behind a commitment."""
+
+    commitment: str
+    kind: str
+    value: str
+    salt: str
+
+
+class Numbered(NamedTuple):
+    """An event that carries a number within its object (a job's first, second, … event)."""
+
+    object: str
+    object_seq: int
+    event_id: str
+    seq: int | None  # None before sealing
+
+
+class Trail(Protocol):
+    """One consistent view of a trail. Every method may be called more than once and streams: memory does not grow with the trail.
+
+    Any of them raises :class:`~cloche.audit.event.TamperedTrail` where the store itself cannot be read as a trail.
+    """
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the end is missing, so that the last leaves may lie in a batch whose note is missing too."""
+
+    def leaves(self) -> Iterator[Leaf]:
+        """By ``seq``."""
+
+    def batches(self) -> Iterator[Batch]:
+        """By ``number``."""
+
+    def unsealed(self) -> Iterator[Event]:
+        """Events without a leaf."""
+
+    def numbered(self) -> Iterator[Numbered]:
+        """By object, then ``object_seq``."""
+
+    def persons(self) -> Iterator[Person]: ...
+
+    def finish(self, key: PublicKey) -> Iterator[str]:
+        """What only this kind of store can check. Yields what is missing, raises TamperedTrail for what is wrong."""

@@ -1,0 +1,223 @@
+"""``cloche job``: submit, run, get, list, wait, cancel, logs, outputs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cloche.cli import exits, output
+from cloche.cli.client import Api, client_options
+from cloche.cli.jobview import COLUMNS, TERMINAL, Progress, job_lines, outputs_columns
+from cloche.cli.request import job_body
+from cloche.clock import parse_duration
+
+F = TypeVar("F", bound=Callable[..., Any])
+_INPUT_HELP = "A local file, artifact:ID or remote:path; NAME is its place in the job."
+_POLL_S = 25.0  # one long poll; the server may answer sooner
+
+
+@click.group()
+def job() -> None:
+    """Submit, watch, list and cancel jobs."""
+
+
+class Duration(click.ParamType):
+    """A duration such as 30s or 5m, as seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return parse_duration(int(value) if str(value).isdigit() else value) / 1000
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def submit_options(command: F) -> F:
+    """The options that describe a job, shared by ``submit`` and ``run``."""
+    options = [
+        click.argument("job_type", metavar="TYPE"),
+        click.option("--version", help="Which version of the plugin: 1.2.0, ~=1.2, ==1.* …; its default when absent."),
+        click.option(
+            "-p", "params", multiple=True, metavar="KEY=VALUE", help="One parameter; VALUE is JSON, or else text."
+        ),
+        click.option("--payload", metavar="JSON|@FILE", help="All parameters as one JSON object, or from a file."),
+        click.option("-i", "inputs", multiple=True, metavar="SOURCE[=NAME]", help=_INPUT_HELP),
+        click.option(
+            "--output", "outputs", multiple=True, metavar="MATCH[=REMOTE:FOLDER]", help="Where matching outputs go."
+        ),
+        click.option("--name", help="A name for people."),
+        click.option("--priority", type=click.IntRange(0, 9), help="9 goes first."),
+        click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label to find the job by."),
+        click.option("--timeout", metavar="DURATION", help="Time limit of one attempt, such as 30s."),
+        click.option("--max-retries", type=click.IntRange(0, 100), help="Retries after a failure of the plugin."),
+        click.option(
+            "--idempotency-key", metavar="KEY", help="Submitting again with the same key makes no second job."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _submit(api: Api, options: Mapping[str, Any]) -> Any:
+    options = dict(options)
+    key = options.pop("idempotency_key")
+    return api.post("/jobs", job_body(api, **options), headers={"Idempotency-Key": key} if key else None)
+
+
+def _show(form: str, found: Mapping[str, Any]) -> None:
+    output.details(form, found, job_lines(found), str(found["id"]))
+
+
+@job.command()
+@submit_options
+@output.output_option
+@client_options
+def submit(url: str, token: str | None, form: str, **options: Any) -> None:
+    """Submit a job of TYPE and print it, without waiting. Local files are uploaded first."""
+    with Api(url, token) as api:
+        _show(form, _submit(api, options))
+
+
+@job.command()
+@submit_options
+@click.option("--wait-timeout", type=Duration(), help="Stop waiting after this long (the job goes on); exit code 3.")
+@click.option(
+    "--save", type=click.Path(path_type=Path, file_okay=False), help="Download the output files into this folder."
+)
+@output.output_option
+@client_options
+def run(url: str, token: str | None, form: str, wait_timeout: float | None, save: Path | None, **options: Any) -> int:
+    """Submit a job of TYPE, wait for its end, and exit with its verdict: 0 completed, 1 failed, 3 canceled."""
+    with Api(url, token) as api:
+        accepted = _submit(api, options)
+        output.note(f"job {accepted['id']} accepted")
+        found = follow(api, accepted, wait_timeout)
+        _show(form, found)
+        if save and found["status"] == "completed":
+            _save(api, str(found["id"]), save)
+        return exits.of_job(str(found["status"]))
+
+
+@job.command()
+@click.argument("job_id")
+@output.output_option
+@client_options
+def get(url: str, token: str | None, form: str, job_id: str) -> None:
+    """Print one job."""
+    with Api(url, token) as api:
+        _show(form, api.get(f"/jobs/{path_part(job_id)}"))
+
+
+@job.command("list")
+@click.option("--status", help="Only jobs in this state.")
+@click.option("--type", "job_type", help="Only jobs of this type.")
+@click.option("--label", metavar="KEY=VALUE", help="Only jobs with this label.")
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most this many, newest first."
+)
+@output.output_option
+@client_options
+def list_jobs(
+    url: str, token: str | None, form: str, limit: int, status: str | None, job_type: str | None, label: str | None
+) -> None:
+    """List jobs, newest first."""
+    items: list[Any] = []
+    cursor: str | None = None
+    with Api(url, token) as api:
+        while len(items) < limit:
+            step = min(100, limit - len(items))
+            page = api.get("/jobs", status=status, type=job_type, label=label, limit=step, cursor=cursor)
+            items += page["items"]
+            cursor = page.get("next_cursor")
+            if not cursor:
+                break
+    output.show(
+        form, {"items": items, "next_cursor": cursor}, rows=items, columns=COLUMNS, name=lambda row: str(row["id"])
+    )
+
+
+@job.command()
+@click.argument("job_id")
+@click.option("--timeout", type=Duration(), help="Stop waiting after this long; exit code 3.")
+@output.output_option
+@client_options
+def wait(url: str, token: str | None, form: str, job_id: str, timeout: float | None) -> int:
+    """Wait for a job's end and exit with its verdict: 0 completed, 1 failed, 3 canceled or not yet ended."""
+    with Api(url, token) as api:
+        found = follow(api, api.get(f"/jobs/{path_part(job_id)}"), timeout)
+    _show(form, found)
+    return exits.of_job(str(found["status"]))
+
+
+@job.command()
+@click.argument("job_id")
+@output.output_option
+@client_options
+def cancel(url: str, token: str | None, form: str, job_id: str) -> None:
+    """Cancel a job; one that runs is stopped within a second."""
+    with Api(url, token) as api:
+        _show(form, api.post(f"/jobs/{path_part(job_id)}/cancel"))
+
+
+@job.command()
+@click.argument("job_id")
+@click.option("--attempt", type=click.IntRange(1), help="Only this attempt's output.")
+@client_options
+def logs(url: str, token: str | None, job_id: str, attempt: int | None) -> None:
+    """Print what a job wrote to its standard output and error. On a terminal, control characters are written out."""
+    with Api(url, token) as api:
+        text = api.text(f"/jobs/{path_part(job_id)}/logs", attempt=attempt)
+    click.echo(output.printable(text) if sys.stdout.isatty() else text, nl=False)
+
+
+@job.command()
+@click.argument("job_id")
+@click.option(
+    "--save", type=click.Path(path_type=Path, file_okay=False), help="Download them into this folder, with their paths."
+)
+@output.output_option
+@client_options
+def outputs(url: str, token: str | None, form: str, job_id: str, save: Path | None) -> None:
+    """List a job's output files."""
+    with Api(url, token) as api:
+        data = api.get(f"/jobs/{path_part(job_id)}/outputs")
+        output.show(form, data, rows=data["items"], columns=outputs_columns(), name=lambda row: str(row["path"]))
+        if save:
+            _save(api, job_id, save)
+
+
+def follow(api: Api, found: Any, timeout_s: float | None) -> Any:
+    """Wait for the job's end with long polls, showing progress on a terminal; the job as it was last seen."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    with Progress() as progress:
+        while found["status"] not in TERMINAL:
+            left = _POLL_S if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                output.note(f"job {found['id']} is still {found['status']}; it goes on")
+                break
+            progress.update(found)
+            found = api.wait(str(found["id"]), min(left, progress.interval_s or _POLL_S))
+    return found
+
+
+def path_part(text: str) -> str:
+    """An id as part of a URL's path; refuses what cannot be one."""
+    if not text or not all(letter.isalnum() or letter in "-_" for letter in text):
+        raise click.BadParameter(f"'{output.printable(text)}' is not an id")
+    return text
+
+
+def _save(api: Api, job_id: str, folder: Path) -> None:
+    from cloche.cli.download import save_outputs
+
+    for target in save_outputs(api, api.get(f"/jobs/{path_part(job_id)}/outputs")["items"], folder):
+        output.note(f"saved {target}")

@@ -1,0 +1,56 @@
+"""``cloche web|worker|sandboxd|scheduler``: each process of a host, startable alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cloche.cli.settings import load_settings, settings_options
+
+
+@click.command()
+@settings_options
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.")
+def web(home: str | None, config: str | None, host: str | None, port: int | None) -> int:
+    """Run the web process alone: REST API and dashboard. Needs no privilege."""
+    settings = load_settings("web", home, config, server={"host": host, "port": port})
+    from cloche.wsgi import serve
+
+    return serve(settings)
+
+
+@click.command()
+@settings_options
+@click.option(
+    "--id", "worker_id", help="Its id (UUIDv7); a supervisor chooses it so that it can speak for a dead worker."
+)
+@click.option("--slots", type=click.IntRange(1, 256), help="How many jobs it runs at once.")
+def worker(home: str | None, config: str | None, worker_id: str | None, slots: int | None) -> int:
+    """Run one worker alone. Needs sandboxd on this host, and no privilege."""
+    settings = load_settings("worker", home, config, worker={"slots": slots})
+    from cloche.worker.main import run
+
+    extra: dict[str, Any] = {"worker_id": worker_id} if worker_id else {}
+    return run(settings, **extra)
+
+
+@click.command()
+@settings_options
+def sandboxd(home: str | None, config: str | None) -> int:
+    """Run the sandbox daemon alone. The one process that needs root, and the one that talks to Docker."""
+    settings = load_settings("sandboxd", home, config)
+    from cloche.sandboxd.main import run
+
+    return run(settings)
+
+
+@click.command()
+@settings_options
+def scheduler(home: str | None, config: str | None) -> int:
+    """Run the scheduler alone: relay, sweeper, sealer. Needs no privilege."""
+    settings = load_settings("scheduler", home, config)
+    from cloche.worker.scheduler import run
+
+    return run(settings)

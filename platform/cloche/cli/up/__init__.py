@@ -1,0 +1,1 @@
+"""``cloche up``: every process of one machine under one supervisor."""

@@ -1,0 +1,86 @@
+"""Watches the web process come up, and says when the address can be used and what is still missing."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Callable
+
+from cloche.cli.output import printable
+
+_EVERY_S = 0.2
+_TIMEOUT_S = 5.0
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def address(host: str, port: int) -> str:
+    """The URL of a server that listens on ``host``, as one opens it on this machine."""
+    host = _ANY.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Announcer:
+    """Asks ``/readyz`` in a thread until it is 200. ``listening`` is called once; ``waiting`` with each new reason; ``ready`` once."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        listening: Callable[[], None],
+        waiting: Callable[[str], None],
+        ready: Callable[[], None],
+    ) -> None:
+        self._where = (_ANY.get(host, host), port)
+        self._listening, self._waiting, self._ready = listening, waiting, ready
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="announcer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Return once the thread has ended; safe more than once."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        heard, last = False, ""
+        while not self._stopped.is_set():
+            answer = self._ask()
+            if answer is not None:
+                if not heard:
+                    heard = True
+                    self._listening()
+                status, reason = answer
+                if status == 200:
+                    self._ready()
+                    return
+                if reason != last:
+                    last = reason
+                    self._waiting(reason)
+            self._stopped.wait(_EVERY_S)
+
+    def _ask(self) -> tuple[int, str] | None:
+        connection = http.client.HTTPConnection(*self._where, timeout=_TIMEOUT_S)
+        try:
+            connection.request("GET", "/readyz", headers={"Host": f"localhost:{self._where[1]}"})
+            answer = connection.getresponse()
+            return answer.status, _reason(answer.read(65_536))
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+
+def _reason(body: bytes) -> str:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return "not ready"
+    if not isinstance(found, dict):
+        return "not ready"
+    reasons = found.get("detail") or found.get("problems") or found.get("reasons") or found.get("status") or "not ready"
+    return printable(reasons if isinstance(reasons, str) else json.dumps(reasons, ensure_ascii=False))

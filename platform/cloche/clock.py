@@ -1,0 +1,79 @@
+"""Time and identifiers.
+
+Times inside Cloche are integers: milliseconds since 1970-01-01 UTC. They become RFC 3339 text with ``Z`` at the edges.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from datetime import UTC, datetime
+
+_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_SIMPLE = re.compile(r"^(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|d)$")
+_ISO = re.compile(r"^P(?:(\d{1,4})D)?(?:T(?:(\d{1,6})H)?(?:(\d{1,8})M)?(?:(\d{1,9}(?:\.\d{1,3})?)S)?)?$")
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch, by this machine's clock."""
+    return time.time_ns() // 1_000_000
+
+
+def to_rfc3339(ms: int | None) -> str | None:
+    """``1700000000123`` → ``"2023-11-14T22:13:20.123Z"``; None stays None."""
+    if ms is None:
+        return None
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{ms % 1000:03d}Z"
+
+
+def from_rfc3339(text: str) -> int:
+    """Milliseconds of an RFC 3339 time.
+
+    Raises:
+        ValueError: the text is not a time, or names no offset.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time needs an offset, such as 2026-01-31T12:00:00Z")
+    return int(moment.timestamp() * 1000)
+
+
+def parse_duration(value: str | int | float) -> int:
+    """Milliseconds of ``"5s"``, ``"1.5m"``, ``"PT5M"`` or a number of seconds.
+
+    Raises:
+        ValueError: none of these forms, negative, or not finite.
+    """
+    if isinstance(value, bool):
+        raise ValueError("a duration is seconds or text such as '5s'")
+    if isinstance(value, (int, float)):
+        if not 0 <= value < 1e9:
+            raise ValueError("a duration in seconds lies between 0 and 1e9")
+        return int(value * 1000)
+    if match := _SIMPLE.match(value):
+        return int(float(match[1]) * _UNITS_MS[match[2]])
+    match = _ISO.match(value)
+    if match and any(match.groups()):
+        days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+        return int((((days * 24 + hours) * 60 + minutes) * 60 + seconds) * 1000)
+    raise ValueError(f"'{value[:40]}' is not a duration: write '30s', '5m', '1h', 'PT5M' or a number of seconds")
+
+
+def uuid7() -> str:
+    """A UUIDv7 (RFC 9562) as text: sorts by creation time, 74 random bits."""
+    ms = time.time_ns() // 1_000_000
+    rand = int.from_bytes(os.urandom(10), "big")
+    value = (
+        (ms & ((1 << 48) - 1)) << 80 | 0x7 << 76 | ((rand >> 62) & 0xFFF) << 64 | 0b10 << 62 | rand & ((1 << 62) - 1)
+    )
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+_UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")
+
+
+def is_uuid7(text: str) -> bool:
+    """Whether the text is a UUIDv7 in its canonical lower-case form."""
+    return _UUID.match(text) is not None

@@ -1,0 +1,87 @@
+"""``wheels.lock``: which wheel files, by SHA-256, a bundle's packages are. TOML, committed with the bundle."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+
+from cloche.errors import ClocheError
+
+LOCK_NAME = "wheels.lock"
+_FORMAT = 1
+_MAX_BYTES = 1 << 20
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_FIELDS = frozenset({"name", "version", "filename", "sha256"})
+
+
+class LockError(ClocheError):
+    """A ``wheels.lock`` is absent, malformed or does not hold what the manifest asks for."""
+
+
+@dataclass(frozen=True)
+class LockedWheel:
+    """One wheel file. ``name`` is the canonical name of its project."""
+
+    name: str
+    version: str
+    filename: str
+    sha256: str
+
+
+def parse_lock(text: str) -> tuple[LockedWheel, ...]:
+    """
+    Raises:
+        LockError: malformed, an unknown key, a file name that disagrees with name and version, or two versions of one package.
+    """
+    if len(text) > _MAX_BYTES:
+        raise LockError(f"{LOCK_NAME} is larger than {_MAX_BYTES} bytes")
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise LockError(f"{LOCK_NAME} is not well-formed TOML: {error}") from None
+    if (
+        data.get("format") != _FORMAT
+        or data.keys() - {"format", "wheel"}
+        or not isinstance(data.get("wheel", []), list)
+    ):
+        raise LockError(f"{LOCK_NAME} must hold format = {_FORMAT} and [[wheel]] tables, nothing else")
+    wheels = tuple(_wheel(entry, position) for position, entry in enumerate(data.get("wheel", [])))
+    versions: dict[str, str] = {}
+    for wheel in wheels:
+        if versions.setdefault(wheel.name, wheel.version) != wheel.version:
+            raise LockError(f"{LOCK_NAME} holds {wheel.name} in two versions")
+    return wheels
+
+
+def format_lock(wheels: Iterable[LockedWheel]) -> str:
+    """The lock's text, sorted, the same for the same wheels."""
+    lines = ["# Made by `cloche plugin lock`: exact files, by hash. Part of the frozen bundle.", f"format = {_FORMAT}"]
+    for wheel in sorted(wheels, key=lambda item: (item.name, item.filename)):
+        lines += ["", "[[wheel]]"]
+        lines += [f'{key} = "{getattr(wheel, key)}"' for key in ("name", "version", "filename", "sha256")]
+    return "\n".join(lines) + "\n"
+
+
+def _wheel(entry: object, position: int) -> LockedWheel:
+    where = f"{LOCK_NAME}: wheel[{position}]"
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS or not all(isinstance(v, str) for v in entry.values()):
+        raise LockError(f"{where} must hold {', '.join(sorted(_FIELDS))} as text, nothing else")
+    wheel = LockedWheel(**entry)
+    if not _SHA256.match(wheel.sha256):
+        raise LockError(f"{where}.sha256 must be 64 hex digits")
+    try:
+        name, version, _, _ = parse_wheel_filename(wheel.filename)
+    except InvalidWheelFilename as error:
+        raise LockError(f"{where}.filename: {error}") from None
+    if (
+        "/" in wheel.filename
+        or name != canonicalize_name(wheel.name)
+        or str(version) != wheel.version
+        or name != wheel.name
+    ):
+        raise LockError(f"{where}: filename says {name} {version}, the entry {wheel.name} {wheel.version}")
+    return wheel

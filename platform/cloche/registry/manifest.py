@@ -1,0 +1,237 @@
+"""``plugin.toml``: what a plugin version says about itself. Read as data; an unknown key is an error at every level.
+
+``docs/plugins.md`` is the reference for authors; a test compares its tables with :data:`KEYS`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import keyword
+import mimetypes
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from cloche.clock import parse_duration
+from cloche.domain.limits import CEILINGS, FLOORS, Limits, capped, parse_size, violations
+from cloche.registry.payload import SchemaError, check_schema
+from cloche.registry.tables import ManifestError, Section
+
+__all__ = ["API", "KEYS", "Manifest", "ManifestError", "parse"]
+
+API = 1  # of the guest: hooks, Job
+MAX_MANIFEST = 256 << 10  # bytes of one plugin.toml
+NO_PARAMS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "plugin": ("name", "version", "api", "summary", "entry"),
+    "inputs": ("min", "max", "accept"),
+    "limits": ("cpu", "memory", "pids", "time", "output", "output_files", "tmp", "shm", "nofile", "log", "result"),
+    "sandbox": ("isolation", "runtime", "preload"),
+    "network": ("allow",),
+    "requires": ("python", "secrets"),
+    "retry": ("max_retries",),
+}
+"""Every table with its keys. ``params`` is a table too: a JSON Schema, so its keys are the schema's."""
+
+_NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
+# Semantic versions that PEP 440 reads too, so that a job's specifier means the same to both.
+_VERSION = re.compile(r"^(0|[1-9]\d{0,8})(\.(0|[1-9]\d{0,8})){2}(-(alpha|beta|rc)\.(0|[1-9]\d{0,3}))?$")
+_MEDIA = re.compile(r"^(\*|[a-z0-9][a-z0-9.+-]*)/(\*|[a-z0-9][a-z0-9.+-]*)$")
+_SUFFIX = re.compile(r"^\.[a-z0-9]{1,16}$")
+_TYPES = mimetypes.MimeTypes(filenames=())  # the interpreter's own table: the same answer on every host
+_SIZES = ("memory", "output", "tmp", "shm", "log", "result")
+_COUNTS = ("pids", "output_files", "nofile")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One plugin version. ``limits`` hold bytes, milliseconds and CPUs and are already under the platform's ceilings.
+
+    ``inputs_max`` None: no bound of the plugin's own. ``limits_asked``: the names the manifest set itself.
+    """
+
+    name: str
+    version: str
+    api: int
+    summary: str
+    entry: str
+    params: Mapping[str, Any]
+    inputs_min: int
+    inputs_max: int | None
+    accept: tuple[str, ...]
+    limits: Limits
+    isolation: str = "container"
+    runtime: str = "runc"
+    network_allow: tuple[str, ...] = ()
+    requires_python: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    max_retries: int | None = None
+    limits_asked: frozenset[str] = field(default_factory=frozenset)
+
+    def accepts(self, name: str, media_type: str | None = None) -> bool:
+        """Whether a file of this name (and media type, where it is known) is one the plugin takes."""
+        if not self.accept:
+            return True
+        guessed = _TYPES.guess_type(name, strict=False)[0]
+        types = {text.split(";")[0].strip().lower() for text in (media_type, guessed) if text}
+        return any(
+            name.lower().endswith(pattern) if pattern.startswith(".") else bool(fnmatch.filter(types, pattern))
+            for pattern in self.accept
+        )
+
+
+def parse(text: str) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        ManifestError: it is not TOML, or a key is unknown, missing or wrong. The message names the key and what to do.
+    """
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_MANIFEST:
+        raise ManifestError("", f"the manifest is larger than {MAX_MANIFEST} bytes")
+    try:
+        top = Section(tomllib.loads(text), known=(*KEYS, "params"))
+    except tomllib.TOMLDecodeError as error:
+        raise ManifestError("", f"not well-formed TOML: {error}") from None
+    except RecursionError:
+        raise ManifestError("", "nested too deeply") from None
+    plugin = top.section("plugin", known=KEYS["plugin"])
+    limits = top.section("limits", known=KEYS["limits"])
+    requires = top.section("requires", known=KEYS["requires"])
+    sandbox = top.section("sandbox", known=KEYS["sandbox"])
+    network = top.section("network", known=KEYS["network"])
+    _refuse_unbuilt(sandbox, network, requires)
+    minimum, maximum, accept = _inputs(top)
+    return Manifest(
+        **_identity(plugin),
+        params=_params(top),
+        inputs_min=minimum,
+        inputs_max=maximum,
+        accept=accept,
+        limits=_limits(limits),
+        limits_asked=frozenset("time_ms" if name == "time" else name for name in KEYS["limits"] if name in limits),
+        requires_python=_pins(requires),
+        max_retries=top.section("retry", known=KEYS["retry"]).count("max_retries", None, low=0, high=100),
+    )
+
+
+def _identity(plugin: Section) -> dict[str, Any]:
+    name = plugin.required("name", str, '"thumbnail"')
+    if not _NAME.match(name):
+        raise ManifestError("plugin.name", "must be 1 to 63 of a-z, 0-9 and _, beginning with a letter")
+    version = plugin.required("version", str, '"1.0.0"')
+    if not _VERSION.match(version) or len(version) > 64:
+        raise ManifestError("plugin.version", "must be MAJOR.MINOR.PATCH, or that with -alpha.N, -beta.N or -rc.N")
+    api = plugin.required("api", int, str(API))
+    if api != API:
+        raise ManifestError("plugin.api", f"is {api}, and this platform speaks {API}")
+    summary = plugin.required("summary", str, '"Scale pictures down."').strip()
+    if not 0 < len(summary) <= 200 or not summary.isprintable():
+        raise ManifestError("plugin.summary", "must be one line of 1 to 200 characters")
+    entry = plugin.value("entry", str, "plugin")
+    if not entry.isidentifier() or keyword.iskeyword(entry) or entry == "cloche_guest":
+        raise ManifestError("plugin.entry", "must be the name of a module in the bundle, such as 'plugin'")
+    return {"name": name, "version": version, "api": api, "summary": summary, "entry": entry}
+
+
+def _params(top: Section) -> Mapping[str, Any]:
+    schema = top.value("params", dict, None)
+    if schema is None:
+        return NO_PARAMS
+    try:
+        check_schema(schema)
+    except SchemaError as error:
+        raise ManifestError(f"params{error.where}", error.detail) from None
+    return dict(schema)
+
+
+def _inputs(top: Section) -> tuple[int, int | None, tuple[str, ...]]:
+    """``(min, max, accept)``. Without the table a plugin takes no files at all."""
+    if "inputs" not in top:
+        return 0, 0, ()
+    inputs = top.section("inputs", known=KEYS["inputs"])
+    minimum = inputs.count("min", 0, low=0, high=10_000) or 0
+    maximum = inputs.count("max", None, low=0, high=10_000)
+    if maximum is not None and maximum < minimum:
+        raise ManifestError("inputs.max", f"is {maximum}, below inputs.min, which is {minimum}")
+    accept = tuple(pattern.lower() for pattern in inputs.texts("accept"))
+    for position, pattern in enumerate(accept):
+        if not (_MEDIA.match(pattern) or _SUFFIX.match(pattern)):
+            raise ManifestError(
+                f"inputs.accept[{position}]", "must be a media type such as 'image/*' or a suffix such as '.csv'"
+            )
+    return minimum, maximum, accept
+
+
+def _limits(section: Section) -> Limits:
+    asked: dict[str, Any] = {}
+    for name in KEYS["limits"]:
+        if name not in section:
+            continue
+        target = "time_ms" if name == "time" else name
+        asked[target] = _limit(section, name)
+    limits = capped(Limits(**asked))
+    for sentence in violations(limits):  # only floors can be left: what was above a ceiling is at it now
+        target, _, rest = sentence.partition(" ")
+        raise ManifestError(section.key("time" if target == "time_ms" else target), rest)
+    return limits
+
+
+def _limit(section: Section, name: str) -> float | int:
+    """One asked limit, in bytes, milliseconds, CPUs or as a count."""
+    if name in _COUNTS:
+        return int(section.value(name, int))
+    if name == "cpu":
+        return _cpus(section)
+    if isinstance(section.value(name, object), float) and name != "time":
+        raise ManifestError(section.key(name), "must be text such as '64MB' or a whole number of bytes")
+    try:
+        found = section.value(name, object)
+        if name in _SIZES:
+            return parse_size(found)
+        return parse_duration(found)
+    except (ValueError, TypeError) as error:
+        raise ManifestError(section.key(name), str(error)) from None
+
+
+def _cpus(section: Section) -> float:
+    found = section.value("cpu", object)
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not found > 0:
+        raise ManifestError(section.key("cpu"), f"must be a number of CPUs between {FLOORS.cpu} and {CEILINGS.cpu}")
+    return float(min(found, CEILINGS.cpu))
+
+
+def _pins(requires: Section) -> tuple[str, ...]:
+    """``[requires] python``: exact versions only, since the lock beside it names exact files."""
+    pins = requires.texts("python")
+    seen = set()
+    for position, text in enumerate(pins):
+        key = f"requires.python[{position}]"
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as error:
+            raise ManifestError(key, f"'{text[:60]}' is not a requirement: {str(error).splitlines()[0]}") from None
+        exact = [spec for spec in requirement.specifier if spec.operator == "==" and not spec.version.endswith("*")]
+        if len(requirement.specifier) != 1 or not exact or requirement.url or requirement.marker or requirement.extras:
+            raise ManifestError(key, "must pin one version and nothing else, such as 'pillow==13.0.0'")
+        name = canonicalize_name(requirement.name)
+        if name in seen:
+            raise ManifestError(key, f"{name} is named twice")
+        seen.add(name)
+    return pins
+
+
+def _refuse_unbuilt(sandbox: Section, network: Section, requires: Section) -> None:
+    """What this version cannot do is refused, never accepted and ignored."""
+    for name, built in (("isolation", "container"), ("runtime", "runc")):
+        asked = sandbox.value(name, str, built)
+        if asked != built:
+            raise ManifestError(f"sandbox.{name}", f"'{asked[:40]}' is not available in this version; write '{built}'")
+    for section, name in ((sandbox, "preload"), (network, "allow"), (requires, "secrets")):
+        if section.texts(name):
+            raise ManifestError(section.key(name), "is not available in this version; leave it empty")

@@ -1,0 +1,265 @@
+"""A plugin's Python packages as hashed wheels: locked once by its author, fetched by hash, unpacked as data.
+
+Nothing of a wheel runs on the host: pip only downloads (``--no-deps --only-binary :all: --require-hashes``), the hash is checked again here,
+and the archive is unpacked by :mod:`cloche.registry.unpack`. A host that has unpacked a lock once needs no index for it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.tags import Tag, compatible_tags, cpython_tags
+from packaging.utils import canonicalize_name, parse_wheel_filename
+
+from cloche.registry.lockfile import LOCK_NAME, LockedWheel, LockError, format_lock, parse_lock
+from cloche.registry.unpack import UnpackError, lock_down, unpack
+
+__all__ = ["LOCK_NAME", "LockError", "WheelError", "digest_for", "fetch", "lock", "lock_digest", "select"]
+
+PYTHONS = ("cp311", "cp312", "cp313", "cp314")
+MACHINES = ("x86_64", "aarch64")
+# glibc 2.28 is that of Debian 10 and Red Hat 8: every image this platform builds has a newer one.
+_PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
+_PYTHON = re.compile(r"^(?:cp)?3\.?(\d{1,2})$")
+_PIP_TIMEOUT_S = 600
+
+
+class WheelError(LockError):
+    """Wheels cannot be fetched, verified or unpacked. Not the job's fault. ``cause_text`` holds pip's last lines."""
+
+
+def python_tag(python: str) -> str:
+    """``"cp311"`` of ``"3.11"`` or ``"cp311"``.
+
+    Raises:
+        WheelError: it names no CPython 3.
+    """
+    match = _PYTHON.match(python)
+    if not match:
+        raise WheelError(f"'{python[:20]}' is not a Python version such as '3.11' or 'cp311'")
+    return f"cp3{int(match[1])}"
+
+
+def lock_digest(bundle: Path) -> str | None:
+    """SHA-256 of the bundle's ``wheels.lock``; None when it has none."""
+    path = bundle / LOCK_NAME
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def digest_for(bundle: Path, python: str, machine: str | None = None) -> str:
+    """Name of the folder that holds the bundle's wheels for one Python and one machine (default: this one's).
+
+    Raises:
+        WheelError: the bundle has no lock, or ``python`` names no Python.
+    """
+    content = lock_digest(bundle)
+    if content is None:
+        raise WheelError(f"{bundle} has no {LOCK_NAME}")
+    text = f"cloche-wheels-v1\n{content}\n{python_tag(python)}\n{machine or platform.machine()}\n"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_lock(bundle: Path) -> tuple[LockedWheel, ...]:
+    """
+    Raises:
+        LockError: it is absent or malformed.
+    """
+    try:
+        text = (bundle / LOCK_NAME).read_text("utf-8")
+    except FileNotFoundError:
+        raise LockError(f"{LOCK_NAME} is missing: [requires] python needs one, made by 'cloche plugin lock'") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise LockError(f"{LOCK_NAME} cannot be read: {error}") from None
+    return parse_lock(text)
+
+
+def check_lock(bundle: Path, pins: Iterable[str]) -> None:
+    """Refuse a lock that does not hold each pinned requirement at its version.
+
+    Raises:
+        LockError: with the requirement that is missing.
+    """
+    held = {(canonicalize_name(item.name), item.version) for item in read_lock(bundle)}
+    for pin in pins:
+        requirement = Requirement(pin)
+        if not any(
+            name == canonicalize_name(requirement.name) and requirement.specifier.contains(version)
+            for name, version in held
+        ):
+            raise LockError(f"{LOCK_NAME} does not hold {pin}: lock again")
+
+
+def select(locked: Sequence[LockedWheel], python: str, machine: str | None = None) -> list[LockedWheel]:
+    """The best wheel of each locked package for one Python and machine.
+
+    Raises:
+        WheelError: a package has none that fits.
+    """
+    order = {tag: rank for rank, tag in enumerate(_tags(python_tag(python), machine or platform.machine()))}
+    chosen: dict[str, tuple[int, LockedWheel]] = {}
+    for item in locked:
+        ranks = [order[tag] for tag in parse_wheel_filename(item.filename)[3] if tag in order]
+        if ranks and min(ranks) < chosen.get(item.name, (len(order), item))[0]:
+            chosen[item.name] = (min(ranks), item)
+    for item in locked:
+        if item.name not in chosen:
+            raise WheelError(
+                f"{LOCK_NAME} has no wheel of {item.name} for {python_tag(python)} on {machine or platform.machine()}"
+            )
+    return [item for _, item in chosen.values()]
+
+
+def fetch(bundle: Path, python: str, home: Path, *, cache: Path | None = None) -> Path:
+    """The folder ``<home>/wheels/<digest>/`` whose ``site/`` holds the bundle's packages, read-only. Made once; then no network.
+
+    ``cache``: a folder of verified downloads named by their SHA-256 (default: ``<home>/wheels/downloads``). Safe to call from several
+    processes at once: the folder appears whole or not at all.
+
+    Raises:
+        WheelError: no wheel fits, a download fails, a hash is another, or an archive is not safe to unpack.
+    """
+    target = home / "wheels" / digest_for(bundle, python)
+    if (target / "site").is_dir():
+        return target
+    chosen = select(read_lock(bundle), python)
+    downloads = cache or home / "wheels" / "downloads"
+    downloads.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".unpack-", dir=target.parent))
+    try:
+        site = work / "site"
+        site.mkdir()
+        for item in chosen:
+            unpack(_downloaded(item, python_tag(python), downloads), site)
+        lock_down(work)
+        _publish(work, target)
+    except UnpackError as error:
+        raise WheelError(str(error)) from None
+    except OSError as error:
+        raise WheelError(f"wheels cannot be unpacked under {target.parent}: {error.strerror or error}") from None
+    finally:
+        _discard(work)
+    return target
+
+
+def lock(pins: Sequence[str], *, pythons: Sequence[str] = PYTHONS, machines: Sequence[str] = MACHINES) -> str:
+    """The text of a ``wheels.lock`` for the pinned requirements and all they need, resolved by pip from its configured index.
+
+    pip judges environment markers by the interpreter that runs it: lock on Linux.
+
+    Raises:
+        WheelError: pip finds no wheels that fit together.
+    """
+    found: dict[str, LockedWheel] = {}
+    for tag in pythons:
+        for machine in machines:
+            with tempfile.TemporaryDirectory(prefix="cloche-lock-") as folder:
+                _pip(["--dest", folder, *_target(python_tag(tag), machine), *pins], Path(folder))
+                for path in sorted(Path(folder).glob("*.whl")):
+                    name, version, _, _ = parse_wheel_filename(path.name)
+                    found[path.name] = LockedWheel(str(name), str(version), path.name, _sha256(path))
+    return format_lock(found.values())
+
+
+def _downloaded(item: LockedWheel, tag: str, cache: Path) -> Path:
+    """The wheel's file, its hash just checked."""
+    kept = cache / f"{item.sha256}.whl"
+    if kept.is_file() and _sha256(kept) == item.sha256:
+        return kept
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=cache) as name:
+        folder = Path(name)
+        wanted = folder / "requirements.txt"
+        wanted.write_text(f"{item.name}=={item.version} --hash=sha256:{item.sha256}\n")
+        arguments = ["--dest", name, "--no-deps", "--require-hashes", "--requirement", str(wanted)]
+        _pip([*arguments, *_target(tag, platform.machine())], folder)
+        path = folder / item.filename
+        if not path.is_file():
+            raise WheelError(f"pip brought another file than {item.filename}")
+        if (got := _sha256(path)) != item.sha256:
+            raise WheelError(f"{item.filename} has SHA-256 {got}, and {LOCK_NAME} says {item.sha256}")
+        os.replace(path, kept)
+    return kept
+
+
+def _target(tag: str, machine: str) -> list[str]:
+    """pip's options for another interpreter than its own."""
+    options = [
+        "--implementation",
+        "cp",
+        "--python-version",
+        f"3.{tag[3:]}",
+        "--abi",
+        tag,
+        "--abi",
+        "abi3",
+        "--abi",
+        "none",
+    ]
+    for name in _PLATFORMS:
+        options += ["--platform", f"{name}_{machine}"]
+    return options
+
+
+def _pip(arguments: Sequence[str], folder: Path) -> None:
+    # -I: no user site, no PYTHONPATH. pip keeps its own configuration, which names the index.
+    command = [sys.executable, "-I", "-m", "pip", "download", "--no-input", "--disable-pip-version-check", "--quiet"]
+    command += ["--only-binary", ":all:", *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PIP_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise WheelError(f"pip did not finish within {_PIP_TIMEOUT_S} s") from None
+    if done.returncode != 0:
+        said = [line.strip() for line in done.stderr.splitlines() if "ERROR" in line] or [done.stderr.strip()[-300:]]
+        raise WheelError("pip could not bring the wheels: " + " ".join(said)[:600])
+
+
+def _tags(tag: str, machine: str) -> list[Tag]:
+    version = (3, int(tag[3:]))
+    platforms = [f"{name}_{machine}" for name in _PLATFORMS] + [f"linux_{machine}"]
+    return [
+        *cpython_tags(version, platforms=platforms),
+        *compatible_tags(version, interpreter=tag, platforms=platforms),
+    ]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _publish(work: Path, target: Path) -> None:
+    """Move the finished folder into place; another process that was first has made the same."""
+    os.chmod(work, 0o755)  # a folder without write permission cannot be moved by an ordinary user
+    try:
+        os.rename(work, target)
+    except OSError:
+        if not (target / "site").is_dir():
+            raise
+    else:
+        os.chmod(target, 0o555)
+
+
+def _discard(work: Path) -> None:
+    if not work.exists():
+        return
+    for folder, _, _ in os.walk(work):
+        os.chmod(folder, 0o755)
+    shutil.rmtree(work)

@@ -1,0 +1,60 @@
+"""Who holds what: queries over running attempts, and the taking back of leases from workers that are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import Connection, RowMapping, select
+
+from cloche.clock import now_ms
+from cloche.db import tables as t
+from cloche.db.engine import Database
+from cloche.domain.states import Reason, State
+from cloche.queueing.broker import Broker
+from cloche.services import effects
+from cloche.services.transitions import Transitions
+
+
+def lapsed(connection: Connection, now: int, limit: int) -> list[RowMapping]:
+    """Running attempts whose lease is over, oldest first."""
+    job = t.job
+    query = (
+        select(job)
+        .where(job.c.state == State.PROCESSING.value, job.c.lease_until < now)
+        .order_by(job.c.lease_until)
+        .limit(limit)
+    )
+    return list(connection.execute(query).mappings())
+
+
+def held_by(connection: Connection, worker_id: str, limit: int = 1_000) -> list[RowMapping]:
+    """Attempts a worker holds."""
+    job = t.job
+    query = select(job).where(job.c.state == State.PROCESSING.value, job.c.lease_owner == worker_id).limit(limit)
+    return list(connection.execute(query).mappings())
+
+
+class Leases:
+    """Takes leases back. The caller makes sure first that the worker's sandboxes are dead."""
+
+    def __init__(self, db: Database, broker: Broker, transitions: Transitions) -> None:
+        self._db = db
+        self._broker = broker
+        self._transitions = transitions
+
+    def take_back(self, worker_id: str, reason: Reason, actor_name: str) -> int:
+        """Release everything the worker holds; returns how many attempts that was."""
+        return self._release(lambda connection: held_by(connection, worker_id), reason, actor_name)
+
+    def take_back_lapsed(self, limit: int, actor_name: str) -> int:
+        """Release attempts whose lease is over."""
+        return self._release(lambda connection: lapsed(connection, now_ms(), limit), Reason.LEASE_LAPSED, actor_name)
+
+    def _release(self, find: Callable[[Connection], list[RowMapping]], reason: Reason, actor_name: str) -> int:
+        def unit(connection: Connection) -> tuple[int, effects.Effects]:
+            rows = find(connection)
+            return len(rows), self._transitions.release(connection, rows, reason, actor_name, now_ms())
+
+        count, done = self._db.write(unit)
+        effects.apply(self._broker, done)
+        return count

@@ -1,0 +1,110 @@
+/* The little that pages do themselves: times in the reader's zone, the live mark, polling when no stream is to be had,
+   a log that follows its end, and open sections that stay open when a part of the page is renewed. */
+(() => {
+  "use strict";
+  const root = document.documentElement;
+  root.classList.add("js");
+
+  const full = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
+  const day = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
+
+  function ago(then, now) {
+    const seconds = Math.round((now - then) / 1000);
+    if (seconds < 5) return "just now";
+    if (seconds < 60) return `${seconds} s ago`;
+    if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+    if (then.toDateString() === now.toDateString()) return clock.format(then);
+    return `${day.format(then)}, ${clock.format(then)}`;
+  }
+
+  function tellTimes(scope) {
+    const now = new Date();
+    for (const element of scope.querySelectorAll("time[datetime]")) {
+      const then = new Date(element.dateTime);
+      if (Number.isNaN(then.getTime())) continue;
+      element.title = full.format(then);
+      const text = ago(then, now);
+      if (element.textContent !== text) element.textContent = text;
+    }
+  }
+
+  /* The list and the job page listen to a stream. While there is none, they look every few seconds instead. */
+  const POLL_MS = 3000;
+  let polling = 0;
+
+  function setLive(state) {
+    for (const mark of document.querySelectorAll("[data-live]")) {
+      if (mark.dataset.live === state) continue;
+      mark.dataset.live = state;
+      mark.textContent = state === "on" ? "Live" : `Looking every ${POLL_MS / 1000} seconds`;
+    }
+  }
+
+  function poll() {
+    if (!document.hidden) htmx.trigger(document.body, "cloche:poll");
+  }
+
+  function startPolling() {
+    setLive("polling");
+    if (!polling) polling = window.setInterval(poll, POLL_MS);
+  }
+
+  function stopPolling() {
+    window.clearInterval(polling);
+    polling = 0;
+    setLive("on");
+  }
+
+  function follow() {
+    const log = document.getElementById("log");
+    const box = document.getElementById("follow");
+    if (log && box && box.checked) log.scrollTop = log.scrollHeight;
+  }
+
+  /* A part that is renewed comes back with its sections closed: remember which were open. */
+  const open = new Map();
+  function remember(target) {
+    const ids = [...target.querySelectorAll("details[id][open]")].map((element) => element.id);
+    open.set(target, ids);
+  }
+  function restore(target) {
+    for (const id of open.get(target) || []) {
+      const element = document.getElementById(id);
+      if (element) element.open = true;
+    }
+    open.delete(target);
+  }
+
+  document.addEventListener("htmx:sseOpen", stopPolling);
+  document.addEventListener("htmx:sseError", startPolling);
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    /* The session has ended: the answer is a page to sign in, not a part of this one. */
+    if (event.detail.xhr.status === 401) window.location.reload();
+    remember(event.detail.target);
+  });
+  document.addEventListener("htmx:afterSwap", (event) => restore(event.detail.target));
+  document.addEventListener("htmx:afterSettle", (event) => {
+    tellTimes(document);
+    if (event.target.closest("#log") || event.detail.target.closest("#log")) follow();
+  });
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden && polling) poll();
+  });
+
+  document.addEventListener("change", (event) => {
+    if (event.target.matches("[data-submit-on-change]")) event.target.form.requestSubmit();
+    if (event.target.id === "follow") follow();
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    const confirm = event.target.closest?.("details.confirm[open]");
+    if (!confirm) return;
+    confirm.open = false;
+    confirm.querySelector("summary").focus();
+  });
+
+  tellTimes(document);
+  follow();
+  window.setInterval(() => tellTimes(document), 5000);
+})();
