@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _MAX_DEPTH = 64
-_EXACT = 2**53  # beyond it not every whole number is a float, so the spelling as an integer would claim digits nobody gave
+_EXACT = 2**53  # beyond it floats skip whole numbers: an integer would claim digits nobody gave
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode
 
 

@@ -17,9 +17,7 @@ from cloche.errors import EnvironmentProblem, Unavailable
 _TABLES = ("audit_event", "audit_leaf", "audit_batch", "audit_person")
 _EVENT = ", ".join(f"e.{name}" for name in Event._fields)
 _LEAVES = f"SELECT l.seq, l.event_id, l.hash, {_EVENT} FROM audit_leaf l LEFT JOIN audit_event e ON e.id = l.event_id ORDER BY l.seq"  # noqa: S608
-_UNSEALED = (
-    f"SELECT {_EVENT} FROM audit_event e WHERE NOT EXISTS (SELECT 1 FROM audit_leaf l WHERE l.event_id = e.id) ORDER BY e.rowid"  # noqa: S608
-)
+_UNSEALED = f"SELECT {_EVENT} FROM audit_event e WHERE NOT EXISTS (SELECT 1 FROM audit_leaf l WHERE l.event_id = e.id) ORDER BY e.rowid"  # noqa: S608
 _BATCHES = "SELECT number, size, root, previous, at, note FROM audit_batch ORDER BY number"
 _NUMBERED = (
     "SELECT e.object, e.object_seq, e.id, l.seq FROM audit_event e LEFT JOIN audit_leaf l ON l.event_id = e.id"
@@ -27,7 +25,7 @@ _NUMBERED = (
 )
 _SHORT = (
     "SELECT j.id, j.audit_seq, coalesce((SELECT max(e.object_seq) FROM audit_event e WHERE e.object = 'job:' || j.id), 0) AS there"
-    " FROM job j WHERE j.audit_seq > there LIMIT 1"
+    " FROM job j WHERE j.audit_seq > there ORDER BY j.id LIMIT 1"
 )
 
 
@@ -56,7 +54,9 @@ class DatabaseTrail:
     def __enter__(self) -> DatabaseTrail:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:

@@ -85,7 +85,7 @@ class ExportTrail:
         head = _object(first).get("export")
         if not isinstance(head, dict) or head.get("format") != FORMAT:
             raise EnvironmentProblem(f"{path} is not an audit export of format {FORMAT}")
-        self._origin = head.get("origin")
+        self.at = head["at"] if isinstance(head.get("at"), int) else 0  # ms; the end line's signature covers it
         end = _object(last).get("end")
         self._end = end if isinstance(end, str) and last.endswith(b"\n") else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import stat
@@ -39,7 +40,9 @@ class KeyRing:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             hmac_key = _load_or_create(folder / HMAC_FILE, secrets.token_bytes(_LENGTH))
-            private = Ed25519PrivateKey.from_private_bytes(_load_or_create(folder / PRIVATE_FILE, secrets.token_bytes(_LENGTH)))
+            private = Ed25519PrivateKey.from_private_bytes(
+                _load_or_create(folder / PRIVATE_FILE, secrets.token_bytes(_LENGTH))
+            )
             verifier = _verifier(private)
             stored = _load_or_create(folder / PUBLIC_FILE, verifier.text.encode() + b"\n", secret=False)
         except OSError as error:
@@ -79,7 +82,9 @@ def read_public_key(path: Path) -> PublicKey:
     try:
         return PublicKey.parse(path.read_text("utf-8"))
     except (OSError, BadNote, UnicodeDecodeError) as error:
-        raise EnvironmentProblem(f"cannot use the public key {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise EnvironmentProblem(
+            f"cannot use the public key {path}: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def read_hmac_key(folder: Path) -> bytes | None:
@@ -100,7 +105,7 @@ def read_hmac_key(folder: Path) -> bytes | None:
 def _verifier(private: Ed25519PrivateKey) -> PublicKey:
     raw = private.public_key().public_bytes_raw()
     # The key names the log: two platforms never share an origin, and nobody has to think of a name.
-    return PublicKey(f"cloche.audit/{PublicKey('cloche.audit', raw).id.hex()}", raw)
+    return PublicKey(f"cloche.audit/{hashlib.sha256(raw).hexdigest()[:16]}", raw)
 
 
 def _load_or_create(path: Path, fresh: bytes, *, secret: bool = True) -> bytes:

@@ -1,4 +1,4 @@
-"""The Merkle tree of RFC 6962 (and RFC 9162, section 2.1): leaves hashed after 0x00, nodes after 0x01, so that neither passes for the other."""
+"""The Merkle tree of RFC 6962 and RFC 9162: leaves hashed after 0x00, nodes after 0x01, so that neither passes for the other."""
 
 from __future__ import annotations
 

@@ -144,7 +144,12 @@ def open_checkpoint(text: str, key: PublicKey) -> Checkpoint:
     if match["origin"] != key.name:
         raise BadNote(f"the checkpoint of another log ({match['origin']})")
     return Checkpoint(
-        match["origin"], int(match["size"]), _base64(match["root"]), int(match["number"]), int(match["at"]), match["previous"]
+        match["origin"],
+        int(match["size"]),
+        _base64(match["root"]),
+        int(match["number"]),
+        int(match["at"]),
+        match["previous"],
     )
 
 

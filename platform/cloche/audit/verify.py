@@ -63,7 +63,12 @@ class Verdict:
 
 
 def verify(
-    trail: Trail, *, key: PublicKey, now_ms: int, hmac_key: bytes | None = None, checkpoint: Checkpoint | str | None = None
+    trail: Trail,
+    *,
+    key: PublicKey,
+    now_ms: int,
+    hmac_key: bytes | None = None,
+    checkpoint: Checkpoint | str | None = None,
 ) -> Verdict:
     """Check ``trail`` against the pinned public key; never raises for what is wrong with it.
 
@@ -114,10 +119,16 @@ class _Check:
                 raise TamperedTrail("the leaf is in no signed batch", seq=frontier.size, event_id=leaf.event_id)
             self._append(leaf)
             if checkpoint is not None and checkpoint.size == frontier.size:
-                self._expect_root(checkpoint.root, 0, "the checkpoint kept elsewhere has another root: the trail was rewritten")
+                self._expect_root(
+                    checkpoint.root, 0, "the checkpoint kept elsewhere has another root: the trail was rewritten"
+                )
             if batch.size == frontier.size:
                 start = verdict.leaves
-                self._expect_root(batch.root, start, f"one of the leaves {start} to {batch.size - 1} is not the one batch {batch.number} signed")
+                self._expect_root(
+                    batch.root,
+                    start,
+                    f"leaves {start} to {batch.size - 1} are not all those batch {batch.number} signed",
+                )
                 verdict.leaves, verdict.batches = frontier.size, verdict.batches + 1
                 batch = next(batches, None)
         verdict.root = frontier.root().hex()
@@ -138,7 +149,9 @@ class _Check:
             return
         self.verdict.notes.append(f"{self.verdict.unsealed} events are not sealed yet")
         if oldest < self._now_ms - GRACE_MS:
-            self.verdict.notes.extend(self.missing(["an event older than 10 s is not sealed: the sealer does not run, or refuses"]))
+            self.verdict.notes.extend(
+                self.missing(["an event older than 10 s is not sealed: the sealer does not run, or refuses"])
+            )
 
     def numbering(self) -> None:
         current, last = None, 0
@@ -157,7 +170,9 @@ class _Check:
             except (TypeError, ValueError, AttributeError):
                 same = False
             if not same:
-                raise TamperedTrail(f"the {person.kind} behind the commitment {str(person.commitment)[:12]}… was changed")
+                raise TamperedTrail(
+                    f"the {person.kind} behind the commitment {str(person.commitment)[:12]}… was changed"
+                )
 
     def missing(self, what: Iterator[str] | list[str]) -> list[str]:
         """``what`` as a list; anything in it makes the verdict incomplete."""
@@ -173,7 +188,9 @@ class _Check:
             try:
                 leaf = next(leaves, None)
             except TamperedTrail as error:
-                raise TamperedTrail(error.why, seq=expected if error.seq is None else error.seq, event_id=error.event_id) from None
+                raise TamperedTrail(
+                    error.why, seq=expected if error.seq is None else error.seq, event_id=error.event_id
+                ) from None
             if leaf is None:
                 return
             if leaf.seq != expected:
@@ -206,7 +223,9 @@ class _Check:
 
     def _check_mac(self, event: Event, canonical: bytes, seq: int | None) -> None:
         if self._hmac_key is not None and mac(self._hmac_key, canonical) != event.mac:
-            raise TamperedTrail("the event was changed, or not written by the platform (HMAC)", seq=seq, event_id=event.id)
+            raise TamperedTrail(
+                "the event was changed, or not written by the platform (HMAC)", seq=seq, event_id=event.id
+            )
 
     def _expect_root(self, root: bytes, seq: int, why: str) -> None:
         if self._frontier.root() != root:

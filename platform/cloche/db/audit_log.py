@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,8 +32,8 @@ _FRESH = "cloche_audit_fresh"
 class AuditEntry:
     """One act to record. ``object`` names what it was done to: ``job:<id>``, ``user:<id>``, ``remote:<name>`` …
 
-    ``object_seq`` numbers a job's events 1, 2, 3 … without gaps. Of ``before`` and ``after`` (any JSON) the canonical SHA-256 is stored, not
-    the value. ``details`` holds no secrets; what sounds like one is masked all the same.
+    ``object_seq`` numbers a job's events 1, 2, 3 … without gaps. Of ``before`` and ``after`` (any JSON) the canonical SHA-256 is
+    stored, not the value. ``details`` holds no secrets; what sounds like one is masked all the same.
     """
 
     actor: Actor
@@ -53,6 +54,8 @@ class AuditLog:
         if len(key) != 32:
             raise ValueError("the HMAC key has 32 bytes")
         self._key = key
+        self._lock = threading.Lock()
+        self._last_id = ""
         self._commitments: dict[tuple[str, str], str] = {}
 
     def record(self, connection: Connection, *entries: AuditEntry) -> None:
@@ -62,14 +65,23 @@ class AuditLog:
             TypeError, ValueError: an entry's values are not JSON, or ``object_seq`` is not a job's.
         """
         if entries:
-            # Several ids of one millisecond are in no order of their own: sorted, the entries keep theirs
-            ids = sorted(uuid7() for _ in entries)
-            rows = [self._row(connection, entry, event_id) for entry, event_id in zip(entries, ids, strict=True)]
-            connection.execute(_INSERT, rows)
+            connection.execute(_INSERT, [self._row(connection, entry, self._next_id()) for entry in entries])
+
+    def _next_id(self) -> str:
+        """A UUIDv7 after the last one: random within a millisecond, ids alone would shuffle a list of events."""
+        with self._lock:
+            new, last = uuid7(), self._last_id
+            if new[:13] == last[:13] and new < last:
+                digits = f"{int(last.replace('-', ''), 16) + 1:032x}"
+                new = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+            self._last_id = new
+        return new
 
     def _row(self, connection: Connection, entry: AuditEntry, event_id: str) -> dict[str, Any]:
         if entry.object_seq is not None and (entry.object_seq < 1 or not entry.object.startswith("job:")):
-            raise ValueError(f"object_seq {entry.object_seq} on {entry.object}: only a job's events are numbered, from 1")
+            raise ValueError(
+                f"object_seq {entry.object_seq} on {entry.object}: only a job's events are numbered, from 1"
+            )
         actor = entry.actor
         unsigned = Event(
             id=event_id,

@@ -108,6 +108,14 @@ class Backend(Protocol):
         """
         ...
 
+    def image_python(self) -> str:
+        """The ``X.Y`` of the sandbox image's Python: wheels are unpacked for it.
+
+        Raises:
+            PlatformFailure: ``engine_unavailable``: there is no image.
+        """
+        ...
+
     def health(self) -> str | None:
         """None when jobs can be run, else one sentence that says why not."""
         ...

@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import keyword
-import mimetypes
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -44,7 +42,6 @@ _NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
 _VERSION = re.compile(r"^(0|[1-9]\d{0,8})(\.(0|[1-9]\d{0,8})){2}(-(alpha|beta|rc)\.(0|[1-9]\d{0,3}))?$")
 _MEDIA = re.compile(r"^(\*|[a-z0-9][a-z0-9.+-]*)/(\*|[a-z0-9][a-z0-9.+-]*)$")
 _SUFFIX = re.compile(r"^\.[a-z0-9]{1,16}$")
-_TYPES = mimetypes.MimeTypes(filenames=())  # the interpreter's own table: the same answer on every host
 _SIZES = ("memory", "output", "tmp", "shm", "log", "result")
 _COUNTS = ("pids", "output_files", "nofile")
 
@@ -53,7 +50,7 @@ _COUNTS = ("pids", "output_files", "nofile")
 class Manifest:
     """One plugin version. ``limits`` hold bytes, milliseconds and CPUs and are already under the platform's ceilings.
 
-    ``inputs_max`` None: no bound of the plugin's own. ``limits_asked``: the names the manifest set itself.
+    ``inputs_max`` None: no bound of the plugin's own. ``names_time``: whether the manifest set a time limit itself.
     """
 
     name: str
@@ -72,18 +69,7 @@ class Manifest:
     requires_python: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
     max_retries: int | None = None
-    limits_asked: frozenset[str] = field(default_factory=frozenset)
-
-    def accepts(self, name: str, media_type: str | None = None) -> bool:
-        """Whether a file of this name (and media type, where it is known) is one the plugin takes."""
-        if not self.accept:
-            return True
-        guessed = _TYPES.guess_type(name, strict=False)[0]
-        types = {text.split(";")[0].strip().lower() for text in (media_type, guessed) if text}
-        return any(
-            name.lower().endswith(pattern) if pattern.startswith(".") else bool(fnmatch.filter(types, pattern))
-            for pattern in self.accept
-        )
+    names_time: bool = False
 
 
 def parse(text: str) -> Manifest:
@@ -114,7 +100,7 @@ def parse(text: str) -> Manifest:
         inputs_max=maximum,
         accept=accept,
         limits=_limits(limits),
-        limits_asked=frozenset("time_ms" if name == "time" else name for name in KEYS["limits"] if name in limits),
+        names_time="time" in limits,
         requires_python=_pins(requires),
         max_retries=top.section("retry", known=KEYS["retry"]).count("max_retries", None, low=0, high=100),
     )

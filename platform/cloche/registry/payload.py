@@ -75,8 +75,8 @@ def validate_payload(schema: Mapping[str, Any], payload: Any, *, at: str = "/pay
         return [Problem(at + error.where, error.detail)]
     found: list[Problem] = []
     try:
-        for error in _validator(schema).iter_errors(payload):
-            found.extend(_problems(error, at))
+        for fault in _validator(schema).iter_errors(payload):
+            found.extend(_problems(fault, at))
             if len(found) >= _MAX_PROBLEMS:
                 break
     except ValueError as error:  # a value the validator cannot represent
@@ -93,7 +93,7 @@ def _validator(schema: Mapping[str, Any]) -> Any:
         raise SchemaError("", _short(getattr(error, "message", str(error)))) from None
 
 
-def _refuse(uri: str) -> Any:
+def _refuse(_uri: str) -> Any:
     raise ValueError("a schema may refer only to itself ('#/$defs/…'): nothing is fetched")
 
 
@@ -138,5 +138,7 @@ def _check_plain(value: Any, path: tuple[str | int, ...]) -> None:
 
 
 def _short(text: str) -> str:
+    """One line of bounded length; the middle goes, since a message quotes the value first and says what is wrong with it last."""
     line = " ".join(text.split())
-    return line if len(line) <= _MAX_DETAIL else line[: _MAX_DETAIL - 1] + "…"
+    half = _MAX_DETAIL // 2
+    return line if len(line) <= _MAX_DETAIL else f"{line[:half]}…{line[-half:]}"

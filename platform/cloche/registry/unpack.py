@@ -6,7 +6,6 @@ archive's own figures are not believed), and only regular files and folders come
 
 from __future__ import annotations
 
-import os
 import stat
 import zipfile
 import zlib
@@ -49,14 +48,6 @@ def unpack(wheel: Path, site: Path, *, max_bytes: int = MAX_BYTES, max_entries: 
         raise UnpackError(f"{wheel.name}: two entries claim {error.filename}") from None
 
 
-def lock_down(folder: Path) -> None:
-    """Make everything under ``folder`` read-only: files 0444, folders 0555, so that any sandbox's user can read it and none write."""
-    for parent, _, files in os.walk(folder, topdown=False):
-        for name in files:
-            os.chmod(Path(parent, name), 0o444)
-        os.chmod(parent, 0o555)
-
-
 def _targets(entries: list[zipfile.ZipInfo]) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
     """The entries to write with their paths, every one of them checked first."""
     found = []
@@ -76,7 +67,7 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
     if name.startswith("/") or any(part in ("", ".", "..") for part in parts) or ":" in parts[0]:
         raise UnpackError(f"{name[:80]!r} would leave the folder")
     kind = stat.S_IFMT(entry.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or (kind == stat.S_IFDIR) != entry.is_dir() and kind != 0:
+    if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):  # 0: made where files have no kinds
         raise UnpackError(f"{name[:80]!r} is neither a regular file nor a folder")
     if entry.flag_bits & 0x1:
         raise UnpackError(f"{name[:80]!r} is encrypted")

@@ -1,7 +1,7 @@
 """A plugin's Python packages as hashed wheels: locked once by its author, fetched by hash, unpacked as data.
 
-Nothing of a wheel runs on the host: pip only downloads (``--no-deps --only-binary :all: --require-hashes``), the hash is checked again here,
-and the archive is unpacked by :mod:`cloche.registry.unpack`. A host that has unpacked a lock once needs no index for it again.
+Nothing of a wheel runs on the host: pip only downloads (``--no-deps --only-binary :all: --require-hashes``), the hash is checked again
+here, and the archive is unpacked by :mod:`cloche.registry.unpack`. A host that has unpacked a lock once needs no index for it again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,8 +20,11 @@ from packaging.requirements import Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
+from cloche.errors import ClocheError
+from cloche.registry import frozen
 from cloche.registry.lockfile import LOCK_NAME, LockedWheel, LockError, format_lock, parse_lock
-from cloche.registry.unpack import UnpackError, lock_down, unpack
+from cloche.registry.manifest import parse
+from cloche.registry.unpack import UnpackError, unpack
 
 __all__ = ["LOCK_NAME", "LockError", "WheelError", "digest_for", "fetch", "lock", "lock_digest", "select"]
 
@@ -32,6 +34,7 @@ MACHINES = ("x86_64", "aarch64")
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
 _PYTHON = re.compile(r"^(?:cp)?3\.?(\d{1,2})$")
 _PIP_TIMEOUT_S = 600
+_HOW_TO_LOCK = "make it with 'python -m cloche.registry.wheels FOLDER'"
 
 
 class WheelError(LockError):
@@ -77,7 +80,7 @@ def read_lock(bundle: Path) -> tuple[LockedWheel, ...]:
     try:
         text = (bundle / LOCK_NAME).read_text("utf-8")
     except FileNotFoundError:
-        raise LockError(f"{LOCK_NAME} is missing: [requires] python needs one, made by 'cloche plugin lock'") from None
+        raise LockError(f"{LOCK_NAME} is missing; [requires] python needs it: {_HOW_TO_LOCK}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise LockError(f"{LOCK_NAME} cannot be read: {error}") from None
     return parse_lock(text)
@@ -96,7 +99,7 @@ def check_lock(bundle: Path, pins: Iterable[str]) -> None:
             name == canonicalize_name(requirement.name) and requirement.specifier.contains(version)
             for name, version in held
         ):
-            raise LockError(f"{LOCK_NAME} does not hold {pin}: lock again")
+            raise LockError(f"{LOCK_NAME} does not hold {pin}: {_HOW_TO_LOCK}")
 
 
 def select(locked: Sequence[LockedWheel], python: str, machine: str | None = None) -> list[LockedWheel]:
@@ -134,21 +137,20 @@ def fetch(bundle: Path, python: str, home: Path, *, cache: Path | None = None) -
     chosen = select(read_lock(bundle), python)
     downloads = cache or home / "wheels" / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".unpack-", dir=target.parent))
-    try:
-        site = work / "site"
+    tag = python_tag(python)
+
+    def fill(folder: Path) -> None:
+        site = folder / "site"
         site.mkdir()
         for item in chosen:
-            unpack(_downloaded(item, python_tag(python), downloads), site)
-        lock_down(work)
-        _publish(work, target)
+            unpack(_downloaded(item, tag, downloads), site)
+
+    try:
+        frozen.make(target, fill)
     except UnpackError as error:
         raise WheelError(str(error)) from None
     except OSError as error:
         raise WheelError(f"wheels cannot be unpacked under {target.parent}: {error.strerror or error}") from None
-    finally:
-        _discard(work)
     return target
 
 
@@ -245,21 +247,22 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _publish(work: Path, target: Path) -> None:
-    """Move the finished folder into place; another process that was first has made the same."""
-    os.chmod(work, 0o755)  # a folder without write permission cannot be moved by an ordinary user
+def main(arguments: Sequence[str]) -> int:
+    """``python -m cloche.registry.wheels FOLDER``: write the ``wheels.lock`` of a bundle for its ``[requires] python``."""
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m cloche.registry.wheels FOLDER\n")
+        return 2
+    folder = Path(arguments[0])
     try:
-        os.rename(work, target)
-    except OSError:
-        if not (target / "site").is_dir():
-            raise
-    else:
-        os.chmod(target, 0o555)
+        pins = parse((folder / "plugin.toml").read_text("utf-8")).requires_python
+        if not pins:
+            raise LockError("its [requires] python is empty: there is nothing to lock")
+        (folder / LOCK_NAME).write_text(lock(pins), "utf-8")
+    except (ClocheError, OSError, UnicodeDecodeError) as error:
+        sys.stderr.write(f"{folder}: {error}\n")
+        return 1
+    return 0
 
 
-def _discard(work: Path) -> None:
-    if not work.exists():
-        return
-    for folder, _, _ in os.walk(work):
-        os.chmod(folder, 0o755)
-    shutil.rmtree(work)
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 import flask_login
 from flask import Flask, current_app, g, request, session
@@ -141,7 +140,7 @@ class Auth:
             user: Any = flask_login.current_user
             return user.actor if user.is_authenticated else None
         if _has_cookie():
-            raise BadRequest("Send a session cookie or an Authorization header, not both.", code="two-credentials")
+            _refuse_two()
         scheme, _, value = header.partition(" ")
         if scheme.casefold() == "bearer":
             return self._access.authenticate_token(value.strip(), origin())
@@ -152,10 +151,10 @@ class Auth:
 
     def _guard(self) -> None:
         """Refuse what another site may have made a browser send."""
-        if request.endpoint is None or request.method in SAFE_METHODS:
-            return
-        if request.headers.get("Authorization") is not None:
-            self._refuse_two()
+        authorized = request.headers.get("Authorization") is not None
+        if authorized and _has_cookie():
+            _refuse_two()
+        if authorized or request.endpoint is None or request.method in SAFE_METHODS:
             return
         if request.blueprint != API_BLUEPRINT:
             _check_same_site()
@@ -167,11 +166,6 @@ class Auth:
         elif "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
             _check_same_site()  # a sign-in from another site's page
 
-    @staticmethod
-    def _refuse_two() -> None:
-        if _has_cookie():
-            raise BadRequest("Send a session cookie or an Authorization header, not both.", code="two-credentials")
-
 
 def origin() -> Origin:
     """The current request's address and id."""
@@ -182,11 +176,16 @@ def _has_cookie() -> bool:
     return current_app.config["SESSION_COOKIE_NAME"] in request.cookies
 
 
+def _refuse_two() -> NoReturn:
+    raise BadRequest("Send a session cookie or an Authorization header, not both.", code="two-credentials")
+
+
 def _check_same_site() -> None:
-    site = request.headers.get("Sec-Fetch-Site")
+    site = request.headers.get("Sec-Fetch-Site", "none")
     given = request.headers.get("Origin")
-    elsewhere = given is not None and (urlsplit(given).netloc or given) != request.host
-    if elsewhere or site not in (None, "same-origin", "none"):
+    # The scheme is left out: TLS may end in front of us.
+    elsewhere = given is not None and given.partition("://")[2] != request.host
+    if elsewhere or site not in ("same-origin", "none"):
         raise Forbidden("The request comes from another site.", code="cross-site")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from cloche.cli.settings import load_settings, settings_options
@@ -32,8 +30,7 @@ def worker(home: str | None, config: str | None, worker_id: str | None, slots: i
     settings = load_settings("worker", home, config, worker={"slots": slots})
     from cloche.worker.main import run
 
-    extra: dict[str, Any] = {"worker_id": worker_id} if worker_id else {}
-    return run(settings, **extra)
+    return run(settings, worker_id)
 
 
 @click.command()

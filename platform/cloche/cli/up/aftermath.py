@@ -4,42 +4,56 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from cloche.audit.keys import KeyRing
 from cloche.cli.up.loglines import Sink
 from cloche.config import Settings
+from cloche.db.audit_log import AuditLog
+from cloche.db.engine import Database
+from cloche.domain.retries import PlatformBudget
+from cloche.domain.states import Reason
 from cloche.errors import ClocheError
-from cloche.isolation.client import SandboxdBackend
-from cloche.wiring import Services, build
+from cloche.isolation.client import owner_gone
+from cloche.queueing.redis_broker import RedisBroker
+from cloche.services.access import AccessService
+from cloche.services.leases import Leases
+from cloche.services.transitions import Transitions
+from cloche.services.workers import WorkerService
 
 
 class Aftermath:
-    """A context manager; its methods are called from one thread at a time."""
+    """A context manager; its methods are called from one thread at a time, after the schema is up to date."""
 
     def __init__(self, settings: Settings, sink: Sink) -> None:
         self._settings = settings
         self._sink = sink
+        self._db = Database(settings.database_url)
+        self._broker = RedisBroker(settings.redis_url)
+        self._audit = AuditLog(KeyRing.load_or_create(settings.home / "keys").hmac_key)
+        budget = PlatformBudget(settings.retry.platform_budget, settings.retry.worker_deaths)
+        self._leases = Leases(self._db, self._broker, Transitions(self._audit, budget))
+        self._workers = WorkerService(self._db)
 
     def __enter__(self) -> Aftermath:
-        self._services: Services = build(self._settings)
-        self._sandboxd = SandboxdBackend(self._settings.sandboxd_socket)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._sandboxd.close()
-        self._services.close()
+        self._broker.close()
+        self._db.close()
 
     def first_start(self) -> str | None:
         """Make the default tenant and its admin unless they exist; the password, if one was generated just now."""
-        return self._services.access.bootstrap().password
+        return AccessService(self._db, self._audit, self._settings).bootstrap().password
 
     def worker_gone(self, name: str, worker_id: str) -> None:
         """Kill what the dead worker left in sandboxes, and only then release its leases: no attempt may run twice at once."""
         try:
-            self._sandboxd.owner_gone(worker_id)
-            released = self._services.workers.lost(worker_id)
+            owner_gone(self._settings.sandboxd_socket, worker_id)
+            released = self._leases.take_back(worker_id, Reason.LEASE_LAPSED, "supervisor")
+            self._workers.leave(worker_id, "its process died")
         except ClocheError as error:
             self._sink.say(f"{name}: its jobs come back when their leases lapse ({error})", level="warning")
             return
         if released:
-            self._sink.say(f"{name}: {released} of its jobs go back to the queue now")
+            self._sink.say(f"{name}: {released} of its jobs went back to the queue")

@@ -60,7 +60,13 @@ class Run:
             os.close(write)
         os.set_blocking(read, False)
         self.pipe = read
-        self.pidfd = os.pidfd_open(self.process.pid)
+        try:
+            self.pidfd = os.pidfd_open(self.process.pid)
+        except OSError:  # no descriptor is left: a process nobody watches must not run
+            self.kill()
+            self.process.wait()
+            os.close(read)
+            raise
 
     def terminate(self) -> None:
         """Ask it to stop. Safe at any time before ``reap``."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -44,10 +45,13 @@ class Supervisor:
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
         self._stops = 0
+        self._closed = False
 
     def stop(self) -> None:
         """Ask for the end. A second call waits for nobody but those that must clean up (stages below 10)."""
         self._stops += 1
+        if self._closed:
+            return
         try:
             os.write(self._wake_write, b"x")
         except BlockingIOError:
@@ -71,7 +75,7 @@ class Supervisor:
         self._due.pop(service.name, None)
         try:
             run = Run(service, uuid7(), self._keep)
-        except OSError as error:
+        except (OSError, subprocess.SubprocessError) as error:
             delay = self._backoff[service.name].after(0)
             self._sink.say(f"{service.name} cannot be started ({error}); trying again in {delay:.1f} s", level="error")
             self._due[service.name] = time.monotonic() + delay
@@ -171,6 +175,7 @@ class Supervisor:
         return [run for run in runs if self._runs.get(run.service.name) is run]
 
     def _close(self) -> None:
+        self._closed = True
         for pipe in self._lines:
             os.close(pipe)
         self._lines.clear()

@@ -60,7 +60,10 @@ def visible(text: object) -> Markup:
         if symbol is None:
             plain.append(char)
             continue
-        parts += [escape("".join(plain)), Markup('<span class="ctl" title="{}">{}</span>').format(f"U+{ord(char):04X}", symbol)]
+        parts += [
+            escape("".join(plain)),
+            Markup('<span class="ctl" title="{}">{}</span>').format(f"U+{ord(char):04X}", symbol),
+        ]
         plain = []
     parts.append(escape("".join(plain)))
     return Markup("").join(parts)

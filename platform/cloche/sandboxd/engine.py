@@ -1,0 +1,224 @@
+"""The few things sandboxd asks of a Docker engine, and what its silence or refusal means."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+import docker
+import requests
+import urllib3
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+
+from cloche.domain.states import Reason
+from cloche.errors import ClocheError, PlatformFailure
+
+_CALL_SECONDS = 30
+_LOAD_SECONDS = 300
+_HEAD_LIMIT = 16 << 10  # bytes of the answer's head to an attach
+
+
+class EngineRefused(ClocheError):
+    """The engine answered, and said no."""
+
+
+class Engine:
+    """One engine behind its Unix socket. Connects when first used and again after the engine was away. Any thread may call.
+
+    Every method raises PlatformFailure (``engine_unavailable``) when the engine does not answer and EngineRefused when it says no.
+    """
+
+    def __init__(self, socket_path: str) -> None:
+        self.socket_path = socket_path
+        self._lock = threading.Lock()
+        self._client: docker.APIClient | None = None
+
+    def close(self) -> None:
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def version(self) -> Mapping[str, Any]:
+        with self._answers() as client:
+            return dict(client.version())
+
+    def info(self) -> Mapping[str, Any]:
+        with self._answers() as client:
+            return dict(client.info())
+
+    def ping(self) -> None:
+        with self._answers() as client:
+            client.ping()
+
+    def create(self, name: str, config: Mapping[str, Any]) -> str:
+        """Create a container from a whole configuration; returns its id. A warning of the engine is a refusal: an option did not take."""
+        with self._answers() as client:
+            answer = client.create_container_from_config(dict(config), name)
+        if answer.get("Warnings"):
+            with contextlib.suppress(EngineRefused):
+                self.remove(answer["Id"])
+            raise EngineRefused(f"the engine would not keep every option: {'; '.join(answer['Warnings'])}")
+        return str(answer["Id"])
+
+    def start(self, container: str) -> None:
+        with self._answers() as client:
+            client.start(container)
+
+    def inspect(self, container: str) -> Mapping[str, Any] | None:
+        """The container, or None when there is none of that id."""
+        with self._answers() as client:
+            try:
+                return dict(client.inspect_container(container))
+            except NotFound:
+                return None
+
+    def remove(self, container: str) -> None:
+        """Kill and remove it with its anonymous volumes. Nothing happens when it is gone already."""
+        with self._answers() as client:
+            try:
+                client.remove_container(container, force=True, v=True)
+            except NotFound:
+                return
+            except APIError as error:
+                if error.status_code != 409:  # another removal of it is under way
+                    raise
+
+    def containers(self, label: str) -> list[Mapping[str, Any]]:
+        """Every container with the label, running or not."""
+        with self._answers() as client:
+            return list(client.containers(all=True, filters={"label": [label]}))
+
+    def attach(self, container: str) -> socket.socket:
+        """A connection that carries the container's stdin, stdout and stderr and nothing else; the caller closes it.
+
+        Output arrives in the engine's multiplexed form: 8 bytes (stream, 0, 0, 0, length as 4 bytes big-endian), then the bytes.
+        """
+        with self._answers() as client:
+            version = client.api_version
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            stream.settimeout(_CALL_SECONDS)
+            stream.connect(self.socket_path)
+            path = f"/v{version}/containers/{container}/attach?stream=1&stdin=1&stdout=1&stderr=1"
+            request = f"POST {path} HTTP/1.1\r\nHost: engine\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n"
+            stream.sendall(request.encode("ascii"))
+            status = _read_head(stream).split(b"\r\n", 1)[0].split(b" ")
+            if len(status) < 2 or status[1] != b"101":
+                raise EngineRefused(f"the engine did not attach: {b' '.join(status).decode('ascii', 'replace')[:100]}")
+        except OSError as error:
+            stream.close()
+            raise _away(error) from None
+        except BaseException:
+            stream.close()
+            raise
+        stream.settimeout(None)
+        return stream
+
+    def image(self, reference: str) -> Mapping[str, Any] | None:
+        """The image, or None."""
+        with self._answers() as client:
+            try:
+                return dict(client.inspect_image(reference))
+            except ImageNotFound:
+                return None
+
+    def load(self, tar: IO[bytes]) -> None:
+        with self._answers(_LOAD_SECONDS) as client:
+            _consume(client.load_image(tar), time.monotonic() + _LOAD_SECONDS)
+
+    def pull(self, reference: str, seconds: float) -> None:
+        """Pull it, within about that time."""
+        deadline = time.monotonic() + seconds
+        with self._answers(seconds) as client:
+            _consume(client.pull(reference, stream=True, decode=True), deadline)
+
+    def build(self, context: IO[bytes], tag: str, arguments: Mapping[str, str]) -> None:
+        with self._answers(_LOAD_SECONDS) as client:
+            answer = client.build(
+                fileobj=context, custom_context=True, tag=tag, buildargs=dict(arguments), rm=True, forcerm=True, decode=True
+            )
+            _consume(answer, time.monotonic() + _LOAD_SECONDS)
+
+    def ask_python(self, image: str) -> str:
+        """The ``major.minor`` of the image's ``python3``, asked in a sealed container."""
+        config = {
+            "Image": image,
+            "Entrypoint": ["python3", "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+            "User": "65534:65534",
+            "HostConfig": {"NetworkMode": "none", "ReadonlyRootfs": True, "CapDrop": ["ALL"], "PidsLimit": 16, "Memory": 256 << 20},
+        }
+        with self._answers() as client:
+            container = str(client.create_container_from_config(config)["Id"])
+            try:
+                client.start(container)
+                code = client.wait(container, timeout=_CALL_SECONDS)["StatusCode"]
+                text = client.logs(container, stdout=True, stderr=False).decode("ascii", "replace").strip()
+            finally:
+                client.remove_container(container, force=True, v=True)
+        if code != 0 or not all(part.isdigit() for part in text.split(".")):
+            raise EngineRefused(f"the image {image} has no python3 that runs as an ordinary user")
+        return text
+
+    @contextlib.contextmanager
+    def _answers(self, seconds: float | None = None) -> Iterator[docker.APIClient]:
+        """A client whose errors are turned into ours; with ``seconds``, one of its own with that time-out."""
+        own = None
+        try:
+            if seconds is None:
+                yield self._connected()
+            else:
+                own = docker.APIClient(base_url=f"unix://{self.socket_path}", version="auto", timeout=seconds)
+                yield own
+        except APIError as error:
+            raise EngineRefused(str(error.explanation or error)) from None
+        except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            self.close()
+            raise _away(error) from None
+        finally:
+            if own is not None:
+                own.close()
+
+    def _connected(self) -> docker.APIClient:
+        with self._lock:
+            if self._client is None:
+                self._client = docker.APIClient(
+                    base_url=f"unix://{self.socket_path}", version="auto", timeout=_CALL_SECONDS, max_pool_size=16
+                )
+            return self._client
+
+
+def _away(error: Exception) -> PlatformFailure:
+    return PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the container engine does not answer ({type(error).__name__})")
+
+
+def _read_head(stream: socket.socket) -> bytes:
+    """The HTTP head up to its empty line, and not one byte more: what follows belongs to the container."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        waiting = stream.recv(4096, socket.MSG_PEEK)
+        if not waiting or len(head) > _HEAD_LIMIT:
+            raise ConnectionError("the engine closed the connection")
+        end = (head + waiting).find(b"\r\n\r\n")
+        size = len(waiting) if end < 0 else end + 4 - len(head)
+        head += stream.recv(size)
+    return head
+
+
+def _consume(lines: Any, deadline: float) -> None:
+    """Read the engine's progress to its end.
+
+    Raises:
+        EngineRefused: it reports an error, or takes longer than the deadline.
+    """
+    for line in lines:
+        item = json.loads(line) if isinstance(line, (bytes, str)) else line
+        if "error" in item:
+            raise EngineRefused(str(item["error"])[:500])
+        if time.monotonic() > deadline:
+            raise EngineRefused("it took too long")

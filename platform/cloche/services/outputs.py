@@ -1,0 +1,38 @@
+"""A finished attempt's files become artifacts of its tenant, in the transaction that accepts the result."""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from sqlalchemy import Connection, insert
+
+from cloche.db import tables as t
+from cloche.domain.jobs import ClaimedJob, OutputFile
+
+
+def record_outputs(connection: Connection, job: ClaimedJob, outputs: Sequence[OutputFile], now: int) -> None:
+    """Insert the artifact rows of the outputs that are kept here; those sent to a remote have none."""
+    rows = [
+        {
+            "id": out.artifact_id,
+            "tenant_id": job.tenant_id,
+            "sha256": out.sha256,
+            "size": out.size,
+            "name": PurePosixPath(out.path).name[:255],
+            "media_type": media_type(out.path),
+            "created_by": job.submitted_by,
+            "created_at": now,
+            "job_id": job.id,
+        }
+        for out in outputs
+        if out.artifact_id is not None
+    ]
+    if rows:
+        connection.execute(insert(t.artifact), rows)
+
+
+def media_type(name: str) -> str:
+    """By the name alone; what cannot be told is bytes."""
+    return mimetypes.guess_type(name, strict=False)[0] or "application/octet-stream"

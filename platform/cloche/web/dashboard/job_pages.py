@@ -1,0 +1,166 @@
+"""The list of jobs and one job's page, each also as the part that renews itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flask import Response, request, url_for
+
+from cloche.domain.permissions import Actor, Permission
+from cloche.domain.states import TERMINAL, State
+from cloche.errors import Conflict, NotFound
+from cloche.web.dashboard import show
+from cloche.web.dashboard.site import Answer, Page, Site, go, is_part
+from cloche.web.dashboard.waterfall import bars
+
+_PAGE = 50
+_LOG_PIECES = 2_000  # shown at first; the API has the whole log
+_STATUSES = (State.PENDING, State.PROCESSING, State.SCHEDULED, State.COMPLETED, State.FAILED, State.CANCELED)
+
+
+def home(_site: Site, _actor: Actor) -> Answer:
+    return go("jobs")
+
+
+def jobs(site: Site, actor: Actor) -> Answer:
+    last_event = site.last_event()
+    filters = {name: request.args.get(name) or None for name in ("status", "type")}
+    cursor = request.args.get("cursor") or None
+    found = site.services.jobs.list(actor, filters, cursor, _PAGE)
+    values = {
+        "items": found["items"],
+        "next_cursor": found["next_cursor"],
+        "filters": filters,
+        "cursor": cursor,
+        "may_submit": actor.may(Permission.JOB_SUBMIT),
+    }
+    if is_part():
+        return site.render("_jobs.html", **values)
+    types = (
+        sorted({item["name"] for item in site.services.plugins.list(actor)})
+        if actor.may(Permission.PLUGIN_READ)
+        else []
+    )
+    here = url_for(".jobs", cursor=cursor, status=filters["status"], type=filters["type"])
+    return site.render("jobs.html", statuses=_STATUSES, types=types, here=here, last_event=last_event, **values)
+
+
+def job(site: Site, actor: Actor, job_id: str) -> Answer:
+    last_event = site.last_event()
+    found = site.services.jobs.get(actor, job_id)
+    own = found["submitted_by"] == actor.username and actor.may(Permission.JOB_CANCEL)
+    values = {
+        "job": found,
+        "terminal": TERMINAL,
+        "may_cancel": found["status"] not in TERMINAL and (own or actor.may(Permission.JOB_CANCEL_ANY)),
+        "inputs": [_input(site, actor, item) for item in found["inputs"]],
+        "outputs": [_output(actor, item) for item in site.services.jobs.outputs(actor, job_id)],
+        "attempts": site.services.jobs.attempts(actor, job_id),
+        "bars": bars(site.services.jobs.trace(actor, job_id)),
+    }
+    if is_part():
+        return site.render("_job.html", **values)
+    pieces, mark = _pieces(site, actor, found, "")
+    cut = len(pieces) > _LOG_PIECES
+    lines = _marked(pieces[-_LOG_PIECES:])
+    return site.render("job.html", last_event=last_event, lines=lines, mark=mark, cut=cut, **values)
+
+
+def log(site: Site, actor: Actor, job_id: str) -> Answer:
+    """The log's pieces after a mark (``attempt.seq``), and a new end that asks again while the job runs."""
+    found = site.services.jobs.get(actor, job_id)  # before the log, so that an ended job's log is whole
+    before = request.args.get("after", "")
+    pieces, mark = _pieces(site, actor, found, before)
+    return site.render("_log.html", job=found, terminal=TERMINAL, lines=_marked(pieces, before), mark=mark, cut=False)
+
+
+def cancel(site: Site, actor: Actor, job_id: str) -> Answer:
+    try:
+        site.services.jobs.cancel(actor, job_id)
+    except Conflict:
+        pass  # it ended in the meantime; its page says how
+    return go("job", job_id=job_id)
+
+
+def events(site: Site, actor: Actor) -> Answer:
+    job_id = request.args.get("job") or None
+    after = request.headers.get("Last-Event-ID") or request.args.get("after") or None
+    stream = site.streams.open(actor, after, job_id)
+    response = Response(stream, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    response.call_on_close(stream.close)
+    return response
+
+
+def _pieces(site: Site, actor: Actor, found: Mapping[str, Any], mark: str) -> tuple[list[dict[str, Any]], str]:
+    """The log after ``mark``, in order, and the mark of its end. Sequence numbers start anew with each attempt."""
+    attempt, seq = _parse(mark)
+    pieces: list[dict[str, Any]] = []
+    for number in range(attempt, found["attempt"] + 1):
+        after = seq if number == attempt else None
+        while page := site.services.jobs.logs(actor, found["id"], number, after):
+            pieces += page
+            after = page[-1]["seq"]
+    if pieces:
+        mark = f"{pieces[-1]['attempt']}.{pieces[-1]['seq']}"
+    return pieces, mark
+
+
+def _parse(mark: str) -> tuple[int, int | None]:
+    attempt, _, seq = mark.partition(".")
+    if attempt.isascii() and attempt.isdigit() and seq.isascii() and seq.isdigit() and len(mark) < 20:
+        return int(attempt), int(seq)
+    return 0, None
+
+
+def _marked(pieces: Sequence[dict[str, Any]], before: str = "") -> list[dict[str, Any]]:
+    """The pieces, each knowing whether a later attempt begins with it."""
+    current = _parse(before)[0] or 1
+    lines = []
+    for piece in pieces:
+        lines.append(piece | {"new_attempt": piece["attempt"] > current})
+        current = max(current, piece["attempt"])
+    return lines
+
+
+def _input(site: Site, actor: Actor, item: Mapping[str, Any]) -> dict[str, Any]:
+    """One input, with what is known of a stored file; a remote's contents are known when the job runs."""
+    source = str(item["from"])
+    kind, _, rest = source.partition(":")
+    if kind != "artifact":
+        return {"name": item.get("to"), "source": source, "note": f"from {source}"}
+    if not actor.may(Permission.FILE_READ):
+        return {"name": item.get("to"), "source": source, "note": "a stored file"}
+    try:
+        file = site.services.files.get(actor, rest)
+    except NotFound:
+        return {"name": item.get("to"), "source": source, "note": "deleted since"}
+    return {
+        "name": item.get("to") or file["name"],
+        "source": source,
+        "size": file["size"],
+        "sha256": file["sha256"],
+        **_links(rest, file["name"], file["media_type"]),
+    }
+
+
+def _output(actor: Actor, item: Mapping[str, Any]) -> dict[str, Any]:
+    links = {}
+    if item["artifact_id"] and actor.may(Permission.FILE_READ):
+        links = _links(item["artifact_id"], item["path"], None)
+    return {**item, **links}
+
+
+def _links(file_id: str, name: str, media_type: str | None) -> dict[str, Any]:
+    address = f"/api/v1/files/{file_id}/content"
+    return {"url": address, "preview": f"{address}?inline=true" if show.previewable(name, media_type) else None}
+
+
+PAGES = (
+    Page("/", "home", home, Permission.JOB_READ),
+    Page("/jobs", "jobs", jobs, Permission.JOB_READ, label="Jobs", under=("job",)),
+    Page("/jobs/<job_id>", "job", job, Permission.JOB_READ),
+    Page("/jobs/<job_id>/log", "log", log, Permission.JOB_READ),
+    Page("/jobs/<job_id>/cancel", "cancel", cancel, Permission.JOB_CANCEL, methods=("POST",)),
+    Page("/events", "events", events, Permission.JOB_READ),
+)

@@ -1,0 +1,142 @@
+"""Talking to a guest: from its ``ready`` to its verdict, within the deadline."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from cloche.domain.jobs import ClaimedJob
+from cloche.domain.states import Reason
+from cloche.errors import PluginFailure
+from cloche.isolation.backend import Channel
+from cloche.worker.holds import Hold
+from cloche.worker.journal import Journal
+
+SETUP_S = 30.0  # a plugin's import and setup() may take this long before the job is handed over
+GRACE_S = 0.5  # between the soft signal and SIGKILL, at the deadline and on cancel
+_SLICE_S = 0.1
+_TRACEBACK = 8_192
+_MESSAGE = 2_000
+# What a guest may say of itself; anything else in its error frame is the plugin's failure in general.
+_GUEST_REASONS = {Reason.PLUGIN_FAILED, Reason.BAD_RESULT, Reason.NO_RESULT, Reason.RESULT_TOO_LARGE}
+
+
+class Interrupted(Exception):
+    """Cancel was asked for, or the attempt was lost."""
+
+
+class Conversation:
+    """One attempt's exchange of frames, by one thread."""
+
+    def __init__(self, channel: Channel, hold: Hold, journal: Journal) -> None:
+        self._channel = channel
+        self._hold = hold
+        self._journal = journal
+        self._job: ClaimedJob = hold.job
+
+    def await_ready(self) -> Mapping[str, Any]:
+        """Wait until the plugin is imported and set up.
+
+        Raises:
+            PluginFailure: it failed to, or took too long.
+            EOFError: the guest died.
+        """
+        deadline = time.monotonic() + SETUP_S
+        while True:
+            frame = self._next(deadline)
+            if frame is None:
+                raise PluginFailure(Reason.TIMED_OUT, f"the plugin's setup took longer than {SETUP_S:.0f} s")
+            if frame.get("type") == "ready":
+                return frame
+            if frame.get("type") == "error":
+                raise _failure(frame)
+
+    def run(self, inputs: list[str]) -> Any:
+        """Hand the job over and return the plugin's result.
+
+        Raises:
+            PluginFailure: the plugin's error, a broken protocol, or ``timed_out``.
+            EOFError: the guest died without a verdict.
+            Interrupted: cancel or loss of the lease.
+        """
+        limits = self._job.limits
+        self._channel.send(
+            {
+                "type": "job",
+                "id": self._job.id,
+                "attempt": self._job.attempt,
+                "payload": self._job.payload,
+                "inputs": inputs,
+                "limits": limits,
+            }
+        )
+        deadline = time.monotonic() + limits["time_ms"] / 1000
+        while True:
+            frame = self._next(deadline)
+            if frame is None:
+                self._soften()
+                raise PluginFailure(Reason.TIMED_OUT, f"it ran longer than its {limits['time_ms'] / 1000:g} s")
+            kind = frame.get("type")
+            if kind == "result":
+                return frame.get("value")
+            if kind == "error":
+                raise _failure(frame)
+
+    def _next(self, deadline: float) -> Mapping[str, Any] | None:
+        """The next frame that is not a log or a progress; None at the deadline."""
+        while True:
+            if self._hold.lost.is_set() or self._hold.handed_back.is_set():
+                raise Interrupted
+            if self._hold.cancel.is_set():
+                self._soften()
+                raise Interrupted
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            frame = self._channel.receive(min(left, _SLICE_S))
+            if frame is not None and not self._noted(frame):
+                return frame
+            self._journal.tick()
+
+    def _noted(self, frame: Mapping[str, Any]) -> bool:
+        kind = frame.get("type")
+        if kind == "log":
+            text = frame.get("text")
+            if isinstance(text, str):
+                self._journal.log("stderr" if frame.get("stream") == "stderr" else "stdout", text)
+        elif kind == "progress":
+            current, total, message = frame.get("current"), frame.get("total"), frame.get("message")
+            if _number(current):
+                words = message[:200] if isinstance(message, str) else None
+                self._journal.progress(current, total if _number(total) else None, words)
+        else:
+            return False
+        return True
+
+    def _soften(self) -> None:
+        """Tell the guest to stop and give it a moment to say its last words; SIGKILL follows in any case."""
+        try:
+            self._channel.send({"type": "cancel"})
+            end = time.monotonic() + GRACE_S
+            while (left := end - time.monotonic()) > 0 and not self._hold.lost.is_set():
+                frame = self._channel.receive(min(left, _SLICE_S))
+                if frame is not None and not self._noted(frame):
+                    return  # a verdict after the deadline is no verdict, but nothing more will come
+        except (PluginFailure, EOFError):
+            return
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _failure(frame: Mapping[str, Any]) -> PluginFailure:
+    reason = frame.get("reason")
+    message, traceback = frame.get("message"), frame.get("traceback")
+    known = reason if reason in _GUEST_REASONS else Reason.PLUGIN_FAILED
+    details: dict[str, object] = {}
+    if isinstance(traceback, str) and traceback:
+        details["traceback"] = traceback[-_TRACEBACK:]
+    return PluginFailure(str(known), (message if isinstance(message, str) else "it gave no reason")[:_MESSAGE], details)

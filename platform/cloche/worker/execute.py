@@ -1,0 +1,239 @@
+"""One attempt, from its claim to its settled end.
+
+create sandbox → stage in → guest ready → run → sandbox dead → stage out → settle. The sandbox is destroyed whatever happens.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from cloche import logs
+from cloche.clock import now_ms
+from cloche.db.engine import Database
+from cloche.domain.events import Trace
+from cloche.domain.jobs import ClaimedJob, Success
+from cloche.domain.limits import Limits
+from cloche.domain.states import Reason
+from cloche.errors import ClocheError, JobFailure, PlatformFailure, PluginFailure, StaleAttempt, Unavailable
+from cloche.isolation.backend import Backend, Remains, Sandbox, SandboxSpec
+from cloche.queueing.broker import Broker
+from cloche.services import effects
+from cloche.services.attempts import AttemptRecorder
+from cloche.services.outputs import record_outputs
+from cloche.services.transitions import Transitions
+from cloche.worker.conversation import Conversation, Interrupted
+from cloche.worker.files import JobFiles
+from cloche.worker.holds import Hold
+from cloche.worker.journal import Journal
+
+_log = logs.get(__name__)
+_SETTLE_RETRY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What every attempt of a worker uses."""
+
+    db: Database
+    broker: Broker
+    backend: Backend
+    transitions: Transitions
+    recorder: AttemptRecorder
+    files: JobFiles
+    worker_id: str
+
+
+class Execution:
+    """Runs one attempt in the calling thread; ``run`` never raises."""
+
+    def __init__(self, tools: Tools, hold: Hold) -> None:
+        self._tools = tools
+        self._hold = hold
+        self._job: ClaimedJob = hold.job
+        self._limits = Limits(**self._job.limits)
+        self._journal = Journal(tools.recorder, tools.broker, self._job, self._limits.log)
+        self._usage: dict[str, Any] = {}
+
+    def run(self) -> None:
+        try:
+            self._attempt()
+        except StaleAttempt:
+            self._note_stale()
+        except Exception:  # noqa: BLE001 - the last line of defence: the lease will lapse, and another attempt follows
+            _log.exception("the attempt ended in an unexpected way", job_id=self._job.id, attempt=self._job.attempt)
+            self._settle_failure(PlatformFailure(Reason.PLATFORM_FAILED, "an unexpected error; see the worker's log"))
+
+    def _attempt(self) -> None:
+        sandbox: Sandbox | None = None
+        try:
+            began = time.monotonic()
+            sandbox = self._tools.backend.create(self._spec())
+            self._received(sandbox, _ms(began))
+            outcome = self._inside(sandbox)
+        except Interrupted:
+            if sandbox is not None:
+                self._bury(sandbox)
+            self._settle_interrupted()
+        except JobFailure as failure:
+            self._settle_failure(failure)
+        except StaleAttempt:
+            raise
+        except ClocheError as error:
+            self._settle_failure(PlatformFailure(Reason.PLATFORM_FAILED, str(error)))
+        else:
+            self._settle_success(outcome)
+        finally:
+            if sandbox is not None:
+                self._hold.on_interrupt = None
+                sandbox.destroy()
+                self._tools.files.discard(self._job)
+
+    def _spec(self) -> SandboxSpec:
+        bundle, wheels = self._tools.files.bundle(self._job)
+        job = self._job
+        return SandboxSpec(job.id, job.attempt, bundle, wheels, self._limits, job.lease_until)
+
+    def _received(self, sandbox: Sandbox, duration_ms: int) -> None:
+        self._hold.on_interrupt = sandbox.kill
+        if self._hold.lost.is_set() or self._hold.handed_back.is_set():
+            raise Interrupted
+        details = {"duration_ms": duration_ms, "sandbox": sandbox.id}
+        self._trace("starting", (Trace.SANDBOX_STARTED, details), image=sandbox.image)
+
+    def _inside(self, sandbox: Sandbox) -> Success:
+        talk = Conversation(sandbox.channel, self._hold, self._journal)
+        began = time.monotonic()
+        staged = self._tools.files.stage_in(self._job, sandbox.in_folder)
+        shown = [{"path": file.path, "size": file.size, "sha256": file.sha256, "source": file.source} for file in staged]
+        staged_event = (Trace.STAGED_IN, {"duration_ms": _ms(began), "files": shown[:50], "count": len(shown)})
+        try:
+            talk.await_ready()
+            self._trace("running", staged_event, (Trace.STARTED, {}))
+            began = time.monotonic()
+            result = talk.run([file.path for file in staged])
+        except (PluginFailure, EOFError) as error:
+            ran_ms = _ms(began)
+            remains = self._bury(sandbox)
+            failure = _verdict(error, remains, self._limits)
+            self._trace(None, (Trace.FINISHED, {"duration_ms": ran_ms, "reason": failure.reason, **self._usage}))
+            raise failure from None
+        ran_ms = _ms(began)
+        remains = self._bury(sandbox)
+        if remains.oom_killed:
+            raise _verdict(EOFError(), remains, self._limits)
+        self._trace("staging_out", (Trace.FINISHED, {"duration_ms": ran_ms, **self._usage}))
+        return self._stage_out(remains, result)
+
+    def _stage_out(self, remains: Remains, result: Any) -> Success:
+        began = time.monotonic()
+        for path, why in remains.refused:
+            self._journal.log("platform", f"[not collected: {path!a}: {why}]\n")
+        outputs = self._tools.files.stage_out(self._job, remains)
+        shown = [{"path": out.path, "size": out.size, "sha256": out.sha256, "to": out.destination} for out in outputs]
+        details: dict[str, Any] = {"duration_ms": _ms(began), "files": shown[:50], "count": len(shown)}
+        if remains.refused:
+            details["refused"] = len(remains.refused)
+        self._trace(None, (Trace.STAGED_OUT, details))
+        return Success(result=result, outputs=tuple(outputs), usage=self._usage)
+
+    def _bury(self, sandbox: Sandbox) -> Remains:
+        """Make sure that it is dead; note what it used."""
+        remains = sandbox.finish()
+        self._usage = {**remains.usage}
+        self._journal.flush()
+        if self._journal.truncated:
+            self._trace(None, (Trace.LOG_TRUNCATED, {"limit": self._limits.log}))
+        return remains
+
+    # --- settling -----------------------------------------------------------------------------------------------------------
+
+    def _settle_success(self, outcome: Success) -> None:
+        job, tools = self._job, self._tools
+
+        def unit(connection: Connection) -> effects.Effects:
+            now = now_ms()
+            record_outputs(connection, job, outcome.outputs, now)
+            return tools.transitions.succeed(connection, job.id, job.attempt, tools.worker_id, outcome, now)
+
+        self._settle(unit)
+
+    def _settle_failure(self, failure: JobFailure) -> None:
+        job, tools = self._job, self._tools
+        level = _log.info if isinstance(failure, PluginFailure) else _log.warning
+        level("attempt failed", job_id=job.id, attempt=job.attempt, reason=failure.reason, message=failure.message)
+        self._settle(
+            lambda c: tools.transitions.fail(c, job.id, job.attempt, tools.worker_id, failure, now_ms(), self._usage or None)
+        )
+
+    def _settle_interrupted(self) -> None:
+        job, tools, hold = self._job, self._tools, self._hold
+        if hold.lost.is_set() or hold.handed_back.is_set():
+            return  # not ours any more, or the worker's stop gives it back
+        self._settle(
+            lambda c: tools.transitions.canceled(c, job.id, job.attempt, tools.worker_id, now_ms(), self._usage or None)
+        )
+
+    def _settle(self, unit: Callable[[Connection], effects.Effects]) -> None:
+        """Write the end; a database that is away is waited for as long as the attempt is ours."""
+        self._flush_quietly()
+        while True:
+            try:
+                effects.apply(self._tools.broker, self._tools.db.write(unit))
+                return
+            except StaleAttempt:
+                self._note_stale()
+                return
+            except Unavailable as error:
+                _log.warning("the outcome cannot be written yet", job_id=self._job.id, error=str(error))
+                if self._hold.lost.wait(_SETTLE_RETRY_S) or self._hold.handed_back.is_set():
+                    return
+
+    def _flush_quietly(self) -> None:
+        try:
+            self._journal.flush()
+        except StaleAttempt:
+            _log.info("log of a lost attempt dropped", job_id=self._job.id, attempt=self._job.attempt)
+
+    def _note_stale(self) -> None:
+        job, tools = self._job, self._tools
+        _log.warning("stale write refused", job_id=job.id, attempt=job.attempt)
+        try:
+            tools.db.write(lambda c: tools.transitions.stale_write(c, job.tenant_id, job.id, job.attempt, tools.worker_id))
+        except Unavailable as error:
+            _log.warning("stale write not audited", job_id=job.id, error=str(error))
+
+    def _trace(self, phase: str | None, *events: tuple[Trace, Mapping[str, Any]], image: str | None = None) -> None:
+        try:
+            self._tools.recorder.traced(self._job, phase, events, image)
+        except Unavailable as error:
+            _log.warning("trace not written", job_id=self._job.id, error=str(error))
+
+
+def _verdict(error: BaseException, remains: Remains, limits: Limits) -> JobFailure:
+    """Whose fault the end was, and its name: what the kernel saw outweighs what the guest said."""
+    if remains.oom_killed:
+        megabytes = limits.memory >> 20
+        return PluginFailure(Reason.OUT_OF_MEMORY, f"it needed more than its {megabytes} MB", {"limit": limits.memory})
+    if isinstance(error, JobFailure):
+        return error
+    code = remains.exit_code
+    if code is not None and code > 128:
+        try:
+            name = signal.Signals(code - 128).name
+        except ValueError:
+            name = f"signal {code - 128}"
+        return PluginFailure(Reason.PLUGIN_CRASHED, f"its process was killed by {name}", {"exit_code": code})
+    if code == 0:
+        return PluginFailure(Reason.NO_RESULT, "its process ended without a result", {"exit_code": 0})
+    return PluginFailure(Reason.PLUGIN_CRASHED, f"its process ended with exit code {code}", {"exit_code": code})
+
+
+def _ms(began: float) -> int:
+    return round((time.monotonic() - began) * 1000)
+

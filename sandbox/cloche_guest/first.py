@@ -1,0 +1,51 @@
+"""Process 1 of the container: reaps orphans, and outlives the agent so that the host can still read the sandbox's cgroup.
+
+The agent (and with it the plugin) runs as a child: it gets ordinary signal behaviour, and a crash of it does not end the container before
+usage and out-of-memory counters have been read. The engine's own init is not used: not every engine ships one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+# The host's channel looks for this line on the container's standard error, which no plugin inherits.
+EXIT_LINE = "cloche-guest: exited "
+
+
+def split() -> None:
+    """Return in the agent's process; the calling process stays behind as process 1. Does nothing outside a pid namespace of our own."""
+    if os.getpid() != 1:
+        return
+    agent = os.fork()
+    if agent == 0:
+        _prefer_as_victim()
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    _linger(_wait_for(agent))
+
+
+def _wait_for(agent: int) -> int:
+    """Reap everything until the agent is dead; its exit code, or minus its signal."""
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid == agent:
+            return os.waitstatus_to_exitcode(status)
+
+
+def _linger(code: int) -> None:
+    """Kill what the agent left, tell the host, and wait for it to close standard input or to kill us."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)  # everything in this pid namespace but ourselves
+    os.write(2, f"\n{EXIT_LINE}{code}\n".encode())
+    while os.read(0, 65_536):
+        continue
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def _prefer_as_victim() -> None:
+    """When memory runs out the kernel shall pick the plugin, not process 1."""
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("500")

@@ -1,0 +1,51 @@
+"""The transition table: its completeness, and that the picture in the docs is drawn from it."""
+
+from pathlib import Path
+
+import pytest
+
+from cloche.domain import states
+from cloche.domain.states import EDGES, PLATFORM_REASONS, PLUGIN_REASONS, REASON_TEXT, TERMINAL, Reason, State
+from cloche.errors import IllegalTransition
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_reason_has_a_sentence():
+    assert set(REASON_TEXT) == set(Reason)
+    assert all(text and text[0].islower() and not text.endswith(".") for text in REASON_TEXT.values())
+
+
+def test_nothing_leaves_a_terminal_state():
+    assert not [edge for edge in EDGES if edge[0] in TERMINAL]
+
+
+def test_every_state_that_is_reached_can_be_left_or_is_terminal():
+    reached = {target for _, target in EDGES}
+    left = {source for source, _ in EDGES}
+    assert reached - TERMINAL <= left
+
+
+def test_fault_is_one_side_only():
+    assert not PLUGIN_REASONS & PLATFORM_REASONS
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "reason"),
+    [
+        (State.COMPLETED, State.PENDING, Reason.DUE),
+        (State.PENDING, State.COMPLETED, Reason.SUCCEEDED),
+        (State.PROCESSING, State.COMPLETED, Reason.CANCELED_BY_USER),
+        (None, State.PROCESSING, Reason.CLAIMED),
+    ],
+)
+def test_an_edge_that_is_not_listed_is_refused(source, target, reason):
+    with pytest.raises(IllegalTransition):
+        states.check(source, target, reason)
+
+
+def test_the_diagram_in_the_docs_is_the_table():
+    shown = (ROOT / "docs" / "states.md").read_text()
+    assert states.mermaid() in shown
+    for reason in Reason:
+        assert f"`{reason}`" in shown
