@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-
 from screen import DemoFailed
 
 TERMINAL = ("completed", "failed", "canceled")

@@ -58,7 +58,9 @@ class Screen:
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
         heading = Text(title, style="bold") if title else None
-        table = Table(title=heading, title_justify="left", box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+        table = Table(
+            title=heading, title_justify="left", box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0)
+        )
         for name in columns:
             table.add_column(name, overflow="fold")
         for row in rows:

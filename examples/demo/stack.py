@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-
 from screen import DemoFailed
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -81,7 +80,11 @@ def start_cloche(folder: Path) -> Cloche:
     home, log, password = folder / "home", folder / "cloche.log", secrets.token_urlsafe(18)
     environment = {
         # The user's own Cloche settings stay out of it, but for where the engine and its image are.
-        **{name: value for name, value in os.environ.items() if not name.startswith("CLOCHE_") or name.startswith("CLOCHE_SANDBOX_")},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("CLOCHE_") or name.startswith("CLOCHE_SANDBOX_")
+        },
         "CLOCHE_HOME": str(home),
         "CLOCHE_ADMIN_PASSWORD": password,
         "CLOCHE_PLUGIN_PATH": str(CHECKOUT / "examples" / "hostile"),

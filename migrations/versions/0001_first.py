@@ -7,12 +7,23 @@ Revises:
 import sqlalchemy as sa
 from alembic import op
 
-from cloche.db import audit_triggers
-
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
+
+# As they were declared for this revision; a later change of the declaration is a later migration.
+TRIGGERS = (
+    "CREATE TRIGGER audit_event_no_update BEFORE UPDATE ON audit_event BEGIN SELECT RAISE(ABORT, 'audit_event is append-only: update refused'); END",
+    "CREATE TRIGGER audit_event_no_delete BEFORE DELETE ON audit_event BEGIN SELECT RAISE(ABORT, 'audit_event is append-only: delete refused'); END",
+    "CREATE TRIGGER audit_event_no_replace BEFORE INSERT ON audit_event WHEN EXISTS (SELECT 1 FROM audit_event WHERE id = NEW.id OR rowid = NEW.rowid) OR EXISTS (SELECT 1 FROM audit_event WHERE object = NEW.object AND object_seq = NEW.object_seq) BEGIN SELECT RAISE(ABORT, 'audit_event is append-only: the row would replace another or leave a gap'); END",
+    "CREATE TRIGGER audit_leaf_no_update BEFORE UPDATE ON audit_leaf BEGIN SELECT RAISE(ABORT, 'audit_leaf is append-only: update refused'); END",
+    "CREATE TRIGGER audit_leaf_no_delete BEFORE DELETE ON audit_leaf BEGIN SELECT RAISE(ABORT, 'audit_leaf is append-only: delete refused'); END",
+    "CREATE TRIGGER audit_leaf_no_replace BEFORE INSERT ON audit_leaf WHEN NEW.seq IS NOT (SELECT coalesce(max(seq) + 1, 0) FROM audit_leaf) OR EXISTS (SELECT 1 FROM audit_leaf WHERE event_id = NEW.event_id OR rowid = NEW.rowid) BEGIN SELECT RAISE(ABORT, 'audit_leaf is append-only: the row would replace another or leave a gap'); END",
+    "CREATE TRIGGER audit_batch_no_update BEFORE UPDATE ON audit_batch BEGIN SELECT RAISE(ABORT, 'audit_batch is append-only: update refused'); END",
+    "CREATE TRIGGER audit_batch_no_delete BEFORE DELETE ON audit_batch BEGIN SELECT RAISE(ABORT, 'audit_batch is append-only: delete refused'); END",
+    "CREATE TRIGGER audit_batch_no_replace BEFORE INSERT ON audit_batch WHEN NEW.number IS NOT (SELECT coalesce(max(number) + 1, 0) FROM audit_batch) OR EXISTS (SELECT 1 FROM audit_batch WHERE rowid = NEW.rowid) BEGIN SELECT RAISE(ABORT, 'audit_batch is append-only: the row would replace another or leave a gap'); END",
+)
 
 
 def upgrade() -> None:
@@ -304,7 +315,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_trace_event")),
     )
     op.create_index(op.f("ix_trace_event_job_id_id"), "trace_event", ["job_id", "id"], unique=False)
-    for statement in audit_triggers.SQLITE:
+    for statement in TRIGGERS:
         op.execute(statement)
 
 

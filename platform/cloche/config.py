@@ -17,8 +17,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cloche.clock import parse_duration
-from cloche.domain.limits import parse_size
 from cloche.errors import SettingsError
+from cloche.units import parse_size
 
 
 def _number(value: Any) -> Any:
@@ -172,8 +172,16 @@ class Settings(BaseSettings):
         return self.home / "run" / "sandboxd.sock"
 
     @property
-    def plugin_paths(self) -> tuple[Path, ...]:
-        return tuple(Path(part).expanduser() for part in self.plugin.path.split(":") if part)
+    def plugin_folders(self) -> tuple[Path, ...]:
+        """Folders of ``<name>/<version>/``: those shipped with Cloche, then the operator's."""
+        own = tuple(Path(part).expanduser() for part in self.plugin.path.split(":") if part)
+        return (_shipped_plugins(), *own)
+
+
+def _shipped_plugins() -> Path:
+    package = Path(__file__).resolve().parent
+    checkout = package.parents[1] / "plugins"
+    return checkout if checkout.is_dir() else package / "_plugins"
 
 
 def load(**overrides: Any) -> Settings:

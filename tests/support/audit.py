@@ -88,4 +88,3 @@ def rewrite_with_another_key(platform: Platform, home: Path) -> Path:
     forger.sealer.run_once()
     forger.db.close()
     return forger.copy(home / "forged.db")
-

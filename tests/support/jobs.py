@@ -65,7 +65,9 @@ def job(db, job_id: str):
 
 def audit_actions(db, job_id: str) -> list[str]:
     event = t.audit_event
-    query = select(event.c.object_seq, event.c.action).where(event.c.object == f"job:{job_id}").order_by(event.c.object_seq)
+    query = (
+        select(event.c.object_seq, event.c.action).where(event.c.object == f"job:{job_id}").order_by(event.c.object_seq)
+    )
     rows = db.read(lambda c: c.execute(query).all())
     assert [seq for seq, _ in rows] == list(range(1, len(rows) + 1)), "numbered without gaps"
     return [action for _, action in rows]

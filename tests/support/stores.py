@@ -44,9 +44,22 @@ class Valkey:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        arguments = [valkey_binary(), "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
+        arguments = [
+            valkey_binary(),
+            "--port",
+            "0",
+            "--unixsocket",
+            str(self.socket),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]
         self._process = subprocess.Popen(
-            [*arguments, "--dir", str(self._folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
+            [*arguments, "--dir", str(self._folder)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
         )
         client = redis.Redis(unix_socket_path=str(self.socket))
         until(lambda: _answers(client), 10, "Valkey answers")

@@ -40,7 +40,9 @@ class DatabaseTrail:
     truncated = False
 
     def __init__(self, path: Path) -> None:
-        self._connection = _open(path)
+        self._path = path
+        self._immutable = not _in_use(path)
+        self._connection = _open(path, immutable=self._immutable)
         try:
             names = {row[0] for row in self._rows("SELECT name FROM sqlite_master WHERE type = 'table'")}
         except TamperedTrail as error:
@@ -58,6 +60,11 @@ class DatabaseTrail:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether somebody may have written while this read without locks: what it found wrong has to be looked at again."""
+        return self._immutable and _in_use(self._path)
 
     def close(self) -> None:
         self._connection.close()
@@ -98,17 +105,19 @@ class DatabaseTrail:
             raise TamperedTrail(f"the database file cannot be read as a trail ({error})") from None
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _in_use(path: Path) -> bool:
+    """Whether a log lies beside the file: somebody has it open, or had when the machine stopped."""
+    return any(path.with_name(path.name + end).exists() for end in ("-wal", "-journal"))
+
+
+def _open(path: Path, *, immutable: bool) -> sqlite3.Connection:
     if not path.is_file():
         raise EnvironmentProblem(f"there is no database {path}")
-    name = quote(str(path.absolute()))
+    # Opened as immutable SQLite neither locks nor makes files beside it, so a medium that cannot be written will do
+    uri = f"file:{quote(str(path.absolute()))}?mode=ro{'&immutable=1' if immutable else ''}"
     try:
-        return _begun(f"file:{name}?mode=ro")
+        return _begun(uri)
     except sqlite3.OperationalError as error:
-        wal = path.with_name(path.name + "-wal")
-        # A WAL database on a medium that cannot be written has no place for its index; without a log nobody has it open
-        if "unable to open" in str(error) and not wal.exists():
-            return _begun(f"file:{name}?mode=ro&immutable=1")
         raise EnvironmentProblem(f"cannot read the database {path} ({error})") from None
     except sqlite3.DatabaseError as error:
         raise EnvironmentProblem(f"{path} is not a Cloche database ({error})") from None

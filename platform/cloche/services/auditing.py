@@ -73,9 +73,7 @@ class AuditService:
 
     def verify(self, actor: Actor) -> dict[str, Any]:  # noqa: ARG002 - one tree holds every tenant's events
         """The verdict over the whole trail (:meth:`Verdict.to_dict`), every tenant's: it names events and jobs by their ids alone."""
-        with DatabaseTrail(self._db.path) as trail:
-            verdict = verify(trail, key=self._keyring.verifier, hmac_key=self._keyring.hmac_key, now_ms=clock.now_ms())
-        return verdict.to_dict()
+        return _verified(self._db.path, self._keyring.verifier, self._keyring.hmac_key, None).to_dict()
 
     def export(self, actor: Actor) -> Iterator[str]:
         """The tenant's trail as lines of :mod:`cloche.audit.export`. The export itself is recorded, before its first line."""
@@ -141,8 +139,7 @@ def verify_database(
         EnvironmentProblem: a file is missing or is not what it should be, or there is no public key to verify with.
     """
     key, hmac_key, note = _pinned(keys, public_key), read_hmac_key(keys) if keys else None, _note(checkpoint)
-    with DatabaseTrail(path) as trail:
-        return verify(trail, key=key, hmac_key=hmac_key, checkpoint=note, now_ms=clock.now_ms())
+    return _verified(path, key, hmac_key, note)
 
 
 def verify_export(
@@ -152,6 +149,14 @@ def verify_export(
     key, hmac_key, note = _pinned(keys, public_key), read_hmac_key(keys) if keys else None, _note(checkpoint)
     trail = ExportTrail(path)
     return verify(trail, key=key, hmac_key=hmac_key, checkpoint=note, now_ms=trail.at)
+
+
+def _verified(path: Path, key: PublicKey, hmac_key: bytes | None, checkpoint: str | None) -> Verdict:
+    while True:
+        with DatabaseTrail(path) as trail:
+            verdict = verify(trail, key=key, hmac_key=hmac_key, checkpoint=checkpoint, now_ms=clock.now_ms())
+            if verdict.exit_code == 0 or not trail.disturbed:
+                return verdict
 
 
 def _pinned(keys: Path | None, public_key: Path | None) -> PublicKey:

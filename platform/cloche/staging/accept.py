@@ -5,7 +5,7 @@ from __future__ import annotations
 import mimetypes
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cache
 
 DEFAULT_TYPE = "application/octet-stream"
 
@@ -43,22 +43,27 @@ def media_type(name: str) -> str:
 
 
 def matches(accept: Sequence[str], name: str) -> bool:
-    """Whether a file called ``name`` is what a plugin accepts. Patterns are media types (``image/*``) or suffixes (``.csv``); none accepts all."""
+    """Whether a file called ``name`` is what a plugin accepts. Patterns are media types (``image/*``) or suffixes
+    (``.csv``); none accepts all."""
     kind, lower = media_type(name), name.lower()
-    return not accept or any(lower.endswith(p.lower()) if p.startswith(".") else fnmatchcase(kind, p.lower()) for p in accept)
+    if not accept:
+        return True
+    wanted = [pattern.lower() for pattern in accept]
+    return any(lower.endswith(p) if p.startswith(".") else fnmatchcase(kind, p) for p in wanted)
 
 
 def glob_match(pattern: str, path: str) -> bool:
     """Whether a relative path matches an output's pattern.
 
-    Without a ``/`` the pattern is for the file's name, in any folder. With one it is for the whole path, ``*`` and ``?`` stay within a component and
-    ``**`` stands for any number of them. Never slower than components × pattern parts, whatever the pattern.
+    Without a ``/`` the pattern is for the file's name, in any folder. With one it is for the whole path, ``*`` and
+    ``?`` stay within a component and ``**`` stands for any number of them. Never slower than components × pattern
+    parts, whatever the pattern.
     """
     if "/" not in pattern:
         return pattern == "**" or fnmatchcase(path.rpartition("/")[2], pattern)
     wanted, parts = pattern.strip("/").split("/"), path.split("/")
 
-    @lru_cache(maxsize=None)
+    @cache
     def fits(w: int, p: int) -> bool:
         if w == len(wanted):
             return p == len(parts)

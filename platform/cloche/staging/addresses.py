@@ -1,7 +1,8 @@
 """The egress rule of remotes: which addresses an endpoint may have.
 
-A remote's endpoint is a string an administrator of a tenant writes, and the platform connects to it from its own network. Unless the operator
-allows it, no such string may lead to this host, its neighbours or a cloud's metadata service.
+A remote's endpoint is a string an administrator of a tenant writes, and the platform connects to it from its own
+network. Unless the operator allows it, no such string may lead to this host, its neighbours or a cloud's metadata
+service.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def is_public(address: Address) -> bool:
 
 
 def resolve_public(host: str, port: int) -> list[tuple[str, int]]:
-    """The host's addresses, each with the port. One that is not public refuses them all: its answer could change between two look-ups.
+    """The host's addresses, each with the port. One that is not public refuses them all: its answer could change
+    between two look-ups.
 
     Raises:
         AddressRefused: one of them is loopback, private, link-local or otherwise not public.

@@ -1,11 +1,12 @@
 """The artifact store: files by their SHA-256, in a local directory of the platform's own.
 
-``<root>/tenants/<tenant>/<aa>/<bb>/<sha256>``. A stored file never changes: its mode is 0444 (so that a hard link of it can be read in a sandbox, whose
-user id is another one) below folders of mode 0700. Content is shared within a tenant and never between tenants: the link count of an input would
-otherwise tell one tenant what another has stored.
+``<root>/tenants/<tenant>/<aa>/<bb>/<sha256>``. A stored file never changes: its mode is 0444 (so that a hard link
+of it can be read in a sandbox, whose user id is another one) below folders of mode 0700. Content is shared within a
+tenant and never between tenants: the link count of an input would otherwise tell one tenant what another has
+stored.
 
-A file counts only once it and its folder are on the disk. What a crash leaves is under ``tmp/``, locked by whoever is writing it, and removed at
-the next start. Any number of processes and threads may use one root.
+A file counts only once it and its folder are on the disk. What a crash leaves is under ``tmp/``, locked by whoever
+is writing it, and removed at the next start. Any number of processes and threads may use one root.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class ArtifactStore:
             return self._keep(descriptor, name, Stored(digest.hexdigest(), size))
 
     def adopt(self, path: Path) -> Stored:
-        """Move a file of our own into the store, hashed on the way; copied where it cannot be moved. ``path`` is gone afterwards.
+        """Move a file of our own into the store, hashed on the way; copied where it cannot be moved. ``path`` is
+        gone afterwards.
 
         Raises:
             ValueError: it is not a regular file.
@@ -138,9 +140,11 @@ class ArtifactStore:
             copy_file(source, target)
 
     def remove(self, sha256: str, *, wanted: Callable[[], bool] = lambda: False, older_than_s: float = 0) -> bool:
-        """Drop that content, unless it is younger than ``older_than_s`` seconds or ``wanted()``. True when it is gone.
+        """Drop that content, unless it is younger than ``older_than_s`` seconds or ``wanted()``. True when it is
+        gone.
 
-        No file of the same content can be stored while this decides: :meth:`put` renews the age of what it finds present.
+        No file of the same content can be stored while this decides: :meth:`put` renews the age of what it finds
+        present.
         """
         path = self.path(sha256)
         with self._lock(fcntl.LOCK_EX):
@@ -166,7 +170,8 @@ class ArtifactStore:
                 yield path.name
 
     def clean(self) -> int:
-        """Remove what crashed writers left; what a living one writes is locked and stays. Returns how many files went."""
+        """Remove what crashed writers left; what a living one writes is locked and stays. Returns how many files
+        went."""
         gone = 0
         for path in self._tmp.iterdir():
             with contextlib.suppress(FileNotFoundError):

@@ -1,9 +1,10 @@
-"""The one way out for rclone where private addresses are refused: an HTTP CONNECT proxy on loopback, inside the worker.
+"""The one way out for rclone where private addresses are refused: an HTTP CONNECT proxy on loopback, inside the
+worker.
 
-Checking an endpoint when a remote is saved is not enough: a name can resolve to something else later, and a server can redirect. So rclone gets no
-other way than this proxy, which resolves the name itself, refuses what is not public, and connects to the very address it checked. It speaks
-CONNECT alone: a plain ``http://`` request, which would carry a password in the clear, is refused too. A random password keeps other users of
-the host from using it.
+Checking an endpoint when a remote is saved is not enough: a name can resolve to something else later, and a server
+can redirect. So rclone gets no other way than this proxy, which resolves the name itself, refuses what is not
+public, and connects to the very address it checked. It speaks CONNECT alone: a plain ``http://`` request, which
+would carry a password in the clear, is refused too. A random password keeps other users of the host from using it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class EgressGuard:
     @property
     def url(self) -> str:
         """What rclone is given; holds the password."""
-        assert self._listener is not None, "the guard has not been started"
+        if self._listener is None:
+            raise RuntimeError("the guard has not been started")
         return f"http://cloche:{self._secret}@127.0.0.1:{self._listener.getsockname()[1]}"
 
     def start(self) -> None:
@@ -65,7 +67,8 @@ class EgressGuard:
 
     def _tunnel(self, client: socket.socket) -> None:
         try:
-            with client, contextlib.suppress(OSError):  # either side may go away at any time; the other is closed with it
+            # Either side may go away at any time; the other is closed with it.
+            with client, contextlib.suppress(OSError):
                 client.settimeout(_CONNECT_S)
                 head, rest = _read_head(client)
                 status = self._refusal(head)
@@ -124,13 +127,12 @@ def _relay(client: socket.socket, server: socket.socket) -> None:
     client.settimeout(_IDLE_S)
     server.settimeout(_IDLE_S)
     with selectors.DefaultSelector() as selector:
-        selector.register(client, selectors.EVENT_READ, server)
-        selector.register(server, selectors.EVENT_READ, client)
+        selector.register(client, selectors.EVENT_READ, (client, server))
+        selector.register(server, selectors.EVENT_READ, (server, client))
         while ready := selector.select(_IDLE_S):
             for key, _ in ready:
-                source = key.fileobj
-                assert isinstance(source, socket.socket)
+                source, target = key.data
                 data = source.recv(_CHUNK)
                 if not data:
                     return
-                key.data.sendall(data)
+                target.sendall(data)

@@ -53,9 +53,7 @@ class _Planned:
     path: str
     source: str
     size: int
-    artifact: ArtifactRef | None = None
-    remote: RemoteSource | None = None
-    found: RemoteFile | None = None
+    origin: ArtifactRef | tuple[RemoteSource, RemoteFile]
 
 
 class Inputs:
@@ -80,7 +78,8 @@ class Inputs:
             fetched = in_parallel(lambda item: self._fetched(item, scratch), list(enumerate(plan)))
             return [self._placed(item, source, folder) for item, source in zip(plan, fetched, strict=True)]
         except OSError as error:
-            raise PlatformFailure(Reason.STORAGE_FAILED, f"inputs could not be stored: {error.strerror or error}") from error
+            message = f"inputs could not be stored: {error.strerror or error}"
+            raise PlatformFailure(Reason.STORAGE_FAILED, message) from error
 
     def _planned(self, spec: InputSpec) -> Iterator[_Planned]:
         try:
@@ -93,14 +92,14 @@ class Inputs:
                 ref = self._resolve(source.artifact_id)
             except NotFound:
                 raise unavailable(f"the file {source.artifact_id} has been deleted") from None
-            yield _Planned(_named(to or ref.name), spec.source, ref.size, artifact=ref)
+            yield _Planned(_named(to or ref.name), spec.source, ref.size, ref)
         elif source.is_glob:
             yield from self._matching(source, to)
         else:
             found = self._remotes.stat(source.remote, source.path)
             if found is None:
                 raise unavailable(f"remote '{source.remote}' has no file '{source.path}'")
-            yield _Planned(to or source.basename, spec.source, found.size, remote=source, found=found)
+            yield _Planned(to or source.basename, spec.source, found.size, (source, found))
 
     def _matching(self, source: RemoteSource, to: str | None) -> Iterator[_Planned]:
         """The files that match; ``to`` is the folder they go to."""
@@ -116,9 +115,10 @@ class Inputs:
             try:
                 check_remote_path(path.replace("*", "_").replace("?", "_").replace("[", "_"))
             except Invalid as error:
-                raise unavailable(f"remote '{source.remote}' has a file '{found.name!a}' that cannot be staged: {error.detail}") from None
+                message = f"remote '{source.remote}' has a file {found.name!a} that cannot be staged: {error.detail}"
+                raise unavailable(message) from None
             place = _named(f"{to}/{found.name}" if to else found.name)
-            yield _Planned(place, f"{source.remote}:{path}", found.size, remote=RemoteSource(source.remote, path), found=found)
+            yield _Planned(place, f"{source.remote}:{path}", found.size, (RemoteSource(source.remote, path), found))
         if empty:
             raise unavailable(f"no file on remote '{source.remote}' matches '{source.path}'")
 
@@ -127,7 +127,8 @@ class Inputs:
         places: dict[str, str] = {}
         for item in plan:
             if item.path in places:
-                raise unavailable(f"two inputs would be called '{item.path}': {places[item.path]} and {item.source}; give one a 'to'")
+                both = f"{places[item.path]} and {item.source}"
+                raise unavailable(f"two inputs would be called '{item.path}': {both}; give one a 'to'")
             places[item.path] = item.source
         for path in places:
             for parent in PurePosixPath(path).parents:
@@ -139,15 +140,16 @@ class Inputs:
     def _fetched(self, numbered: tuple[int, _Planned], scratch: Path) -> tuple[Path | None, str, int]:
         """A remote's file in ``scratch``, verified: where, digest, bytes. An artifact needs no fetching."""
         number, item = numbered
-        if item.artifact is not None:
-            return None, item.artifact.sha256, item.artifact.size
-        assert item.remote is not None
-        assert item.found is not None
-        target = scratch / str(number)  # a name of ours: what the remote calls it never becomes a path before it is checked
-        self._remotes.fetch(item.remote.remote, item.remote.path, target, item.size if item.size >= 0 else self._caps.size)
-        size, ours = digests(target, list(item.found.hashes))
-        if fault := differs(item.found, size, ours):
-            raise PlatformFailure(Reason.REMOTE_UNAVAILABLE, f"'{item.source}' was damaged or changed on the way: {fault}")
+        origin = item.origin
+        if isinstance(origin, ArtifactRef):
+            return None, origin.sha256, origin.size
+        where, found = origin
+        target = scratch / str(number)  # a name of ours: what the remote calls it is not a path of this host
+        self._remotes.fetch(where.remote, where.path, target, item.size if item.size >= 0 else self._caps.size)
+        size, ours = digests(target, list(found.hashes))
+        if fault := differs(found, size, ours):
+            message = f"'{item.source}' was damaged or changed on the way: {fault}"
+            raise PlatformFailure(Reason.REMOTE_UNAVAILABLE, message)
         if size > self._caps.size:
             raise unavailable(f"'{item.source}' is larger than {self._caps.size} bytes")
         target.chmod(0o444)
@@ -163,7 +165,8 @@ class Inputs:
             try:
                 self._store.link_to(sha256, target)
             except FileNotFoundError:
-                raise PlatformFailure(Reason.STORAGE_FAILED, f"the artifact store has lost {sha256} ('{item.path}')") from None
+                message = f"the artifact store has lost {sha256} ('{item.path}')"
+                raise PlatformFailure(Reason.STORAGE_FAILED, message) from None
         return StagedFile(item.path, size, sha256, item.source)
 
 

@@ -45,7 +45,8 @@ class Outputs:
         self._remotes = remotes.charging(Reason.OUTPUT_REJECTED)
 
     def stage(self, job: ClaimedJob, folder: Path, files: Sequence[CollectedFile], scratch: Path) -> list[OutputFile]:
-        """Store every file; see :meth:`cloche.staging.stager.Stager.stage_out`. Remotes first: they are what may fail."""
+        """Store every file; see :meth:`cloche.staging.stager.Stager.stage_out`. Remotes first: they are what may
+        fail."""
         going: list[_Going] = []
         staying: list[tuple[int, str, Path]] = []
         for number, file in enumerate(files):
@@ -98,16 +99,19 @@ class Outputs:
         self._remotes.store(copy, item.remote, item.draft)
         found = self._remotes.stat(item.remote, item.draft)
         if found is None:
-            raise PlatformFailure(Reason.REMOTE_UNAVAILABLE, f"remote '{item.remote}' does not show '{item.path}' after storing it")
+            message = f"remote '{item.remote}' does not show '{item.path}' after storing it"
+            raise PlatformFailure(Reason.REMOTE_UNAVAILABLE, message)
         if set(found.hashes) - set(ours):
             _, ours = digests(copy, list(found.hashes))
         if fault := differs(found, size, ours):
-            raise PlatformFailure(Reason.REMOTE_UNAVAILABLE, f"'{item.path}' was damaged on its way to '{item.remote}': {fault}")
+            message = f"'{item.path}' was damaged on its way to '{item.remote}': {fault}"
+            raise PlatformFailure(Reason.REMOTE_UNAVAILABLE, message)
         copy.unlink()
         return replace(item, size=size, sha256=ours["sha256"])
 
     def _forget_earlier(self, job: ClaimedJob, remote: str, folder: str) -> None:
-        """Remove the drafts of attempts before this one. One that still runs somewhere, cut off, can no longer finish its move."""
+        """Remove the drafts of attempts before this one. One that still runs somewhere, cut off, can no longer
+        finish its move."""
         own = _draft_folder(job, job.attempt)
         for attempt in range(max(1, job.attempt - _EARLIER), job.attempt):
             self._remotes.purge(remote, folder.removesuffix(own) + _draft_folder(job, attempt))
@@ -115,7 +119,8 @@ class Outputs:
     def _tidy(self, remote: str, folder: str) -> None:
         try:
             self._remotes.purge(remote, folder)
-        except JobFailure as failure:  # the files are in their places, or the failure that matters is already on its way
+        except JobFailure as failure:
+            # The files are in their places, or the failure that matters is already on its way.
             _log.warning("a temporary folder stays on a remote", remote=remote, folder=folder, error=str(failure))
 
 

@@ -1,7 +1,8 @@
 """Names and paths that users give, checked before anything else sees them.
 
-A remote is found by its exact name and a path is one string that rclone never parses; these checks are what keeps it so. Everything that does not
-pass is the request's fault: :class:`cloche.errors.Invalid` with a pointer to the field.
+A remote is found by its exact name and a path is one string that rclone never parses; these checks are what keeps
+it so. Everything that does not pass is the request's fault: :class:`cloche.errors.Invalid` with a pointer to the
+field.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def check_remote_name(name: str, *, pointer: str = "") -> str:
 
 
 def check_remote_path(path: str, *, pointer: str = "", glob: bool = False) -> str:
-    """A path below a remote's root, when it may be one. ``glob`` allows ``*``, ``?`` and ``[…]`` in the last component.
+    """A path below a remote's root, when it may be one. ``glob`` allows ``*``, ``?`` and ``[…]`` in the last
+    component.
 
     Raises:
         Invalid: it could leave the remote's root, or be taken for something else than a path.
@@ -42,7 +44,9 @@ def check_remote_path(path: str, *, pointer: str = "", glob: bool = False) -> st
     _check(path, pointer)
     folder, _, last = path.rpartition("/")
     if has_glob(folder) or (has_glob(last) and not glob):
-        where = "only the last part of a path may hold '*', '?' or '['" if glob else "'*', '?' and '[' have no place here"
+        where = (
+            "only the last part of a path may hold '*', '?' or '['" if glob else "'*', '?' and '[' have no place here"
+        )
         raise refused(pointer, where)
     return path
 

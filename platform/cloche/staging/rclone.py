@@ -1,6 +1,7 @@
 """Calls to a private rclone daemon, and what its errors mean.
 
-Every call carries its remote as a JSON object; nothing that a user wrote is a command line, a connection string or a file name of this host.
+Every call carries its remote as a JSON object; nothing that a user wrote is a command line, a connection string or
+a file name of this host.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _CALLS = 16
 _WATCH_S = 0.1
 _OBSCURED_MAX = 1_000
 _REFUSED = re.compile(
-    r"\b(401|403)\b|unable to authenticate|host key mismatch|AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId|permission denied|unauthorized",
+    r"\b(401|403)\b|unable to authenticate|host key mismatch|permission denied|unauthorized"
+    r"|AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId",
     re.IGNORECASE,
 )
 
@@ -58,8 +60,9 @@ class Stopped(ClocheError):
     """The caller's ``stop`` said so; rclone has been told."""
 
 
-def find_binary() -> Path:
-    """The rclone that came with the requirements, beside the interpreter. Never one from PATH: its version would be anybody's."""
+def rclone_binary() -> Path:
+    """The rclone that came with the requirements, beside the interpreter. Never one from PATH: its version would be
+    anybody's."""
     for folder in (Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))):
         if (folder / "rclone").is_file():
             return folder / "rclone"
@@ -67,7 +70,8 @@ def find_binary() -> Path:
 
 
 class RcloneDaemon:
-    """One daemon per process: started by the first call, started again when it died, ended by ``close`` or with the process.
+    """One daemon per process: started by the first call, started again when it died, ended by ``close`` or with the
+    process.
 
     All methods may be called from any thread; at most 16 calls run at once, the rest wait.
     """
@@ -75,6 +79,7 @@ class RcloneDaemon:
     def __init__(self, binary: Path, run_dir: Path, *, allow_addresses: bool = False) -> None:
         self._binary = binary
         self._run_dir = run_dir
+        self.allow_addresses = allow_addresses
         self._guard = None if allow_addresses else EgressGuard()
         self._process: RcloneProcess | None = None
         self._lock = threading.Lock()
@@ -135,14 +140,7 @@ class RcloneDaemon:
             PlatformFailure: the daemon itself failed (``platform_failed``).
         """
         with self._places:
-            for last in (False, True):
-                self.start()
-                connection = self._connection(timeout_s)
-                if connection is not None:
-                    break
-                if last:
-                    raise PlatformFailure("platform_failed", "rclone does not listen")
-            assert connection is not None
+            connection = self._connected(timeout_s)
             with contextlib.closing(connection):
                 try:
                     connection.request("POST", f"/{method}", json.dumps(params), {"Content-Type": "application/json"})
@@ -152,17 +150,27 @@ class RcloneDaemon:
                 except TimeoutError:
                     raise RemoteFault(Fault.UNREACHABLE, f"no answer within {timeout_s:.0f} s") from None
                 except (OSError, http.client.HTTPException) as error:
-                    raise PlatformFailure("platform_failed", f"rclone ended during a call ({type(error).__name__})") from error
+                    message = f"rclone ended during a call ({type(error).__name__})"
+                    raise PlatformFailure("platform_failed", message) from error
         return _answer(response.status, body)
 
     def obscure(self, secret: str) -> str:
-        """The secret as rclone's options want it. The same secret gives the same text, so rclone keeps its connections to a remote."""
+        """The secret as rclone's options want it. The same secret gives the same text, so rclone keeps its
+        connections to a remote."""
         key = hashlib.sha256(secret.encode()).hexdigest()
         if key not in self._obscured:
             if len(self._obscured) >= _OBSCURED_MAX:
                 self._obscured.clear()
             self._obscured[key] = str(self.call("core/obscure", clear=secret)["obscured"])
         return self._obscured[key]
+
+    def _connected(self, timeout_s: float) -> UnixConnection:
+        for _ in range(2):
+            self.start()
+            connection = self._connection(timeout_s)
+            if connection is not None:
+                return connection
+        raise PlatformFailure("platform_failed", "rclone does not listen")
 
     def _connection(self, timeout_s: float) -> UnixConnection | None:
         process = self._process

@@ -1,8 +1,9 @@
 """The rclone daemon as a process: started with nothing of ours, ended with us.
 
-``rclone rcd`` listens on a Unix socket in a folder of mode 0700, with an empty configuration and an environment of two names that lead nowhere.
-A shim sets the parent-death signal and then becomes rclone: the daemon dies with its parent even when that is killed. The signal is tied to the
-*thread* that forked, so one thread starts the daemon and stays until it has ended.
+``rclone rcd`` listens on a Unix socket in a folder of mode 0700, with an empty configuration and an environment of
+two names that lead nowhere. A shim sets the parent-death signal and then becomes rclone: the daemon dies with its
+parent even when that is killed. The signal is tied to the *thread* that forked, so one thread starts the daemon and
+stays until it has ended.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class RcloneProcess:
 
     @property
     def socket_path(self) -> Path:
-        assert self._folder is not None, "the daemon has not been started"
+        if self._folder is None:
+            raise RuntimeError("the daemon has not been started")
         return self._folder / "rc.sock"
 
     def start(self) -> None:
@@ -134,11 +136,13 @@ class RcloneProcess:
         folder = self.socket_path.parent
         environment = {"PATH": str(folder / "bin"), "HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp")}
         if self._proxy is not None:
-            environment["RCLONE_HTTP_PROXY"] = self._proxy  # not an argument: those are for all users of the host to read
+            # Not an argument: those are for all users of the host to read.
+            environment["RCLONE_HTTP_PROXY"] = self._proxy
         command = [sys.executable, "-I", "-S", "-c", _SHIM, str(os.getpid()), str(self._binary), "rcd", "--config", ""]
-        command += [f"--rc-addr=unix://{self.socket_path}", f"--cache-dir={folder / 'tmp'}", f"--temp-dir={folder / 'tmp'}", *_FLAGS]
+        command += [f"--rc-addr=unix://{self.socket_path}", *_FLAGS]
+        command += [f"--cache-dir={folder / 'tmp'}", f"--temp-dir={folder / 'tmp'}"]
         try:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 env=environment,
                 cwd=folder,
@@ -149,17 +153,16 @@ class RcloneProcess:
                 errors="replace",
                 start_new_session=True,
             )
+            self._process = process
         except OSError as error:
             self._problem = error
             return
         finally:
             self._spawned.set()
-        assert self._process.stderr is not None
-        with self._process.stderr as lines:
-            for line in lines:
-                self._said.append(line.strip()[:500])
-                _log.debug("rclone", line=redact.text(line.strip()[:500]))
-        self._process.wait()
+        for line in process.stderr or ():
+            self._said.append(line.strip()[:500])
+            _log.debug("rclone", line=redact.text(line.strip()[:500]))
+        process.wait()
 
 
 class UnixConnection(http.client.HTTPConnection):

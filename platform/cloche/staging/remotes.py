@@ -1,7 +1,7 @@
 """What a remote may be: its types, their options, and the JSON object rclone is given.
 
-An allow-list. rclone has options that run a command, read a file of this host or take the host's own credentials; none of them is here, so none can be
-set. ``docs/remotes.md`` lists what is.
+An allow-list. rclone has options that run a command, read a file of this host or take the host's own credentials;
+none of them is here, so none can be set. ``docs/remotes.md`` lists what is.
 """
 
 from __future__ import annotations
@@ -64,12 +64,13 @@ def _url(value: str) -> str | None:
 
 def _pem(value: str) -> str | None:
     good = value.startswith("-----BEGIN ") and value.rstrip().endswith("PRIVATE KEY-----")
-    return None if good and not unprintable(value.replace("\n", "").replace("\r", "")) else "the text of a private key in PEM form"
+    good = good and not unprintable(value.replace("\n", "").replace("\r", ""))
+    return None if good else "the text of a private key in PEM form"
 
 
 def _host_keys(value: str) -> str | None:
     good = all(_HOST_KEY.fullmatch(line.strip()) for line in value.strip().split("\n"))
-    return None if good else "lines of '<algorithm> <base64 key>', as `ssh-keyscan HOST` prints them after the host's name"
+    return None if good else "lines of '<algorithm> <base64 key>', as `ssh-keyscan HOST` prints after the host's name"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,11 @@ TYPES: dict[str, dict[str, Option]] = {
         "root": _ROOT,
     },
     "s3": {
-        "provider": Option(_pattern(r"[A-Za-z0-9]{2,32}", "a provider's name as rclone has it, such as AWS, Minio or Other"), required=True, moves=True),
+        "provider": Option(
+            _pattern(r"[A-Za-z0-9]{2,32}", "a provider's name as rclone has it, such as AWS, Minio or Other"),
+            required=True,
+            moves=True,
+        ),
         "endpoint": Option(_url, moves=True),
         "region": Option(_pattern(r"[a-z0-9-]{1,40}", "a region such as eu-central-1"), moves=True),
         "access_key_id": Option(_text, required=True),
@@ -103,7 +108,9 @@ TYPES: dict[str, dict[str, Option]] = {
         "root": _ROOT,
     },
     "sftp": {
-        "host": Option(lambda value: None if _HOST.fullmatch(value) else "a host's name or address", required=True, moves=True),
+        "host": Option(
+            lambda value: None if _HOST.fullmatch(value) else "a host's name or address", required=True, moves=True
+        ),
         "port": Option(_pattern(r"[1-9][0-9]{0,4}", "a port between 1 and 65535"), moves=True),
         "user": Option(_text, required=True),
         "pass": Option(_text, secret=True),
@@ -131,7 +138,8 @@ class RemoteConfig:
 
 
 def validate(kind: str, options: Mapping[str, Any], *, allow_addresses: bool) -> RemoteConfig:
-    """The remote that was asked for. With ``allow_addresses`` its endpoint may be private, and a URL may be plain ``http``.
+    """The remote that was asked for. With ``allow_addresses`` its endpoint may be private, and a URL may be plain
+    ``http``.
 
     Raises:
         Invalid: with a pointer to each option that is unknown, missing or wrong, or to the type.
@@ -144,7 +152,8 @@ def validate(kind: str, options: Mapping[str, Any], *, allow_addresses: bool) ->
     for name, given in options.items():
         value = _as_text(given)
         if name not in known:
-            problems.append(Problem(f"/options/{_escaped(name)}", f"not an option of {kind}; these are: {', '.join(known)}"))
+            detail = f"not an option of {kind}; these are: {', '.join(known)}"
+            problems.append(Problem(f"/options/{_escaped(name)}", detail))
         elif value is None or len(value) > _MAX_VALUE:
             problems.append(Problem(f"/options/{name}", f"text of at most {_MAX_VALUE} characters"))
         elif fault := known[name].check(value):
@@ -173,7 +182,12 @@ def to_fs(config: RemoteConfig, obscure: Callable[[str], str], *, proxy: str | N
         fs = {"type": "s3", "env_auth": "false", "no_check_bucket": "true", **_without(given, "root", "bucket")}
         return _rooted(fs, "/".join(part for part in (given["bucket"], given.get("root")) if part))
     # No command runs on the server either: rclone would otherwise ask its shell for checksums.
-    fs = {"type": "sftp", "shell_type": "none", "disable_hashcheck": "true", **_without(given, "root", "pass", "host_keys")}
+    fs = {
+        "type": "sftp",
+        "shell_type": "none",
+        "disable_hashcheck": "true",
+        **_without(given, "root", "pass", "host_keys"),
+    }
     fs["host_keys"] = ",".join(line.strip() for line in given["host_keys"].strip().split("\n"))
     if "pass" in given:
         fs["pass"] = obscure(given["pass"])
@@ -214,12 +228,14 @@ def _address(kind: str, options: Mapping[str, str]) -> list[Problem]:
     if kind != "sftp":
         parts = urlsplit(options[name])
         if parts.scheme != "https":
-            return [Problem(f"/options/{name}", "begins with https:// ; plain http needs the operator's remote.allow_private")]
+            detail = "begins with https://; plain http needs the operator's remote.allow_private"
+            return [Problem(f"/options/{name}", detail)]
         host, port = parts.hostname or "", parts.port or 443
     try:
         resolve_public(host, port)
     except AddressRefused as error:
-        return [Problem(f"/options/{name}", f"{error}; the operator can allow such addresses with remote.allow_private")]
+        detail = f"{error}; the operator can allow such addresses with remote.allow_private"
+        return [Problem(f"/options/{name}", detail)]
     except (OSError, UnicodeError):
         return []  # not known here and now; `test` says so, and nothing can be reached by it
     return []

@@ -1,7 +1,8 @@
 """What ``inputs[].from`` and ``outputs[].to`` may say, parsed in one place.
 
-``artifact:<id>`` is a stored file; ``<remote>:path`` lies on a remote. What looks like one of rclone's own connection strings (``:local:/etc``,
-``name,option=value:x``) has no name that passes, and is refused here: rclone never sees a string to interpret.
+``artifact:<id>`` is a stored file; ``<remote>:path`` lies on a remote. What looks like one of rclone's own
+connection strings (``:local:/etc``, ``name,option=value:x``) has no name that passes, and is refused here: rclone
+never sees a string to interpret.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""One job's dealings with remotes: look, list, fetch, store. Every fault becomes a failure of the job, with whose fault it is."""
+"""One job's dealings with remotes: look, list, fetch, store. Every fault becomes a failure of the job, with whose
+fault it is."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def never() -> bool:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on a remote: its name in its folder, bytes (-1: the remote does not say), digests by algorithm where the remote has them."""
+    """A file on a remote: its name in its folder, bytes (-1: the remote does not say), digests by algorithm where
+    the remote has them."""
 
     name: str
     size: int
@@ -47,7 +49,12 @@ class RemoteFiles:
     """Calls for one job. ``reason`` is what a fault that is not ours is called."""
 
     def __init__(
-        self, rclone: RcloneDaemon, lookup: Lookup, tenant_id: str, stop: Callable[[], bool], reason: Reason = Reason.INPUT_UNAVAILABLE
+        self,
+        rclone: RcloneDaemon,
+        lookup: Lookup,
+        tenant_id: str,
+        stop: Callable[[], bool],
+        reason: Reason = Reason.INPUT_UNAVAILABLE,
     ) -> None:
         self._rclone = rclone
         self._lookup = lookup
@@ -78,7 +85,8 @@ class RemoteFiles:
         return sorted((_remote_file(item) for item in items), key=lambda file: file.name)
 
     def fetch(self, remote: str, path: str, target: Path, size: int) -> None:
-        """Copy a remote's file to ``target``, a new name in a folder of ours. A remote that sends much more than ``size`` bytes is cut off."""
+        """Copy a remote's file to ``target``, a new name in a folder of ours. A remote that sends much more than
+        ``size`` bytes is cut off."""
         with self._failing(remote, path):
             limit = max(size, 0) * _TRIES + _SLACK
             config = {"IgnoreTimes": True, "MaxTransfer": limit, "CutoffMode": "HARD"}
@@ -87,7 +95,9 @@ class RemoteFiles:
     def store(self, source: Path, remote: str, path: str) -> None:
         """Copy a file of ours to a remote."""
         with self._failing(remote, path):
-            self._copy("operations/copyfile", _local(source.parent), source.name, self._fs(remote), path, {"IgnoreTimes": True})
+            self._copy(
+                "operations/copyfile", _local(source.parent), source.name, self._fs(remote), path, {"IgnoreTimes": True}
+            )
 
     def move(self, remote: str, source: str, target: str) -> None:
         """Give a remote's file its name, in place of any that has it."""
@@ -142,11 +152,14 @@ class RemoteFiles:
         if fault.fault is Fault.REFUSED:
             # Trying again for as long as a platform failure is tried would change nothing; a replay after the repair does.
             return PluginFailure(self._reason, f"remote '{remote}' refused '{path}': {fault.message}", details)
-        return PlatformFailure(Reason.REMOTE_UNAVAILABLE, f"remote '{remote}' failed with '{path}': {fault.message}", details)
+        return PlatformFailure(
+            Reason.REMOTE_UNAVAILABLE, f"remote '{remote}' failed with '{path}': {fault.message}", details
+        )
 
 
 def in_parallel(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """``function`` of every item, in order. The first failure is raised once those under way have ended; the rest never start."""
+    """``function`` of every item, in order. The first failure is raised once those under way have ended; the rest
+    never start."""
     if len(items) <= 1:
         return [function(item) for item in items]
     with ThreadPoolExecutor(min(PARALLEL, len(items)), thread_name_prefix="transfer") as pool:
@@ -187,4 +200,6 @@ def _local(folder: Path) -> dict[str, str]:
 
 
 def _remote_file(item: Mapping[str, Any]) -> RemoteFile:
-    return RemoteFile(str(item["Name"]), int(item["Size"]), {str(k): str(v) for k, v in (item.get("Hashes") or {}).items()})
+    return RemoteFile(
+        str(item["Name"]), int(item["Size"]), {str(k): str(v) for k, v in (item.get("Hashes") or {}).items()}
+    )

@@ -29,7 +29,8 @@ class OptionVault:
 
     @classmethod
     def load_or_create(cls, path: Path) -> OptionVault:
-        """The vault of the key file, made with a new key (0600) when there is none. Any number of processes may call this at once.
+        """The vault of the key file, made with a new key (0600) when there is none. Any number of processes may
+        call this at once.
 
         Raises:
             EnvironmentProblem: the file is damaged, not ours, or readable by others.
@@ -42,7 +43,9 @@ class OptionVault:
             raise EnvironmentProblem(f"{path} has to belong to the platform's user alone: chown it, and chmod 600")
         key = path.read_bytes()
         if len(key) != _KEY:
-            raise EnvironmentProblem(f"{path} is damaged: it holds {len(key)} bytes instead of {_KEY}; restore it from a backup")
+            raise EnvironmentProblem(
+                f"{path} is damaged: it holds {len(key)} bytes instead of {_KEY}; restore it from a backup"
+            )
         return cls(key)
 
     def seal(self, tenant_id: str, name: str, options: Mapping[str, str]) -> bytes:

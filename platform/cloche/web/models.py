@@ -171,10 +171,16 @@ class ContentQuery(Query):
     inline: Literal["0", "1"] = Field("0", description="`1` shows pictures and text instead of downloading them.")
 
 
+class PluginQuery(Query):
+    version: Name | None = None
+
+
 class AuditQuery(Page):
     actor: Name | None = None
     action: Name | None = None
     object: Annotated[str, StringConstraints(max_length=255)] | None = None
     outcome: Literal["allowed", "denied", "failed"] | None = None
+    request_id: Name | None = None
+    token_id: Name | None = None
     since: Moment | None = None
     until: Moment | None = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
+from pydantic import ConfigDict
+
 from cloche.domain.states import State
 from cloche.web.routing import Shape
 
@@ -171,6 +173,12 @@ class WorkerOut(Shape):
     last_heartbeat: str
 
 
+class PluginInputs(Shape):
+    min: int
+    max: int | None
+    accept: list[str]
+
+
 class PluginOut(Shape):
     id: str
     name: str
@@ -178,8 +186,18 @@ class PluginOut(Shape):
     digest: str
     enabled: bool
     default: bool
-    configuration: dict[str, Any]
+    disabled_reason: str | None
     summary: str
+    configuration: dict[str, Any]
+    params: dict[str, Any]
+    inputs: PluginInputs
+    limits: dict[str, Any]
+    isolation: str
+    first_seen_at: str | None
+
+
+class PluginDetailOut(PluginOut):
+    versions: list[str]
 
 
 class RemoteOut(Shape):
@@ -212,9 +230,22 @@ class AuditEventOut(Shape):
     details: dict[str, Any]
 
 
+class BadEvent(Shape):
+    model_config = ConfigDict(extra="allow")
+
+
 class VerifyOut(Shape):
     status: str
-    detail: str
+    exit_code: int
+    first_bad: BadEvent | None
+    events: int
+    leaves: int
+    batches: int
+    unsealed: int
+    root: str
+    key: str
+    hmac_checked: bool
+    notes: list[str]
 
 
 class CheckpointOut(Shape):
@@ -223,6 +254,10 @@ class CheckpointOut(Shape):
     root: str
     at: str
     note: str
+
+
+class CheckpointsOut(Paged[CheckpointOut]):
+    public_key: str
 
 
 class WorkersHealth(Shape):

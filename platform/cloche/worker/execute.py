@@ -27,6 +27,7 @@ from cloche.services import effects
 from cloche.services.attempts import AttemptRecorder
 from cloche.services.outputs import record_outputs
 from cloche.services.transitions import Transitions
+from cloche.staging.rclone import Stopped
 from cloche.worker.conversation import Conversation, Interrupted
 from cloche.worker.files import JobFiles
 from cloche.worker.holds import Hold
@@ -59,6 +60,7 @@ class Execution:
         self._limits = Limits(**self._job.limits)
         self._journal = Journal(tools.recorder, tools.broker, self._job, self._limits.log)
         self._usage: dict[str, Any] = {}
+        self._buried = False
 
     def run(self) -> None:
         try:
@@ -76,8 +78,8 @@ class Execution:
             sandbox = self._tools.backend.create(self._spec())
             self._received(sandbox, _ms(began))
             outcome = self._inside(sandbox)
-        except Interrupted:
-            if sandbox is not None:
+        except (Interrupted, Stopped):
+            if sandbox is not None and not self._buried:
                 self._bury(sandbox)
             self._settle_interrupted()
         except JobFailure as failure:
@@ -92,7 +94,6 @@ class Execution:
             if sandbox is not None:
                 self._hold.on_interrupt = None
                 sandbox.destroy()
-                self._tools.files.discard(self._job)
 
     def _spec(self) -> SandboxSpec:
         bundle, wheels = self._tools.files.bundle(self._job)
@@ -109,7 +110,7 @@ class Execution:
     def _inside(self, sandbox: Sandbox) -> Success:
         talk = Conversation(sandbox.channel, self._hold, self._journal)
         began = time.monotonic()
-        staged = self._tools.files.stage_in(self._job, sandbox.in_folder)
+        staged = self._tools.files.stage_in(self._job, sandbox.in_folder, self._stopped)
         shown = [{"path": file.path, "size": file.size, "sha256": file.sha256, "source": file.source} for file in staged]
         staged_event = (Trace.STAGED_IN, {"duration_ms": _ms(began), "files": shown[:50], "count": len(shown)})
         try:
@@ -134,7 +135,7 @@ class Execution:
         began = time.monotonic()
         for path, why in remains.refused:
             self._journal.log("platform", f"[not collected: {path!a}: {why}]\n")
-        outputs = self._tools.files.stage_out(self._job, remains)
+        outputs = self._tools.files.stage_out(self._job, remains, self._stopped)
         shown = [{"path": out.path, "size": out.size, "sha256": out.sha256, "to": out.destination} for out in outputs]
         details: dict[str, Any] = {"duration_ms": _ms(began), "files": shown[:50], "count": len(shown)}
         if remains.refused:
@@ -144,12 +145,18 @@ class Execution:
 
     def _bury(self, sandbox: Sandbox) -> Remains:
         """Make sure that it is dead; note what it used."""
+        self._buried = True
         remains = sandbox.finish()
         self._usage = {**remains.usage}
         self._journal.flush()
         if self._journal.truncated:
             self._trace(None, (Trace.LOG_TRUNCATED, {"limit": self._limits.log}))
         return remains
+
+    def _stopped(self) -> bool:
+        """Whether staging should end: nobody wants this attempt's outcome any more."""
+        hold = self._hold
+        return hold.cancel.is_set() or hold.lost.is_set() or hold.handed_back.is_set()
 
     # --- settling -----------------------------------------------------------------------------------------------------------
 

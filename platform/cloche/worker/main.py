@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import threading
-from pathlib import Path
 
 from cloche import logs
 from cloche.audit.keys import KeyRing
@@ -21,9 +20,14 @@ from cloche.queueing.redis_broker import RedisBroker
 from cloche.registry.catalog import Catalog
 from cloche.registry.store import BundleStore
 from cloche.services.attempts import AttemptRecorder
+from cloche.services.remotes import RemoteService
 from cloche.services.transitions import Transitions
 from cloche.services.watch import EventHub
 from cloche.services.workers import WorkerService
+from cloche.staging.artifacts import ArtifactStore
+from cloche.staging.rclone import RcloneDaemon, find_binary
+from cloche.staging.stager import Stager
+from cloche.staging.vault import OptionVault
 from cloche.worker.execute import Tools
 from cloche.worker.files import JobFiles
 from cloche.worker.holds import Holds
@@ -38,13 +42,17 @@ def run(settings: Settings, worker_id: str | None = None) -> int:
     db = Database(settings.database_url)
     broker = RedisBroker(settings.redis_url)
     hub = EventHub(broker)
-    keyring = KeyRing.load_or_create(settings.home / "keys")
+    audit = AuditLog(KeyRing.load_or_create(settings.home / "keys").hmac_key)
     budget = PlatformBudget(settings.retry.platform_budget, settings.retry.worker_deaths)
-    transitions = Transitions(AuditLog(keyring.hmac_key), budget)
+    transitions = Transitions(audit, budget)
     workers = WorkerService(db)
     backend = SandboxdBackend(settings.sandboxd_socket, owner=worker_id)
-    catalog = Catalog([plugin_home(), *settings.plugin_paths])
-    files = JobFiles.build(settings, db, BundleStore(settings.home, catalog), backend.image_python, worker_id)
+    catalog = Catalog(settings.plugin_folders)
+    rclone = RcloneDaemon(find_binary(), settings.home / "run" / "rclone", allow_addresses=settings.remote.allow_private)
+    remotes = RemoteService(db, audit, OptionVault.load_or_create(settings.home / "keys" / "remotes.key"), rclone)
+    work = settings.home / "work" / worker_id
+    stager = Stager(ArtifactStore(settings.home / "artifacts"), rclone, remotes.config_for, work=work)
+    files = JobFiles(db, BundleStore(settings.home, catalog), backend.image_python, stager, work)
     recorder = AttemptRecorder(db, worker_id)
     tools = Tools(db, broker, backend, transitions, recorder, files, worker_id)
     lease_ms = settings.worker.lease
@@ -70,6 +78,7 @@ def run(settings: Settings, worker_id: str | None = None) -> int:
     finally:
         holds.close()
         backend.close()
+        rclone.close()
         files.close()
         hub.close()
         db.close()
@@ -77,8 +86,3 @@ def run(settings: Settings, worker_id: str | None = None) -> int:
     _log.info("worker stopped", worker_id=worker_id, threads=threading.active_count())
     return 0
 
-
-def plugin_home() -> Path:
-    """The folder of plugins shipped with Cloche."""
-    checkout = Path(__file__).resolve().parents[3] / "plugins"
-    return checkout if checkout.is_dir() else Path(__file__).resolve().parents[1] / "_plugins"

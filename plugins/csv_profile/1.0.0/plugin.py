@@ -15,7 +15,8 @@ from report import markdown
 MAX_COLUMNS = 2_000
 MAX_DISTINCT_IN_ALL = 1_000_000  # remembered over all columns of one file: about 100 MB
 FIELD_LIMIT = 1 << 20  # characters in one field; more is hardly a table
-SAMPLE = 1 << 16
+SAMPLE = 1 << 13  # characters the delimiter is guessed from; the guess takes longer than linear time
+PIECE = 1 << 16
 EVERY = 20_000  # rows between two reports of progress
 DELIMITERS = ",;\t|"
 
@@ -97,7 +98,7 @@ def detect_encoding(path: Path) -> str:
         raw.seek(0)
         text = io.TextIOWrapper(raw, encoding="utf-8-sig")
         try:
-            while text.read(SAMPLE):
+            while text.read(PIECE):
                 pass
         except UnicodeDecodeError:
             return "cp1252"

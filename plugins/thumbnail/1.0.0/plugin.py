@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from cloche_guest import Job, hookimpl
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-MAX_PIXELS = 80_000_000  # a picture that claims more is refused before it is decoded; 80 MP take 320 MB as RGBA
+MAX_PIXELS = 40_000_000  # decoded; two copies of them as RGBA take 320 MB
+MAX_CLAIM = 400_000_000  # of a file: a large JPEG is decoded at a fraction of its size
+UNBOUNDED = 1 << 20  # a height no picture has
 SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 
 
@@ -16,7 +19,7 @@ SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 def setup() -> None:
     """Load Pillow's codecs before a job is known."""
     Image.init()
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    Image.MAX_IMAGE_PIXELS = MAX_CLAIM // 2  # Pillow refuses what claims twice as many
 
 
 @hookimpl
@@ -36,21 +39,18 @@ def thumbnail(path: Path, job: Job, taken: set[str]) -> dict[str, Any]:
     Raises:
         ValueError: it is no picture, is damaged, or claims too many pixels.
     """
-    width = job.payload["width"]
-    height = job.payload.get("height", 1 << 20)
+    width, height = job.payload["width"], job.payload.get("height", UNBOUNDED)
     try:
         with Image.open(path) as picture:
             original = picture.size
-            if original[0] * original[1] > MAX_PIXELS:
-                raise ValueError(
-                    f"{path.name} claims {original[0]}×{original[1]} pixels; at most {MAX_PIXELS} are decoded"
-                )
             kind = chosen_format(job.payload["format"], picture.format)
-            # A JPEG can be decoded at a fraction of its size; a square, since it may yet be turned.
-            picture.draft(None, (2 * max(width, 1), 2 * max(width, min(height, original[1]))))
+            picture.draft(None, twice(original, width, height))
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(
+                    f"{path.name} has {original[0]}×{original[1]} pixels; at most {MAX_PIXELS} are decoded"
+                )
             upright = ImageOps.exif_transpose(picture)
-            upright.thumbnail((width, height), Image.Resampling.LANCZOS)
-            small = fitted(upright, kind)
+        small = fitted(upright, kind, width, height)
     except UnidentifiedImageError:
         raise ValueError(f"{path.name} is not a picture that Pillow can read") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -74,15 +74,28 @@ def chosen_format(asked: str, own: str | None) -> str:
     return own if own in SUFFIX else "PNG"
 
 
-def fitted(picture: Image.Image, kind: str) -> Image.Image:
-    """The picture in a mode its format can hold: JPEG has no transparency, so that lies on white; metadata stays behind."""
+def twice(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
+    """Double the size the thumbnail will have, whichever way the picture is turned: JPEG decoders need not do more."""
+    factor = max(min(width / size[0], height / size[1]), min(width / size[1], height / size[0]))
+    return ceil(2 * factor * size[0]), ceil(2 * factor * size[1])
+
+
+def fitted(picture: Image.Image, kind: str, width: int, height: int) -> Image.Image:
+    """The picture scaled, in a mode its format can hold: JPEG has no transparency, so that lies on white.
+
+    Of its metadata only a colour profile is kept, where it still describes the pixels: no place, camera or preview gets out.
+    """
+    profile = picture.info.get("icc_profile") if picture.mode in ("RGB", "RGBA") else None
+    if picture.mode.startswith("I;16"):
+        picture = picture.convert("I").point(lambda value: value * (1 / 256))
     clear = picture.has_transparency_data
-    small = picture.convert("RGBA" if clear else ("L" if picture.mode in ("1", "L", "I", "I;16", "F") else "RGB"))
+    small = picture.convert("RGBA" if clear else ("L" if picture.mode in ("1", "L", "I", "F") else "RGB"))
+    small.thumbnail((width, height), Image.Resampling.LANCZOS)
     if kind == "JPEG" and clear:
         paper = Image.new("RGB", small.size, "white")
         paper.paste(small, mask=small.getchannel("A"))
-        return paper
-    small.info.clear()
+        small = paper
+    small.info = {"icc_profile": profile} if profile else {}
     return small
 
 

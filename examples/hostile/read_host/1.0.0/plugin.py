@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +27,24 @@ HOST_FOLDERS = (
     "/sys/fs/cgroup/memory/docker",
 )
 ENGINE_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock", "/run/containerd/containerd.sock")
-KERNEL_FILES = ("/proc/kcore", "/proc/kmsg", "/proc/1/mem", "/dev/mem", "/dev/kmsg", "/dev/sda", "/dev/vda")
+KERNEL_FILES = ("/proc/kcore", "/proc/kmsg", "/dev/mem", "/dev/kmsg", "/dev/sda", "/dev/vda")
 KERNEL_SWITCHES = ("/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/sys/kernel/uevent_helper")
-OWN_PROGRAMS = ("cloche_guest", "cloche-guest", "python")
+SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY", "CLOCHE_", "DOCKER_", "AWS_")
 
 
 @hookimpl
 def run(job: Job) -> dict[str, Any]:
     attempts: list[tuple[str, Callable[[], str]]] = []
-    attempts += [(f"read {name}", lambda name=name: read(name)) for name in HOST_FILES + KERNEL_FILES]
-    attempts += [(f"list {name}", lambda name=name: listed(name)) for name in HOST_FOLDERS]
-    attempts += [(f"open {name}", lambda name=name: connect(name)) for name in ENGINE_SOCKETS]
-    attempts += [(f"write {name}", lambda name=name: write(name)) for name in KERNEL_SWITCHES]
-    attempts += [(f"list the host's {name}", lambda name=name: listed(name)) for name in host_paths()]
+    attempts += [(f"read {name}", partial(read, name)) for name in HOST_FILES + KERNEL_FILES]
+    attempts += [(f"list {name}", partial(listed, name)) for name in HOST_FOLDERS]
+    attempts += [(f"open {name}", partial(connect, name)) for name in ENGINE_SOCKETS]
+    attempts += [(f"write {name}", partial(write, name)) for name in KERNEL_SWITCHES]
+    attempts += [(f"list the host's {name}", partial(listed, name)) for name in host_paths()]
     attempts += [
         ("read the environment of process 1", first_environment),
         ("see processes of others", foreign_processes),
-        ("leave through /proc/1/root", lambda: listed("/proc/1/root/root")),
-        ("write to the root file system", lambda: write("/probe")),
+        ("leave through /proc/1/root", partial(listed, "/proc/1/root/root")),
+        ("write to the root file system", partial(write, "/probe")),
         ("find keys or passwords in the environment", environment),
     ]
     refused, leaked = [], []
@@ -64,9 +65,12 @@ def run(job: Job) -> dict[str, Any]:
 def read(name: str) -> str:
     descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        return f"{len(os.read(descriptor, 64))} bytes were read"
+        found = os.read(descriptor, 64)
     finally:
         os.close(descriptor)
+    if not found:  # masked files read as empty
+        raise NothingFound("it is empty")
+    return f"{len(found)} bytes were read"
 
 
 def write(name: str) -> str:
@@ -78,7 +82,7 @@ def write(name: str) -> str:
 def listed(name: str) -> str:
     names = os.listdir(name)
     if not names:
-        raise FileNotFoundError(f"{name} is empty")
+        raise NothingFound("it is empty")
     return f"{len(names)} entries: {', '.join(sorted(names)[:5])}"
 
 
@@ -90,49 +94,42 @@ def connect(name: str) -> str:
 
 
 def host_paths() -> list[str]:
-    """Where on the host our own mounts come from: their names are visible, and what lies beside them must not be."""
-    found = set()
+    """Where on the host our own mounts come from: those names can be seen, but nothing that lies there may be reached by them."""
+    found: set[str] = set()
     for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
-        fields = line.split()
-        root, place = Path(fields[3]), fields[4]
-        if place.startswith(("/job", "/cloche", "/run/cloche", "/etc")) and len(root.parts) > 2:
-            found.update(str(parent) for parent in (root, *root.parents) if len(parent.parts) > 2)
+        root, place = line.split()[3:5]
+        if place.startswith(("/job", "/cloche", "/run/cloche", "/etc")):
+            found.update(str(path) for path in (Path(root), *Path(root).parents[:2]) if len(path.parts) > 2)
     return sorted(found)
 
 
 def first_environment() -> str:
-    """Process 1 is the sandbox's own; anything else there would be the host's."""
-    if is_own(1):
-        raise PermissionError("process 1 is the sandbox's own")
+    if is_own("1"):
+        raise NothingFound("process 1 is the sandbox's own")
     return read("/proc/1/environ")
 
 
 def foreign_processes() -> str:
-    others = [name for name in os.listdir("/proc") if name.isdigit() and not is_own(int(name))]
+    others = [name for name in os.listdir("/proc") if name.isdigit() and not is_own(name)]
     if not others:
-        raise ProcessLookupError("there are only the sandbox's own")
+        raise NothingFound("there are only the sandbox's own")
     return f"pids {', '.join(others[:5])}"
 
 
-def is_own(pid: int) -> bool:
-    """Whether a process runs the sandbox's agent, as far as one may look."""
+def is_own(pid: str) -> bool:
+    """Whether a process is the sandbox's agent: it was forked from the same command as we were."""
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-    except FileNotFoundError:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
         return True  # gone meanwhile
-    return any(program in command for program in OWN_PROGRAMS)
 
 
 def environment() -> str:
-    words = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL", "CLOCHE_", "DOCKER_", "AWS_")
-    found = [name for name in os.environ if any(word in name.upper() for word in words)]
+    found = [name for name in os.environ if any(word in name.upper() for word in SECRET_WORDS)]
     if not found:
-        raise KeyLookupError
+        raise NothingFound("none is set")
     return ", ".join(sorted(found))
 
 
-class KeyLookupError(OSError):
-    """Nothing of the kind is set."""
-
-    def __str__(self) -> str:
-        return "none is set"
+class NothingFound(OSError):
+    """It could be looked at, and nothing was there."""

@@ -18,6 +18,7 @@ from cloche.clock import parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
 _INPUT_HELP = "A local file, artifact:ID or remote:path; NAME is its place in the job."
+_PAUSE_S = 0.5
 _POLL_S = 25.0  # one long poll; the server may answer sooner
 
 
@@ -205,7 +206,11 @@ def follow(api: Api, found: Any, timeout_s: float | None) -> Any:
                 output.note(f"job {found['id']} is still {found['status']}; it goes on")
                 break
             progress.update(found)
-            found = api.wait(str(found["id"]), min(left, progress.interval_s or _POLL_S))
+            asked, started = min(left, progress.interval_s or _POLL_S), time.monotonic()
+            found = api.wait(str(found["id"]), asked)
+            # A server with no room for one more long poll answers at once; asking again at once would make that worse.
+            if found["status"] not in TERMINAL and time.monotonic() - started < asked / 2:
+                time.sleep(min(_PAUSE_S, max(0.0, left)))
     return found
 
 

@@ -80,7 +80,7 @@ def _reason(body: bytes) -> str:
         found = json.loads(body)
     except ValueError:
         return "not ready"
-    if not isinstance(found, dict):
+    reasons = found.get("reasons") if isinstance(found, dict) else None
+    if not isinstance(reasons, list) or not reasons:
         return "not ready"
-    reasons = found.get("detail") or found.get("problems") or found.get("reasons") or found.get("status") or "not ready"
-    return printable(reasons if isinstance(reasons, str) else json.dumps(reasons, ensure_ascii=False))
+    return printable("; ".join(str(reason) for reason in reasons))

@@ -40,16 +40,17 @@ def attempts(call: Call, job_id: str) -> Any:
     summary="What the job printed, as text; of all attempts or of one.",
 )
 def logs(call: Call, job_id: str) -> Response:
-    first = call.services.jobs.logs(call.actor, job_id, attempt=call.query.attempt)
-    return Response(_log_text(call, job_id, first), mimetype="text/plain")
+    job = call.services.jobs.get(call.actor, job_id)
+    chosen = [call.query.attempt] if call.query.attempt is not None else list(range(1, job["attempt"] + 1))
+    return Response(_log_text(call, job_id, chosen), mimetype="text/plain")
 
 
-def _log_text(call: Call, job_id: str, pieces: list[dict[str, Any]]) -> Iterator[str]:
-    while pieces:
-        for piece in pieces:
-            yield piece["text"]
-        last = pieces[-1]
-        pieces = call.services.jobs.logs(call.actor, job_id, attempt=last["attempt"], after=last["seq"])
+def _log_text(call: Call, job_id: str, numbers: list[int]) -> Iterator[str]:
+    for attempt in numbers:
+        seq: int | None = None
+        while pieces := call.services.jobs.logs(call.actor, job_id, attempt=attempt, after=seq):
+            seq = pieces[-1]["seq"]
+            yield "".join(piece["text"] for piece in pieces)
 
 
 @group.route(

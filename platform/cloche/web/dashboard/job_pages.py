@@ -153,7 +153,7 @@ def _output(actor: Actor, item: Mapping[str, Any]) -> dict[str, Any]:
 
 def _links(file_id: str, name: str, media_type: str | None) -> dict[str, Any]:
     address = f"/api/v1/files/{file_id}/content"
-    return {"url": address, "preview": f"{address}?inline=true" if show.previewable(name, media_type) else None}
+    return {"url": address, "preview": f"{address}?inline=1" if show.previewable(name, media_type) else None}
 
 
 PAGES = (

@@ -1,0 +1,225 @@
+"""From what a caller may ask to the engine's whole container configuration. Pure: no I/O, every option decided here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloche.clock import is_uuid7
+from cloche.domain.limits import CEILINGS, Limits, violations
+from cloche.isolation.backend import SandboxSpec
+
+MAX_ATTEMPT = 1_000_000
+LABEL = "org.cloche"
+_DIGEST = re.compile(r"^[0-9a-f]{64}$")
+_IMAGE = re.compile(r"^sha256:[0-9a-f]{64}$")
+_OWNER = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$")
+_MIN_SHM = 64 << 10  # bytes; the engine takes 0 for its own default of 64 MB
+_TMP_INODES = 4_096
+_SPARE_INODES = 64  # of out/, for its root and folders
+_LIMIT_TYPES = {name: type(value) for name, value in CEILINGS.to_dict().items()}
+
+
+class BadSpec(ValueError):
+    """A spec that is malformed or asks for more than the platform allows. Nothing was started."""
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The host's side of one sandbox's mounts; each is made by sandboxd under a folder that only root can change."""
+
+    inputs: Path
+    out: Path
+    run: Path
+    plugin: Path
+    wheels: Path | None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What sandboxd decides, not the caller: identity, place, engine facts."""
+
+    sandbox_id: str
+    owner: str  # worker id
+    home: str  # digest of the home directory: two homes on one engine never touch each other's containers
+    image: str  # config digest
+    uid: int  # also the gid
+    host_cpus: int
+    seccomp: str  # the profile's JSON text
+    folders: Folders
+
+
+def parse_spec(value: Any) -> SandboxSpec:
+    """A SandboxSpec from the JSON that came over the socket.
+
+    Raises:
+        BadSpec: a field is missing, unknown, of the wrong type or out of bounds.
+    """
+    names = {"job_id", "attempt", "bundle", "wheels", "limits", "lease_until"}
+    if not isinstance(value, dict) or value.keys() != names:
+        raise BadSpec(f"a spec has exactly the fields {', '.join(sorted(names))}")
+    limits = value["limits"]
+    if not isinstance(limits, dict) or limits.keys() != _LIMIT_TYPES.keys():
+        raise BadSpec(f"limits has exactly the fields {', '.join(_LIMIT_TYPES)}")
+    for name, kind in _LIMIT_TYPES.items():
+        allowed = (int, float) if kind is float else (int,)
+        if isinstance(limits[name], bool) or not isinstance(limits[name], allowed):
+            raise BadSpec(f"limits.{name} is a number{'' if kind is float else ' without a fraction'}")
+    spec = SandboxSpec(**{**value, "limits": Limits(**limits)})
+    check_spec(spec)
+    return spec
+
+
+def spec_to_json(spec: SandboxSpec) -> dict[str, Any]:
+    """What :func:`parse_spec` reads."""
+    return {
+        "job_id": spec.job_id,
+        "attempt": spec.attempt,
+        "bundle": spec.bundle,
+        "wheels": spec.wheels,
+        "limits": spec.limits.to_dict(),
+        "lease_until": spec.lease_until,
+    }
+
+
+def check_spec(spec: SandboxSpec, ceilings: Limits = CEILINGS) -> None:
+    """
+    Raises:
+        BadSpec: names the first thing that is wrong.
+    """
+    if not isinstance(spec.job_id, str) or not is_uuid7(spec.job_id):
+        raise BadSpec("job_id is a UUIDv7")
+    if not _is_count(spec.attempt, MAX_ATTEMPT):
+        raise BadSpec(f"attempt lies between 1 and {MAX_ATTEMPT}")
+    if not isinstance(spec.bundle, str) or not _DIGEST.match(spec.bundle):
+        raise BadSpec("bundle is 64 hex digits")
+    if spec.wheels is not None and (not isinstance(spec.wheels, str) or not _DIGEST.match(spec.wheels)):
+        raise BadSpec("wheels is 64 hex digits or null")
+    if not _is_count(spec.lease_until, 1 << 53):
+        raise BadSpec("lease_until is milliseconds since the epoch")
+    if found := violations(spec.limits, ceilings):
+        raise BadSpec(f"limits: {'; '.join(found)}")
+
+
+def check_owner(owner: Any) -> str:
+    """
+    Raises:
+        BadSpec: not a worker's id.
+    """
+    if not isinstance(owner, str) or not _OWNER.match(owner):
+        raise BadSpec("owner is 1 to 128 letters, digits and . _ : @ -")
+    return owner
+
+
+def out_options(limits: Limits, uid: int) -> str:
+    """The tmpfs options of ``out/``: a hard quota of bytes and of inodes."""
+    inodes = limits.output_files + max(_SPARE_INODES, limits.output_files // 4)
+    return f"size={limits.output},nr_inodes={inodes},uid={uid},gid={uid},mode=0700"
+
+
+def memory_limit(limits: Limits) -> int:
+    """Bytes for the container's cgroup: tmpfs pages count as the job's memory, so they are added to what was asked."""
+    return limits.memory + limits.output + limits.tmp + max(limits.shm, _MIN_SHM)
+
+
+def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEILINGS) -> dict[str, Any]:
+    """The body of the engine's ``POST /containers/create``.
+
+    Raises:
+        BadSpec: the spec or the placement breaks a rule.
+    """
+    check_spec(spec, ceilings)
+    if not _IMAGE.match(place.image):
+        raise BadSpec("the image is named by its config digest")
+    if place.uid < 1_000:
+        raise BadSpec("a sandbox runs under a user id of its own range, never a system's")
+    user = f"{place.uid}:{place.uid}"
+    return {
+        "Image": place.image,
+        "User": user,
+        "Hostname": "sandbox",
+        "Tty": False,
+        "OpenStdin": True,
+        "StdinOnce": True,  # the guest sees the end of its input when our connection closes
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "NetworkDisabled": True,
+        "Labels": _labels(spec, place),
+        "HostConfig": _host_config(spec.limits, place),
+    }
+
+
+def _labels(spec: SandboxSpec, place: Placement) -> Mapping[str, str]:
+    return {
+        f"{LABEL}.home": place.home,
+        f"{LABEL}.sandbox": place.sandbox_id,
+        f"{LABEL}.job": spec.job_id,
+        f"{LABEL}.attempt": str(spec.attempt),
+        f"{LABEL}.worker": check_owner(place.owner),
+        f"{LABEL}.lease": str(spec.lease_until),
+        f"{LABEL}.bundle": spec.bundle,
+    }
+
+
+def _host_config(limits: Limits, place: Placement) -> dict[str, Any]:
+    memory = memory_limit(limits)
+    cpus = min(limits.cpu, float(place.host_cpus))
+    return {
+        "NetworkMode": "none",
+        "ReadonlyRootfs": True,
+        "Privileged": False,
+        "CapAdd": [],
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges:true", f"seccomp={place.seccomp}"],
+        "Runtime": "runc",
+        # Process 1 is our own guest (cloche_guest.first), which reaps; the engine's init is not installed everywhere.
+        "Init": False,
+        "Memory": memory,
+        "MemorySwap": memory,
+        "OomKillDisable": False,
+        "PidsLimit": limits.pids,
+        "NanoCpus": int(cpus * 1_000_000_000),
+        "Ulimits": _ulimits(limits),
+        "IpcMode": "private",
+        "ShmSize": max(limits.shm, _MIN_SHM),
+        "CgroupnsMode": "private",
+        "Tmpfs": {"/tmp": f"rw,noexec,nosuid,nodev,size={limits.tmp},nr_inodes={_TMP_INODES},mode=1777"},  # noqa: S108
+        "LogConfig": {"Type": "none", "Config": {}},
+        "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+        "AutoRemove": False,
+        "Mounts": _mounts(place.folders),
+    }
+
+
+def _ulimits(limits: Limits) -> list[dict[str, Any]]:
+    values = {"nofile": limits.nofile, "core": 0, "fsize": max(limits.output, limits.tmp)}
+    return [{"Name": name, "Soft": value, "Hard": value} for name, value in values.items()]
+
+
+def _mounts(folders: Folders) -> list[dict[str, Any]]:
+    places = [
+        (folders.inputs, "/job/in", True),
+        (folders.out, "/job/out", False),
+        (folders.run, "/run/cloche", True),
+        (folders.plugin, "/cloche/plugin", True),
+    ]
+    if folders.wheels is not None:
+        places.append((folders.wheels, "/cloche/wheels", True))
+    return [
+        {
+            "Type": "bind",  # unlike a volume or an old-style bind, it fails when the source is missing
+            "Source": str(source),
+            "Target": target,
+            "ReadOnly": read_only,
+            "BindOptions": {"Propagation": "rprivate", "NonRecursive": True},
+        }
+        for source, target, read_only in places
+    ]
+
+
+def _is_count(value: Any, top: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= top

@@ -1,0 +1,87 @@
+"""Reads what a sandbox used from its cgroup, version 1 or 2, while the cgroup is alive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Cgroup:
+    """Folders of one process' cgroup. ``unified`` for version 2; by controller for version 1."""
+
+    unified: Path | None
+    controllers: Mapping[str, Path]
+
+    def usage(self) -> dict[str, int]:
+        """``cpu_ms``, ``memory_peak`` (bytes), ``oom_kills``, ``pids_denied`` (forks refused). What cannot be read is absent."""
+        return self._version2(self.unified) if self.unified is not None else self._version1()
+
+    def _version1(self) -> dict[str, int]:
+        found: dict[str, int | None] = {}
+        if cpu := self.controllers.get("cpuacct"):
+            ns = _number(cpu / "cpuacct.usage")
+            found["cpu_ms"] = None if ns is None else ns // 1_000_000
+        if memory := self.controllers.get("memory"):
+            found["memory_peak"] = _number(memory / "memory.max_usage_in_bytes")
+            found["oom_kills"] = _table(memory / "memory.oom_control").get("oom_kill")
+        if pids := self.controllers.get("pids"):
+            found["pids_denied"] = _table(pids / "pids.events").get("max")
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _version2(self, folder: Path) -> dict[str, int]:
+        us = _table(folder / "cpu.stat").get("usage_usec")
+        found = {
+            "cpu_ms": None if us is None else us // 1_000,
+            "memory_peak": _number(folder / "memory.peak"),  # Linux 5.19 and newer
+            "oom_kills": _table(folder / "memory.events").get("oom_kill"),
+            "pids_denied": _table(folder / "pids.events").get("max"),
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def of_process(pid: int, root: Path = ROOT, proc: Path = Path("/proc")) -> Cgroup:
+    """The cgroup a process is in.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    controllers: dict[str, Path] = {}
+    unified = None
+    for line in (proc / str(pid) / "cgroup").read_text("utf-8").splitlines():
+        _, names, path = line.split(":", 2)
+        inside = path.lstrip("/")
+        if names == "":
+            unified = root / inside
+        else:
+            for name in names.split(","):
+                controllers[name] = _controller_root(root, names, name) / inside
+    # With version 1 (also hybrid) the controllers have folders of their own, and the unified one carries none of them.
+    return Cgroup(None, controllers) if "memory" in controllers else Cgroup(unified, {})
+
+
+def version(root: Path = ROOT) -> int:
+    return 2 if (root / "cgroup.controllers").exists() else 1
+
+
+def _controller_root(root: Path, names: str, name: str) -> Path:
+    joined = root / names
+    return joined if joined.is_dir() else root / name
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text("ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _table(path: Path) -> dict[str, int]:
+    try:
+        pairs = [line.split() for line in path.read_text("ascii").splitlines()]
+        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    except OSError:
+        return {}

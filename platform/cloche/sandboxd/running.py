@@ -1,0 +1,108 @@
+"""One running container: killed and awaited through the kernel, so that neither needs the engine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from cloche.domain.limits import Limits
+from cloche.domain.states import Reason
+from cloche.errors import PlatformFailure
+from cloche.sandboxd.cgroups import Cgroup
+from cloche.sandboxd.collect import Caps, Collected, collect
+from cloche.sandboxd.engine import Engine, EngineRefused
+from cloche.sandboxd.places import Site
+
+DEATH_SECONDS = 20
+
+
+@dataclass
+class Running:
+    """A started sandbox. ``pidfd`` refers to its process 1: when that is dead, its whole pid namespace is."""
+
+    id: str
+    owner: str
+    container: str
+    limits: Limits
+    uid: int
+    site: Site
+    cgroup: Cgroup
+    pidfd: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    killed: bool = False
+    finished: bool = False
+
+    def kill(self) -> None:
+        """SIGKILL everything in it. Returns once sent; any number of times, also after its death."""
+        self.killed = True
+        with contextlib.suppress(ProcessLookupError, OSError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def is_dead(self, timeout_s: float = 0) -> bool:
+        """Whether it died within the time."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+
+    def finish(self, engine: Engine, caps_owner: tuple[int, int]) -> dict[str, Any]:
+        """Usage, death, what it left. Once.
+
+        Raises:
+            PlatformFailure: it does not die, or ended in a way only the host or the engine can cause.
+        """
+        with self.lock:
+            if self.finished:
+                raise PlatformFailure(Reason.PLATFORM_FAILED, "the sandbox was finished already")
+            self.finished = True
+            died_alone = self.is_dead() and not self.killed
+            usage = {} if self.is_dead() else {**self.cgroup.usage(), **self._room()}
+            self.kill()
+            if not self.is_dead(DEATH_SECONDS):
+                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the sandbox's processes do not die")
+            exit_code, oom = self._verdict(engine) if died_alone else (None, False)
+            found = self._collect(caps_owner)
+        usage |= {"output_bytes": found.size, "output_files": len(found.files)}
+        return {
+            "exit_code": exit_code,
+            "oom_killed": oom or usage.get("oom_kills", 0) > 0,
+            "usage": usage,
+            "files": [list(item) for item in found.files],
+            "refused": [list(item) for item in found.refused],
+            "folder": str(self.site.collected),
+            "died_alone": died_alone,
+        }
+
+    def close(self) -> None:
+        """Forget the descriptor. Only after death."""
+        with self.lock:
+            if self.pidfd >= 0:
+                os.close(self.pidfd)
+                self.pidfd = -1
+
+    def _verdict(self, engine: Engine) -> tuple[int | None, bool]:
+        """What the engine says of a container that ended before we asked it to."""
+        try:
+            container = engine.inspect(self.container)
+        except EngineRefused as error:
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the engine lost the container: {error}") from None
+        if container is None:
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the engine lost the container")
+        state = container["State"]
+        return (None if state.get("Running") else int(state.get("ExitCode", -1))), bool(state.get("OOMKilled"))
+
+    def _room(self) -> dict[str, int]:
+        """Whether out/ is full, by bytes and by files: what turns a plugin's "no space left" into a reason."""
+        facts = os.statvfs(self.site.folders.out)
+        return {"output_full": int(facts.f_bavail == 0), "output_inodes_full": int(facts.f_favail == 0)}
+
+    def _collect(self, owner: tuple[int, int]) -> Collected:
+        caps = Caps(size=self.limits.output, files=self.limits.output_files, uid=owner[0], gid=owner[1])
+        try:
+            return collect(self.site.folders.out, self.site.device, self.site.collected, caps)
+        except OSError as error:
+            raise PlatformFailure(Reason.STORAGE_FAILED, f"the outputs could not be collected: {error.strerror or error}") from None

@@ -1,0 +1,60 @@
+"""mount(2) and umount2(2) through ctypes: what Python does not offer, with errors as OSError."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_NOSYMFOLLOW, MS_BIND = 1, 2, 4, 8, 32, 256, 4096
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def mount_tmpfs(target: Path, options: str) -> None:
+    """A tmpfs with every flag in the one call: flags of a later remount would not reach a running container."""
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOSYMFOLLOW
+    _call(_libc.mount(b"cloche", os.fsencode(target), b"tmpfs", ctypes.c_ulong(flags), options.encode()), "mount tmpfs")
+
+
+def bind(source_fd: int, target: Path) -> None:
+    """Show the folder that is open as ``source_fd`` at ``target``: whatever its path names by now.
+
+    Read-only, without devices and set-uid; the engine's own bind of it is made read-only once more.
+    """
+    source = f"/proc/self/fd/{source_fd}".encode()
+    place = os.fsencode(target)
+    _call(_libc.mount(source, place, None, ctypes.c_ulong(MS_BIND), None), "bind")
+    try:
+        flags = MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV
+        _call(_libc.mount(b"none", place, None, ctypes.c_ulong(flags), None), "bind read-only")
+    except OSError:
+        unmount(target)
+        raise
+
+
+def unmount(target: Path) -> bool:
+    """Detach what is mounted there; False when nothing is."""
+    if _libc.umount2(os.fsencode(target), MNT_DETACH | UMOUNT_NOFOLLOW) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (22, 2):  # EINVAL: no mount point; ENOENT: no such path
+        return False
+    raise OSError(number, f"umount: {os.strerror(number)}")
+
+
+def mounts_below(folder: Path) -> list[Path]:
+    """Mount points at or below the folder, the deepest and newest first."""
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            point = Path(line.split(" ")[4].encode("utf-8", "surrogateescape").decode("unicode_escape"))
+            if point.is_relative_to(folder):
+                found.append(point)
+    return sorted(reversed(found), key=lambda point: len(point.parts), reverse=True)

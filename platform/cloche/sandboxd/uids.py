@@ -1,0 +1,61 @@
+"""User ids for sandboxes: each running one has its own, across all Cloche homes of this machine."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from pathlib import Path
+
+LOCKS = Path("/run/cloche/uids")
+
+
+class NoUidLeft(Exception):
+    """Every id of the range is in use."""
+
+
+class UidPool:
+    """Hands out ids of ``base … base+count-1``, next-fit, so that a freed one rests longest before it is used again.
+
+    A lock file per id makes it unique on the machine; the kernel lets go of it when this process dies. Any thread may call.
+    """
+
+    def __init__(self, base: int, count: int, locks: Path = LOCKS, start: int = 0) -> None:
+        self._base = base
+        self._count = count
+        self._next = start % count
+        self._folder = locks
+        self._held: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def take(self) -> int:
+        """
+        Raises:
+            NoUidLeft: see there.
+            OSError: the lock folder cannot be used.
+        """
+        with self._lock:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for step in range(self._count):
+                uid = self._base + (self._next + step) % self._count
+                if uid not in self._held and self._claim(uid):
+                    self._next = (uid - self._base + 1) % self._count
+                    return uid
+        raise NoUidLeft
+
+    def give_back(self, uid: int) -> None:
+        """Free the id; more than once does no harm."""
+        with self._lock:
+            fd = self._held.pop(uid, None)
+        if fd is not None:
+            os.close(fd)
+
+    def _claim(self, uid: int) -> bool:
+        fd = os.open(self._folder / str(uid), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        self._held[uid] = fd
+        return True

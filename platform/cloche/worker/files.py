@@ -1,0 +1,67 @@
+"""A job's files from the worker's side: its frozen bundle, its inputs, its outputs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy import select
+
+from cloche.db import tables as t
+from cloche.db.engine import Database
+from cloche.domain.jobs import ClaimedJob, OutputFile
+from cloche.domain.states import Reason
+from cloche.errors import NotFound, PlatformFailure
+from cloche.isolation.backend import Remains
+from cloche.registry.store import BundleStore
+from cloche.staging.stager import ArtifactRef, StagedFile, Stager
+
+Stop = Callable[[], bool]
+
+
+class JobFiles:
+    """Shared by a worker's slots. ``close`` removes what this worker kept for itself; safe to call twice."""
+
+    def __init__(
+        self, db: Database, bundles: BundleStore, image_python: Callable[[], str], stager: Stager, work: Path
+    ) -> None:
+        self._db = db
+        self._bundles = bundles
+        self._image_python = image_python
+        self._stager = stager
+        self._work = work
+
+    def bundle(self, job: ClaimedJob) -> tuple[str, str | None]:
+        """Digests of the job's frozen bundle and of its unpacked wheels, both made ready on this host.
+
+        Raises:
+            PlatformFailure: ``bundle_unavailable``: this host does not have those bytes and cannot get them.
+        """
+        bundle = self._bundles.bundle(job.type, job.plugin_version, job.plugin_digest)
+        if bundle is None:
+            message = f"the files of {job.type} {job.plugin_version} ({job.plugin_digest[:12]}) are not on this host"
+            raise PlatformFailure(Reason.BUNDLE_UNAVAILABLE, message)
+        self._bundles.freeze(bundle)
+        wheels = self._bundles.wheels(bundle, self._image_python()) if bundle.wheels else None
+        return bundle.digest, wheels.name if wheels is not None else None
+
+    def stage_in(self, job: ClaimedJob, folder: Path, stop: Stop) -> list[StagedFile]:
+        """See :meth:`cloche.staging.stager.Stager.stage_in`."""
+        return self._stager.stage_in(job, folder, resolve=lambda artifact_id: self._artifact(job, artifact_id), stop=stop)
+
+    def stage_out(self, job: ClaimedJob, remains: Remains, stop: Stop) -> list[OutputFile]:
+        """See :meth:`cloche.staging.stager.Stager.stage_out`."""
+        return self._stager.stage_out(job, remains, stop=stop)
+
+    def close(self) -> None:
+        shutil.rmtree(self._work, ignore_errors=True)
+
+    def _artifact(self, job: ClaimedJob, artifact_id: str) -> ArtifactRef:
+        file = t.artifact
+        mine = (file.c.id == artifact_id) & (file.c.tenant_id == job.tenant_id)
+        query = select(file.c.sha256, file.c.size, file.c.name).where(mine)
+        row = self._db.read(lambda c: c.execute(query).one_or_none())
+        if row is None:
+            raise NotFound("the file was removed after the job was accepted")
+        return ArtifactRef(row.sha256, row.size, row.name)

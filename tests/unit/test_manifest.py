@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from cloche.domain.limits import CEILINGS, Limits
+from cloche.registry.manifest import KEYS, MAX_MANIFEST, ManifestError, parse
+from cloche.registry.payload import apply_defaults, check_schema, validate_payload
+
+from tests.support.plugins import manifest_text
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "width": {"type": "integer", "minimum": 1, "maximum": 8192, "default": 256},
+        "a/b~c": {"type": "string", "pattern": "^(x+)+$"},
+        "tags": {"type": "array", "items": {"type": "string"}, "default": []},
+    },
+    "required": ["a/b~c"],
+    "additionalProperties": False,
+}
+
+
+def refused(more: str, key: str, hint: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        parse(manifest_text(more=more))
+    assert caught.value.key == key
+    assert hint in caught.value.detail
+
+
+def test_a_whole_manifest():
+    manifest = parse(
+        manifest_text(
+            more="""
+entry = "main"
+[params]
+type = "object"
+properties = { width = { type = "integer", minimum = 1, default = 256 } }
+[inputs]
+min = 1
+max = 3
+accept = ["image/*", ".CSV"]
+[limits]
+cpu = 0.5
+memory = "128MB"
+pids = 20
+time = "90s"
+output = "512MB"
+log = 4096
+[sandbox]
+isolation = "container"
+runtime = "runc"
+preload = []
+[network]
+allow = []
+[requires]
+python = ["pillow==13.0.0"]
+secrets = []
+[retry]
+max_retries = 2
+"""
+        )
+    )
+    assert (manifest.name, manifest.version, manifest.entry) == ("sample", "1.0.0", "main")
+    assert (manifest.inputs_min, manifest.inputs_max, manifest.accept) == (1, 3, ("image/*", ".csv"))
+    assert manifest.limits == Limits(
+        cpu=0.5, memory=128 << 20, pids=20, time_ms=90_000, output=CEILINGS.output, log=4096
+    )
+    assert manifest.names_time
+    assert manifest.requires_python == ("pillow==13.0.0",)
+    assert manifest.max_retries == 2
+
+
+def test_a_small_manifest_takes_no_files_and_no_parameters():
+    manifest = parse(manifest_text())
+    assert (manifest.inputs_min, manifest.inputs_max) == (0, 0)
+    assert manifest.limits == Limits()
+    assert not manifest.names_time
+    assert manifest.max_retries is None
+    assert [p.pointer for p in validate_payload(manifest.params, {"x": 1})] == ["/payload/x"]
+
+
+@pytest.mark.parametrize(
+    ("more", "key", "hint"),
+    [
+        ("[limit]\ncpu = 1", "limit", "did you mean 'limits'?"),
+        ("sumary = 'x'", "plugin.sumary", "did you mean 'summary'?"),
+        ("[limits]\nmem = '1MB'", "limits.mem", "did you mean 'memory'?"),
+        ("[inputs]\nminimum = 1", "inputs.minimum", "did you mean 'min'?"),
+        ("[sandbox]\nnetwork = true", "sandbox.network", "known here: isolation, preload, runtime"),
+        ("[network]\nallowed = []", "network.allowed", "did you mean 'allow'?"),
+        ("[requires]\npip = []", "requires.pip", "known here: python, secrets"),
+        ("[retry]\nretries = 1", "retry.retries", "did you mean"),
+    ],
+)
+def test_an_unknown_key_is_refused_at_every_level(more: str, key: str, hint: str):
+    refused(more, key, hint)
+
+
+@pytest.mark.parametrize(
+    ("more", "key", "hint"),
+    [
+        ("entry = 'os.path'", "plugin.entry", "module in the bundle"),
+        ("entry = 'class'", "plugin.entry", "module in the bundle"),
+        ("[inputs]\nmin = 2\nmax = 1", "inputs.max", "below inputs.min"),
+        ("[inputs]\nmin = true", "inputs.min", "whole number"),
+        ("[inputs]\nmin = -1", "inputs.min", "between 0"),
+        ("[inputs]\naccept = ['png']", "inputs.accept[0]", "media type"),
+        ("[inputs]\naccept = 'image/*'", "inputs.accept", "must be a list"),
+        ("[limits]\nmemory = '1GBit'", "limits.memory", "is not a size"),
+        ("[limits]\nmemory = 1.5", "limits.memory", "whole number of bytes"),
+        ("[limits]\nmemory = '1MB'", "limits.memory", "must lie between"),
+        ("[limits]\ntime = 'soon'", "limits.time", "is not a duration"),
+        ("[limits]\ntime = '1ms'", "limits.time", "must lie between"),
+        ("[limits]\ncpu = 0", "limits.cpu", "number of CPUs"),
+        ("[limits]\ncpu = nan", "limits.cpu", "number of CPUs"),
+        ("[limits]\npids = 1.5", "limits.pids", "whole number"),
+        ("[limits]\npids = true", "limits.pids", "whole number"),
+        ("[sandbox]\nisolation = 'namespace'", "sandbox.isolation", "not available in this version"),
+        ("[sandbox]\nruntime = 'runsc'", "sandbox.runtime", "not available in this version"),
+        ("[sandbox]\npreload = ['numpy']", "sandbox.preload", "leave it empty"),
+        ("[network]\nallow = ['example.com:443']", "network.allow", "leave it empty"),
+        ("[requires]\nsecrets = ['KEY']", "requires.secrets", "leave it empty"),
+        ("[requires]\npython = ['pillow']", "requires.python[0]", "pin one version"),
+        ("[requires]\npython = ['pillow>=1']", "requires.python[0]", "pin one version"),
+        ("[requires]\npython = ['pillow==13.*']", "requires.python[0]", "pin one version"),
+        ("[requires]\npython = ['pillow @ file:///x.whl']", "requires.python[0]", "pin one version"),
+        ("[requires]\npython = ['--index-url=x']", "requires.python[0]", "is not a requirement"),
+        ("[requires]\npython = ['a==1', 'A==1']", "requires.python[1]", "twice"),
+        ("[requires]\npython = [1]", "requires.python[0]", "must be text"),
+        ("[retry]\nmax_retries = 1000", "retry.max_retries", "between 0 and 100"),
+        ("[params]\ntype = 'array'", "params/type", "must be 'object'"),
+        ("[params]\ntype = 'object'\nproperties.a.type = 'whole'", "params/properties/a/type", "is not valid"),
+        (
+            "[params]\ntype = 'object'\nproperties.a.default = 1979-05-27",
+            "params/properties/a/default",
+            "write it as text",
+        ),
+        ("[params]\ntype = 'object'\nproperties.a.maximum = inf", "params/properties/a/maximum", "finite"),
+        (
+            "[params]\ntype = 'object'\nproperties.a = {type = 'integer', default = 'x'}",
+            "params/properties/a/default",
+            "integer",
+        ),
+        ("[params]\ntype = 'object'\nproperties.a.pattern = '('", "params/properties/a/pattern", "regex"),
+    ],
+)
+def test_a_wrong_value_names_its_key_and_what_to_do(more: str, key: str, hint: str):
+    refused(more, key, hint)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[plugin", ""),
+        ("x = " + "[" * 5_000, ""),
+        ("#" * (MAX_MANIFEST + 1), ""),
+        ("[plugin]\nname='a'", "plugin.version"),
+        (manifest_text(name="Sample"), "plugin.name"),
+        (manifest_text(name="../x"), "plugin.name"),
+        (manifest_text(version="1.0"), "plugin.version"),
+        (manifest_text(version="01.0.0"), "plugin.version"),
+        (manifest_text(version="1.0.0+local"), "plugin.version"),
+        (manifest_text().replace("api = 1", "api = 2"), "plugin.api"),
+        (manifest_text().replace("A sample.", "two\\nlines"), "plugin.summary"),
+        ("plugin = 3", "plugin"),
+    ],
+)
+def test_a_malformed_manifest(text: str, key: str):
+    with pytest.raises(ManifestError) as caught:
+        parse(text)
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    "reference", ["http://example.com/x", "file:///etc/passwd", "other.json", "https://json.example/s#/a"]
+)
+def test_a_schema_may_refer_only_to_itself(reference: str):
+    refused(f"[params]\ntype = 'object'\nproperties.a.'$ref' = '{reference}'", "params", "nothing is fetched")
+
+
+def test_references_within_a_schema_work():
+    schema = {
+        "type": "object",
+        "properties": {"size": {"$ref": "#/$defs/size", "default": 3}},
+        "$defs": {"size": {"type": "integer", "minimum": 1}},
+    }
+    check_schema(schema)
+    assert validate_payload(schema, {"size": 0})[0].pointer == "/payload/size"
+
+
+def test_defaults_go_into_a_copy():
+    payload = {"a/b~c": "x"}
+    filled = apply_defaults(SCHEMA, payload)
+    assert filled == {"a/b~c": "x", "width": 256, "tags": []}
+    filled["tags"].append("changed")
+    assert apply_defaults(SCHEMA, payload)["tags"] == []
+    assert payload == {"a/b~c": "x"}
+    assert validate_payload(SCHEMA, filled) == []
+
+
+def test_problems_point_at_what_is_wrong():
+    problems = {p.pointer: p.detail for p in validate_payload(SCHEMA, {"width": 9_000, "tags": [1], "other": 1})}
+    assert problems == {
+        "/payload/width": "9000 is greater than the maximum of 8192",
+        "/payload/tags/0": '1 is not of type "string"',
+        "/payload/other": "is not a parameter of this plugin",
+        "/payload/a~1b~0c": "is required",
+    }
+
+
+@pytest.mark.parametrize("payload", [[], None, "text", 3])
+def test_a_payload_is_an_object(payload: object):
+    assert [p.pointer for p in validate_payload(SCHEMA, payload)] == ["/payload"]
+
+
+def test_unusual_payloads_are_problems_not_crashes():
+    deep: dict = {}
+    for _ in range(10_000):
+        deep = {"a": deep}
+    assert "nested" in validate_payload(SCHEMA, deep)[0].detail
+    assert validate_payload(SCHEMA, {"a/b~c": "x", "width": float("nan")})[0].detail == "must be a finite number"
+    huge = validate_payload(SCHEMA, {"a/b~c": "x", "width": 10**400})[0].detail
+    assert huge.endswith("is greater than the maximum of 8192")
+    assert len(huge) < 400
+    assert validate_payload(SCHEMA, {"a/b~c": "\ud800"})
+
+
+def test_a_pattern_cannot_stall_the_process():
+    hostile = "x" * 5_000 + "!"  # (x+)+ takes exponential time in a backtracking matcher: this would not return
+    assert validate_payload(SCHEMA, {"a/b~c": hostile})[0].pointer == "/payload/a~1b~0c"
+
+
+def test_the_number_of_problems_is_bounded():
+    assert len(validate_payload(SCHEMA, {f"k{n}": n for n in range(1_000)})) == 20
+
+
+def test_the_authoring_guide_lists_every_key():
+    guide = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text("utf-8")
+    documented = set(re.findall(r"^\| `([a-z]+\.[a-z_]+)` \|", guide, re.MULTILINE))
+    assert documented == {f"{table}.{key}" for table, keys in KEYS.items() for key in keys}
