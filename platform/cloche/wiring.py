@@ -44,7 +44,7 @@ def build(settings: Settings, component: str, *, broker: Broker | None = None) -
     keyring = KeyRing.load_or_create(home / "keys")
     audit = AuditLog(keyring.hmac_key)
     vault = OptionVault.load_or_create(home / "keys" / "remotes.key")
-    catalog = Catalog(settings.plugin_paths)
+    catalog = Catalog(settings.plugin_folders)
     # What is opened here is closed again, newest first, when something further down fails.
     with ExitStack() as opened:
         db = Database(settings.database_url)

@@ -26,10 +26,13 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
 from cloche import logs, wiring
+from cloche.audit.keys import KeyRing
 from cloche.config import Settings
 from cloche.db import migrate
-from cloche.db.engine import check_home
+from cloche.db.audit_log import AuditLog
+from cloche.db.engine import Database, check_home
 from cloche.errors import ClocheError, EnvironmentProblem
+from cloche.services.access import AccessService
 from cloche.web.app import create_app
 
 _KILL_AFTER_S = 15  # requests still running so long after SIGTERM are cut
@@ -95,12 +98,14 @@ def load(settings: Settings) -> Callable[..., Any]:
 
 
 def _first_start(settings: Settings) -> None:
-    services = wiring.build(settings, "first-start")
+    db = Database(settings.database_url)
     try:
-        first = services.access.bootstrap()
+        audit = AuditLog(KeyRing.load_or_create(settings.home / "keys").hmac_key)
+        first = AccessService(db, audit, settings).bootstrap()
     finally:
-        services.close()
+        db.close()
     if first.password is not None:
+        # To the terminal, not through the log: this is the one time that anybody sees it.
         sys.stdout.write(f"First start. User: admin   Password: {first.password}\nIt is not shown again. Keep it.\n")
         sys.stdout.flush()
 
@@ -129,7 +134,9 @@ def _hold_port(host: str, port: int) -> socket.socket:
         held.bind(where)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise EnvironmentProblem(f"cannot listen on {host}:{port}: {reason}. Set CLOCHE_SERVER_PORT to a free port.") from None
+        raise EnvironmentProblem(
+            f"cannot listen on {host}:{port}: {reason}. Set CLOCHE_SERVER_PORT to a free port."
+        ) from None
     return held
 
 

@@ -220,7 +220,7 @@ def test_lost_keys_do_not_go_unnoticed(platform, tmp_path):
 def test_row_numbers_may_change_under_vacuum(platform):
     platform.filled(2)
     with attacker(platform.path) as connection:
-        connection.execute("UPDATE audit_event SET rowid = rowid * 10")
+        connection.execute("UPDATE audit_event SET rowid = rowid + 1000")
         connection.commit()
         connection.execute("VACUUM")
     _acts(platform, 2)

@@ -177,7 +177,11 @@ def test_a_malformed_manifest(text: str, key: str):
     "reference", ["http://example.com/x", "file:///etc/passwd", "other.json", "https://json.example/s#/a"]
 )
 def test_a_schema_may_refer_only_to_itself(reference: str):
-    refused(f"[params]\ntype = 'object'\nproperties.a.'$ref' = '{reference}'", "params", "nothing is fetched")
+    refused(
+        f"[params]\ntype = 'object'\nproperties.a.'$ref' = '{reference}'",
+        "params/properties/a/$ref",
+        "nothing is fetched",
+    )
 
 
 def test_references_within_a_schema_work():

@@ -82,11 +82,11 @@ class ExportTrail:
             digest.update(last)
             first, last = first or line, line
         self._digest = digest.hexdigest()
-        head = _object(first).get("export")
+        head = _object_or_none(first).get("export")
         if not isinstance(head, dict) or head.get("format") != FORMAT:
             raise EnvironmentProblem(f"{path} is not an audit export of format {FORMAT}")
         self.at = head["at"] if isinstance(head.get("at"), int) else 0  # ms; the end line's signature covers it
-        end = _object(last).get("end")
+        end = _object_or_none(last).get("end")
         self._end = end if isinstance(end, str) and last.endswith(b"\n") else None
 
     @property
@@ -97,9 +97,9 @@ class ExportTrail:
         for item in self._items(b'"seq"'):
             if "event" in item and item.get("seq") is not None:
                 event = _row(Event, item["event"], item["seq"])
-                yield Leaf(item["seq"], event.id, item["leaf"], event)
+                yield Leaf(item["seq"], event.id, item.get("leaf"), event)
             elif "leaf" in item and "event" not in item:
-                yield Leaf(item["seq"], None, item["leaf"], None, foreign=True)
+                yield Leaf(item.get("seq"), None, item["leaf"], None, foreign=True)
 
     def batches(self) -> Iterator[Batch]:
         return (_row(Batch, item["batch"], None) for item in self._items(b'"batch"') if "batch" in item)
@@ -139,9 +139,10 @@ class ExportTrail:
 
     def _numbers(self) -> Iterator[tuple[Any, ...]]:
         for item in self._items(b'"event"'):
-            if "event" in item and item["event"]["object_seq"] is not None:
-                event = item["event"]
-                yield event["object"], event["object_seq"], event["id"], item.get("seq")
+            if "event" in item:
+                event = _row(Event, item["event"], item.get("seq"))
+                if event.object_seq is not None:
+                    yield event.object, event.object_seq, event.id, item.get("seq")
 
     def _items(self, word: bytes) -> Iterator[dict[str, Any]]:
         """The parsed lines that hold ``word``; the rest is not worth parsing on this pass."""
@@ -154,7 +155,7 @@ class ExportTrail:
             with self._path.open("rb") as file:
                 while line := file.readline(_MAX_LINE + 1):
                     if len(line) > _MAX_LINE:
-                        raise TamperedTrail("a line of the export is longer than 16 MiB")
+                        raise EnvironmentProblem(f"{self._path} is not an audit export: it has a line longer than 16 MiB")
                     yield line
         except OSError as error:
             raise EnvironmentProblem(f"cannot read the export {self._path}: {error.strerror}") from None
@@ -171,6 +172,13 @@ def _object(line: bytes) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise TamperedTrail("a line of the export is not an object")
     return item
+
+
+def _object_or_none(line: bytes) -> dict[str, Any]:
+    try:
+        return _object(line)
+    except TamperedTrail:
+        return {}
 
 
 def _row(kind: type[Row], columns: Any, seq: int | None) -> Row:

@@ -57,7 +57,10 @@ def show(form: str, data: Any, *, rows: Sequence[Row], columns: Columns, name: C
     elif form == "yaml":
         import yaml
 
-        click.echo(yaml.safe_dump(data, allow_unicode=True, sort_keys=False), nl=False)
+        text = yaml.safe_dump(data, allow_unicode=True, sort_keys=False)
+        if _UNSAFE.search(text):  # what YAML lets stand but a terminal may not see: escape all that is not ASCII
+            text = yaml.safe_dump(data, allow_unicode=False, sort_keys=False)
+        click.echo(text, nl=False)
     elif form == "name":
         for row in rows:
             click.echo(printable(name(row)))

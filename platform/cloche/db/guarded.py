@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, insert, null, select, update
+from sqlalchemy import ColumnElement, Connection, Executable, and_, case, insert, null, select, update
 
 from cloche.db.tables import attempt as attempt_table
 from cloche.db.tables import job
 from cloche.domain.states import Reason, State
 
+Row = dict[str, Any]  # columns of `job` by name
 
-def insert_job(
-    connection: Connection, row: Mapping[str, Any], state: State, reason: Reason, now: int
-) -> dict[str, Any]:
+
+def insert_job(connection: Connection, row: Mapping[str, Any], state: State, reason: Reason, now: int) -> Row:
     """A new job in its first state; ``row`` holds every column but those of the life cycle."""
     full = {
         **row,
@@ -35,9 +35,7 @@ def insert_job(
     return full
 
 
-def claim(
-    connection: Connection, job_ids: Sequence[str], worker_id: str, now: int, lease_until: int
-) -> Sequence[RowMapping]:
+def claim(connection: Connection, job_ids: Sequence[str], worker_id: str, now: int, lease_until: int) -> list[Row]:
     """Pending → processing for those of the ids that are still pending and due."""
     statement = (
         update(job)
@@ -54,7 +52,7 @@ def claim(
         )
         .returning(job)
     )
-    rows = connection.execute(statement).mappings().all()
+    rows = _all(connection, statement)
     if rows:
         opened = [
             {
@@ -70,7 +68,7 @@ def claim(
     return rows
 
 
-def renew(connection: Connection, job_ids: Iterable[str], worker_id: str, until: int) -> Sequence[RowMapping]:
+def renew(connection: Connection, job_ids: Iterable[str], worker_id: str, until: int) -> list[Row]:
     """Extend the worker's leases; returns id, attempt and cancel_requested_at of those it still holds."""
     statement = (
         update(job)
@@ -78,12 +76,12 @@ def renew(connection: Connection, job_ids: Iterable[str], worker_id: str, until:
         .values(lease_until=until)
         .returning(job.c.id, job.c.attempt, job.c.cancel_requested_at)
     )
-    return connection.execute(statement).mappings().all()
+    return _all(connection, statement)
 
 
-def held(connection: Connection, job_id: str, attempt: int, worker_id: str) -> RowMapping | None:
+def held(connection: Connection, job_id: str, attempt: int, worker_id: str) -> Row | None:
     """The job's row while the attempt is the worker's."""
-    return connection.execute(select(job).where(_mine(job_id, attempt, worker_id))).mappings().one_or_none()
+    return _one(connection, select(job).where(_mine(job_id, attempt, worker_id)))
 
 
 def leave_processing(
@@ -94,7 +92,7 @@ def leave_processing(
     state: State,
     reason: Reason,
     values: Mapping[str, Any],
-) -> RowMapping | None:
+) -> Row | None:
     """Processing → ``state``, giving up the lease, while the attempt is the worker's."""
     statement = (
         update(job)
@@ -111,7 +109,7 @@ def leave_processing(
         )
         .returning(job)
     )
-    return connection.execute(statement).mappings().one_or_none()
+    return _one(connection, statement)
 
 
 def close_attempt(connection: Connection, job_id: str, attempt: int, values: Mapping[str, Any]) -> None:
@@ -120,7 +118,7 @@ def close_attempt(connection: Connection, job_id: str, attempt: int, values: Map
     connection.execute(update(attempt_table).where(mine).values(dict(values)))
 
 
-def due(connection: Connection, now: int, limit: int) -> Sequence[RowMapping]:
+def due(connection: Connection, now: int, limit: int) -> list[Row]:
     """Scheduled → pending for those whose time has come."""
     chosen = select(job.c.id).where(job.c.state == State.SCHEDULED.value, job.c.ready_at <= now).limit(limit)
     statement = (
@@ -129,10 +127,10 @@ def due(connection: Connection, now: int, limit: int) -> Sequence[RowMapping]:
         .values(state=State.PENDING.value, reason=Reason.DUE.value)
         .returning(job)
     )
-    return connection.execute(statement).mappings().all()
+    return _all(connection, statement)
 
 
-def cancel_waiting(connection: Connection, job_id: str, now: int) -> RowMapping | None:
+def cancel_waiting(connection: Connection, job_id: str, now: int) -> Row | None:
     """Pending or scheduled → canceled."""
     statement = (
         update(job)
@@ -146,10 +144,10 @@ def cancel_waiting(connection: Connection, job_id: str, now: int) -> RowMapping 
         )
         .returning(job)
     )
-    return connection.execute(statement).mappings().one_or_none()
+    return _one(connection, statement)
 
 
-def ask_cancel(connection: Connection, job_id: str, now: int) -> tuple[RowMapping | None, bool]:
+def ask_cancel(connection: Connection, job_id: str, now: int) -> tuple[Row | None, bool]:
     """Mark a running job for cancel; the flag says whether this call was the first to ask. No change of state."""
     running = and_(job.c.id == job_id, job.c.state == State.PROCESSING.value)
     first = (
@@ -158,10 +156,19 @@ def ask_cancel(connection: Connection, job_id: str, now: int) -> tuple[RowMappin
         .values(cancel_requested_at=now, audit_seq=job.c.audit_seq + 1)
         .returning(job)
     )
-    row = connection.execute(first).mappings().one_or_none()
+    row = _one(connection, first)
     if row is not None:
         return row, True
-    return connection.execute(select(job).where(running)).mappings().one_or_none(), False
+    return _one(connection, select(job).where(running)), False
+
+
+def _all(connection: Connection, statement: Executable) -> list[Row]:
+    return [dict(row) for row in connection.execute(statement).mappings()]
+
+
+def _one(connection: Connection, statement: Executable) -> Row | None:
+    row = connection.execute(statement).mappings().one_or_none()
+    return dict(row) if row is not None else None
 
 
 def _mine(job_id: str, attempt: int, worker_id: str) -> ColumnElement[bool]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 from cloche.units import parse_size as parse_size
 
+
 @dataclass(frozen=True)
 class Limits:
     """What one attempt may use. Bytes, milliseconds, CPUs; counts where nothing else is said."""

@@ -6,6 +6,7 @@ import json
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import redis
@@ -27,7 +28,8 @@ class RedisBroker:
     """See :class:`cloche.queueing.broker.Broker`. One instance a process; connects on first use and again after a loss."""
 
     def __init__(self, url: str) -> None:
-        self._client = redis.Redis.from_url(
+        # Any: redis-py types every answer as a union of what all protocol versions and decoders could give.
+        self._client: Any = redis.Redis.from_url(
             url,
             decode_responses=True,
             socket_timeout=_SOCKET_TIMEOUT_S,
@@ -47,7 +49,7 @@ class RedisBroker:
             keys = [scripts.ready_key(queue), scripts.wake_key(queue)]
             for start in range(0, len(pairs), 2 * _PUSH_BATCH):
                 chunk = pairs[start : start + 2 * _PUSH_BATCH]
-                self._guarded(lambda keys=keys, chunk=chunk: self._push(keys=keys, args=[scripts.WAKE_MAX, *chunk]))
+                self._guarded(partial(self._push, keys=keys, args=[scripts.WAKE_MAX, *chunk]))
 
     def take(self, queue: str, count: int) -> Sequence[str]:
         keys = [scripts.EPOCH, scripts.ready_key(queue), scripts.wake_key(queue)]

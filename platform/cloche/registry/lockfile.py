@@ -59,7 +59,10 @@ def parse_lock(text: str) -> tuple[LockedWheel, ...]:
 
 def format_lock(wheels: Iterable[LockedWheel]) -> str:
     """The lock's text, sorted, the same for the same wheels."""
-    lines = ["# Made by `python -m cloche.registry.wheels FOLDER`: exact files, by hash. Part of the frozen bundle.", f"format = {_FORMAT}"]
+    lines = [
+        "# Made by `python -m cloche.registry.wheels FOLDER`: exact files, by hash. Part of the frozen bundle.",
+        f"format = {_FORMAT}",
+    ]
     for wheel in sorted(wheels, key=lambda item: (item.name, item.filename)):
         lines += ["", "[[wheel]]"]
         lines += [f'{key} = "{getattr(wheel, key)}"' for key in ("name", "version", "filename", "sha256")]

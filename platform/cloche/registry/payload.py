@@ -12,6 +12,7 @@ import jsonschema_rs
 from cloche.errors import ClocheError, Problem
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_ITSELF = "a schema may refer only to itself ('#/$defs/…'): nothing is fetched"
 _MAX_DEPTH = 64  # of schema and payload; far below where a recursive walk would hurt
 _MAX_PROBLEMS = 20
 _MAX_DETAIL = 300  # characters of one problem: its message may quote the caller's value
@@ -40,6 +41,7 @@ def check_schema(schema: Mapping[str, Any]) -> None:
         SchemaError: with a pointer to the fault.
     """
     _check_plain(schema, ())
+    _check_references(schema, ())
     if schema.get("$schema", DIALECT) != DIALECT:
         raise SchemaError("/$schema", f"this platform reads JSON Schema 2020-12; write {DIALECT} or leave it out")
     if schema.get("type") != "object":
@@ -89,12 +91,26 @@ def _validator(schema: Mapping[str, Any]) -> Any:
         return jsonschema_rs.Draft202012Validator(
             dict(schema), validate_formats=True, retriever=_refuse, pattern_options=_PATTERNS
         )
-    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
-        raise SchemaError("", _short(getattr(error, "message", str(error)))) from None
+    except jsonschema_rs.ValidationError as error:
+        raise SchemaError(pointer(error.instance_path), _short(error.message)) from None
+    except (jsonschema_rs.ReferencingError, ValueError) as error:
+        raise SchemaError("", _short(str(error))) from None
 
 
 def _refuse(_uri: str) -> Any:
-    raise ValueError("a schema may refer only to itself ('#/$defs/…'): nothing is fetched")
+    raise ValueError(_ITSELF)
+
+
+def _check_references(schema: Any, path: tuple[str | int, ...]) -> None:
+    """Say where a reference leads out of the schema; the retriever refuses what gets past this."""
+    if isinstance(schema, Mapping):
+        for key, item in schema.items():
+            if key in ("$ref", "$dynamicRef") and isinstance(item, str) and not item.startswith("#"):
+                raise SchemaError(pointer((*path, key)), _ITSELF)
+            _check_references(item, (*path, key))
+    elif isinstance(schema, (list, tuple)):
+        for position, item in enumerate(schema):
+            _check_references(item, (*path, position))
 
 
 def _problems(error: Any, at: str) -> list[Problem]:

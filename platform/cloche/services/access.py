@@ -261,11 +261,15 @@ class AccessService(Tokens):
         )
         self._db.write(lambda connection: self._audit.record(connection, entry))
 
-    def _anonymous(self, origin: Origin) -> Actor:
+    def default_tenant(self) -> str:
+        """The id of tenant ``default``; there once :meth:`bootstrap` has run."""
         if self._default_tenant is None:
             query = select(tables.tenant.c.id).where(tables.tenant.c.name == DEFAULT_TENANT)
             self._default_tenant = self._db.read(lambda connection: connection.execute(query).scalar_one())
-        return replace(system_actor(self._default_tenant, "anonymous"), ip=origin.ip, request_id=origin.request_id)
+        return self._default_tenant
+
+    def _anonymous(self, origin: Origin) -> Actor:
+        return replace(system_actor(self.default_tenant(), "anonymous"), ip=origin.ip, request_id=origin.request_id)
 
     def _insert_user(
         self,

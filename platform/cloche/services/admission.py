@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,7 +26,12 @@ from cloche.staging.sources import ArtifactSource, RemoteSource, parse_destinati
 _LABEL = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")
 _MAX_LABELS = 32
 _MAX_DELAY_MS = 7 * 86_400_000
-_TIGHTEN = {"cpu": float, "memory": parse_size, "pids": int, "output": parse_size}
+_TIGHTEN: dict[str, Callable[[Any], float | int]] = {
+    "cpu": float,
+    "memory": parse_size,
+    "pids": int,
+    "output": parse_size,
+}
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,9 @@ def _limits(body: Mapping[str, Any], bundle: Bundle, defaults: Defaults) -> tupl
     for name, value in asked.items():
         if value > getattr(limits, name):
             where = "/timeout" if name == "time_ms" else f"/limits/{name}"
-            problems.append(Problem(where, f"{bundle.manifest.name} allows at most {getattr(limits, name)}; a job may only tighten"))
+            problems.append(
+                Problem(where, f"{bundle.manifest.name} allows at most {getattr(limits, name)}; a job may only tighten")
+            )
     limits = replace(limits, **asked)
     problems += [Problem("/limits", text) for text in violations(limits)] if not problems else []
     return limits, problems

@@ -24,7 +24,11 @@ class AttemptRecorder:
         self._worker_id = worker_id
 
     def traced(
-        self, job: ClaimedJob, phase: str | None, events: Sequence[tuple[Trace, Mapping[str, Any]]], image: str | None = None
+        self,
+        job: ClaimedJob,
+        phase: str | None,
+        events: Sequence[tuple[Trace, Mapping[str, Any]]],
+        image: str | None = None,
     ) -> None:
         """Add trace events, and enter ``phase`` (None: stay). ``image`` is noted on the job."""
 

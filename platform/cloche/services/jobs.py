@@ -97,7 +97,7 @@ class JobService:
         query = query.order_by(t.job.c.id.desc()).limit(limit + 1)
 
         def unit(connection: Connection) -> Items:
-            return [job_view(row, row["username"], row["tenant"]) for row in connection.execute(query).mappings()]
+            return [job_view(dict(row), row["username"], row["tenant"]) for row in connection.execute(query).mappings()]
 
         items = self._db.read(unit)
         more = len(items) > limit
@@ -152,9 +152,7 @@ class JobService:
         query = query.where(out.c.job_id == job_id).order_by(out.c.path)
         return [dict(row) for row in self._rows(actor, job_id, query)]
 
-    def logs(
-        self, actor: Actor, job_id: str, attempt: int | None = None, after: int | None = None
-    ) -> Items:
+    def logs(self, actor: Actor, job_id: str, attempt: int | None = None, after: int | None = None) -> Items:
         """Pieces of what the job printed, in order: ``attempt`` (None: all), those after sequence number ``after``."""
         log = t.job_log
         query = select(log.c.attempt, log.c.seq, log.c.at, log.c.stream, log.c.text).where(log.c.job_id == job_id)
@@ -162,13 +160,15 @@ class JobService:
             query = query.where(log.c.attempt == attempt)
         if after is not None:
             query = query.where(log.c.seq > after)
-        return [dict(row) for row in self._rows(actor, job_id, query.order_by(log.c.attempt, log.c.seq).limit(_LOG_PAGE))]
+        return [
+            dict(row) for row in self._rows(actor, job_id, query.order_by(log.c.attempt, log.c.seq).limit(_LOG_PAGE))
+        ]
 
     def _rows(self, actor: Actor, job_id: str, query: Select[Any]) -> Rows:
         def unit(connection: Connection) -> Rows:
             if connection.execute(self._scoped(actor, job_id)).first() is None:
                 raise _missing()
-            return list(connection.execute(query).mappings())
+            return [dict(row) for row in connection.execute(query).mappings()]
 
         return self._db.read(unit)
 
@@ -178,7 +178,12 @@ class JobService:
     def _filtered(self, actor: Actor, filters: Mapping[str, Any]) -> Select[Any]:
         job = t.job
         query = _joined(select(job)).where(job.c.tenant_id == actor.tenant_id)
-        columns = {"status": job.c.state, "type": job.c.type, "version": job.c.plugin_version, "priority": job.c.priority}
+        columns = {
+            "status": job.c.state,
+            "type": job.c.type,
+            "version": job.c.plugin_version,
+            "priority": job.c.priority,
+        }
         for name, column in columns.items():
             if filters.get(name) is not None:
                 query = query.where(column == filters[name])
@@ -201,7 +206,7 @@ class JobService:
         row = connection.execute(_joined(query)).mappings().one_or_none()
         if row is None:
             raise _missing()
-        return job_view(row, row["username"], row["tenant"])
+        return job_view(dict(row), row["username"], row["tenant"])
 
     def _replayed(
         self, connection: Connection, actor: Actor, key: str | None, body_sha256: str
@@ -215,7 +220,9 @@ class JobService:
         if row is None:
             return None
         if row["body_sha256"] != body_sha256:
-            raise Invalid("this Idempotency-Key was used with another body in the last 24 h; take a new key", code="key-reused")
+            raise Invalid(
+                "this Idempotency-Key was used with another body in the last 24 h; take a new key", code="key-reused"
+            )
         return dict(row["response"])
 
     def _remember(

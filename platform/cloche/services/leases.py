@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from sqlalchemy import Connection, RowMapping, select
+from sqlalchemy import Connection, Select, select
 
 from cloche.clock import now_ms
 from cloche.db import tables as t
@@ -14,8 +15,10 @@ from cloche.queueing.broker import Broker
 from cloche.services import effects
 from cloche.services.transitions import Transitions
 
+Row = dict[str, Any]  # columns of `job` by name
 
-def lapsed(connection: Connection, now: int, limit: int) -> list[RowMapping]:
+
+def lapsed(connection: Connection, now: int, limit: int) -> list[Row]:
     """Running attempts whose lease is over, oldest first."""
     job = t.job
     query = (
@@ -24,14 +27,18 @@ def lapsed(connection: Connection, now: int, limit: int) -> list[RowMapping]:
         .order_by(job.c.lease_until)
         .limit(limit)
     )
-    return list(connection.execute(query).mappings())
+    return _rows(connection, query)
 
 
-def held_by(connection: Connection, worker_id: str, limit: int = 1_000) -> list[RowMapping]:
+def held_by(connection: Connection, worker_id: str, limit: int = 1_000) -> list[Row]:
     """Attempts a worker holds."""
     job = t.job
     query = select(job).where(job.c.state == State.PROCESSING.value, job.c.lease_owner == worker_id).limit(limit)
-    return list(connection.execute(query).mappings())
+    return _rows(connection, query)
+
+
+def _rows(connection: Connection, query: Select[Any]) -> list[Row]:
+    return [dict(row) for row in connection.execute(query).mappings()]
 
 
 class Leases:
@@ -50,7 +57,7 @@ class Leases:
         """Release attempts whose lease is over."""
         return self._release(lambda connection: lapsed(connection, now_ms(), limit), Reason.LEASE_LAPSED, actor_name)
 
-    def _release(self, find: Callable[[Connection], list[RowMapping]], reason: Reason, actor_name: str) -> int:
+    def _release(self, find: Callable[[Connection], list[Row]], reason: Reason, actor_name: str) -> int:
         def unit(connection: Connection) -> tuple[int, effects.Effects]:
             rows = find(connection)
             return len(rows), self._transitions.release(connection, rows, reason, actor_name, now_ms())

@@ -13,6 +13,7 @@ from cloche.domain.jobs import DEFAULT_QUEUE
 from cloche.domain.permissions import Actor
 from cloche.domain.states import State
 from cloche.services.workers import STALE_MS
+
 Items = list[dict[str, Any]]  # the service's own `list` hides the built-in one inside the class
 
 

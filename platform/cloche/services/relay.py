@@ -32,7 +32,12 @@ class Relay:
         box, job = t.outbox, t.job
 
         def find(connection: Connection) -> tuple[list[int], list[tuple[str, str, int, int]]]:
-            old = select(box.c.id, box.c.job_id).where(box.c.created_at < now_ms() - _GRACE_MS).order_by(box.c.id).limit(limit)
+            old = (
+                select(box.c.id, box.c.job_id)
+                .where(box.c.created_at < now_ms() - _GRACE_MS)
+                .order_by(box.c.id)
+                .limit(limit)
+            )
             rows = connection.execute(old).all()
             pending = select(job.c.id, job.c.queue, job.c.ready_at, job.c.priority).where(
                 job.c.id.in_([row.job_id for row in rows]), job.c.state == State.PENDING.value

@@ -6,9 +6,10 @@ Safe to run in several processes at once: every change is a guarded update.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Select, select
 
 from cloche import logs
 from cloche.clock import now_ms
@@ -57,8 +58,8 @@ class Sweeper:
         self._next_repush = 0.0
         self._next_purge = 0.0
 
-    def run_once(self, limit: int) -> None:
-        """One round.
+    def run_once(self, limit: int) -> int:
+        """One round. Returns 0: what is left over waits for the next.
 
         Raises:
             Unavailable: a store does not answer; the next round goes on.
@@ -76,6 +77,7 @@ class Sweeper:
         elif now >= self._next_repush:
             self._next_repush = now + _REPUSH_EVERY_S
             self._broker.push(self._overdue())
+        return 0
 
     def _due(self, limit: int) -> None:
         job = t.job
@@ -97,7 +99,7 @@ class Sweeper:
         columns = (job.c.id, job.c.queue, job.c.ready_at, job.c.priority)
         late = (job.c.state == State.PENDING.value) & (job.c.ready_at < now_ms() - _REPUSH_AGE_MS)
         query = select(*columns).where(late).order_by(job.c.ready_at).limit(_REPUSH_LIMIT)
-        return [ready(*row) for row in self._db.read(lambda c: c.execute(query).all())]
+        return [ready(*row) for row in self._db.read(_all(query))]
 
     def _pending(self) -> list[Ready]:
         job = t.job
@@ -110,7 +112,7 @@ class Sweeper:
                 .order_by(job.c.id)
                 .limit(_REBUILD_PAGE)
             )
-            page = self._db.read(lambda c, query=query: c.execute(query).all())
+            page = self._db.read(_all(query))
             found += [ready(*row) for row in page]
             if len(page) < _REBUILD_PAGE:
                 return found
@@ -123,3 +125,7 @@ class Sweeper:
             connection.execute(t.idempotency.delete().where(old))
 
         self._db.write(unit)
+
+
+def _all(query: Select[Any]) -> Callable[[Connection], Sequence[Any]]:
+    return lambda connection: connection.execute(query).all()

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, insert, select
+from sqlalchemy import Connection, insert, select
 
 from cloche.db import guarded
 from cloche.db import tables as t
 from cloche.db.audit_log import AuditEntry, AuditLog
+from cloche.db.guarded import Row
 from cloche.domain import states
 from cloche.domain.events import Action, Outcome, Trace
 from cloche.domain.jobs import RetryPolicy, Success
@@ -50,7 +51,7 @@ class Transitions:
 
     def claim(
         self, connection: Connection, job_ids: Sequence[str], worker_id: str, now: int, lease_ms: int
-    ) -> tuple[Sequence[RowMapping], Effects]:
+    ) -> tuple[Sequence[Row], Effects]:
         """Give the worker the next attempt of each job that is still pending; the rest are left out."""
         states.check(State.PENDING, State.PROCESSING, Reason.CLAIMED)
         rows = guarded.claim(connection, job_ids, worker_id, now, now + lease_ms)
@@ -129,7 +130,7 @@ class Transitions:
         return self._end_attempt(connection, row, now, following, reason, error, usage)
 
     def release(
-        self, connection: Connection, rows: Sequence[RowMapping], reason: Reason, actor_name: str, now: int
+        self, connection: Connection, rows: Sequence[Row], reason: Reason, actor_name: str, now: int
     ) -> Effects:
         """Take attempts from a worker that died or stopped. Each job runs again at once, unless its budget is spent."""
         effects = Effects()
@@ -202,13 +203,13 @@ class Transitions:
         entry = AuditEntry(actor=actor, action=Action.JOB_STALE_WRITE, object=held, outcome=Outcome.DENIED)
         self._audit.record(connection, entry)
 
-    def _after_platform_failure(self, row: RowMapping, reason: Reason) -> Next:
+    def _after_platform_failure(self, row: Row, reason: Reason) -> Next:
         return after_platform_failure(self._budget, row["platform_failures"], row["worker_deaths"], reason)
 
     def _end_attempt(
         self,
         connection: Connection,
-        row: RowMapping,
+        row: Row,
         now: int,
         following: Next,
         reason: Reason,
@@ -256,7 +257,7 @@ class Transitions:
         records.write(connection, self._audit)
         return effects
 
-    def _canceled(self, connection: Connection, row: RowMapping, now: int, usage: Mapping[str, Any] | None) -> Effects:
+    def _canceled(self, connection: Connection, row: Row, now: int, usage: Mapping[str, Any] | None) -> Effects:
         job_id, attempt, worker_id = row["id"], row["attempt"], row["lease_owner"]
         reason = Reason.CANCELED_BY_USER
         values = {"usage": usage, "finished_at": now}
@@ -271,7 +272,7 @@ class Transitions:
         return Effects(events=[job_event(changed, now)])
 
     @staticmethod
-    def _held(connection: Connection, job_id: str, attempt: int, worker_id: str) -> RowMapping:
+    def _held(connection: Connection, job_id: str, attempt: int, worker_id: str) -> Row:
         row = guarded.held(connection, job_id, attempt, worker_id)
         if row is None:
             raise StaleAttempt(f"job {job_id}: attempt {attempt} is no longer held by {worker_id}")
@@ -286,7 +287,7 @@ class Transitions:
         state: State,
         reason: Reason,
         values: Mapping[str, Any],
-    ) -> RowMapping:
+    ) -> Row:
         states.check(State.PROCESSING, state, reason)
         row = guarded.leave_processing(connection, job_id, attempt, worker_id, state, reason, values)
         if row is None:

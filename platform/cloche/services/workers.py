@@ -62,7 +62,9 @@ class WorkerService:
         silent = (t.worker.c.status != "dead") & (t.worker.c.last_heartbeat_at < now - STALE_MS)
         if not self._db.read(lambda c: c.execute(select(t.worker.c.id).where(silent)).first()):
             return []
-        statement = update(t.worker).where(silent).values(status="dead", status_reason="no heartbeat").returning(t.worker.c.id)
+        statement = (
+            update(t.worker).where(silent).values(status="dead", status_reason="no heartbeat").returning(t.worker.c.id)
+        )
         return self._db.write(lambda c: c.execute(statement).scalars().all())
 
     def list(self) -> Items:
@@ -93,7 +95,7 @@ class WorkerService:
     def counts(self) -> dict[str, int]:
         """Jobs by state over all tenants, for metrics."""
         query = select(t.job.c.state, func.count()).group_by(t.job.c.state)
-        return {state: count for state, count in self._db.read(lambda c: c.execute(query).all())}
+        return dict(self._db.read(lambda c: [(row[0], row[1]) for row in c.execute(query)]))
 
 
 def _view(row: Any, job_ids: list[str]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def create_app(services: Services, stopping: threading.Event | None = None) -> F
     auth = Auth(services.access)
     auth.init_app(app, settings, _session_key(services))
     app.extensions["cloche_slots"] = Slots(settings.server.max_waits, stopping or threading.Event())
+    app.extensions["cloche_denials"] = denials
     app.extensions["cloche_openapi"] = openapi.document([(API_PREFIX, api_routes()), ("", system_routes())])
     api = Blueprint(API_BLUEPRINT, __name__, url_prefix=API_PREFIX)
     bind(api, api_routes(), services, auth)

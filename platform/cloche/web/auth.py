@@ -25,7 +25,7 @@ API_BLUEPRINT = "api"
 _FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
 
 
-class _Signed(flask_login.UserMixin):  # type: ignore[misc]
+class _Signed(flask_login.UserMixin):
     """What flask-login keeps: the session's secret, and the actor it stands for."""
 
     def __init__(self, secret: str, actor: Actor) -> None:
@@ -33,7 +33,7 @@ class _Signed(flask_login.UserMixin):  # type: ignore[misc]
         self.actor = actor
 
 
-class _Csrf(CSRFProtect):  # type: ignore[misc]
+class _Csrf(CSRFProtect):
     def _get_csrf_token(self) -> str | None:
         # The header first: reading the form of an upload would consume its body before the handler streams it.
         for name in current_app.config["WTF_CSRF_HEADERS"]:

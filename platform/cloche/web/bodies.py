@@ -118,7 +118,9 @@ def _errors(error: ValidationError) -> list[Any]:
 
 
 def _pointer(steps: tuple[int | str, ...]) -> str:
-    kept = [str(step) for step in steps if step != "[key]"]  # pydantic's mark for "the key itself", no part of the document
+    kept = [
+        str(step) for step in steps if step != "[key]"
+    ]  # pydantic's mark for "the key itself", no part of the document
     return "".join("/" + step.replace("~", "~0").replace("/", "~1")[:80] for step in kept[:32])
 
 

@@ -31,7 +31,9 @@ def download(files: FileService, actor: Actor, file_id: str, *, inline: bool = F
     response.set_etag(facts["sha256"])
     environ = dict(request.environ)
     if "," in environ.get("HTTP_RANGE", ""):
-        del environ["HTTP_RANGE"]  # several ranges at once: the whole file is a valid answer, and nobody's parser is tried
+        del environ[
+            "HTTP_RANGE"
+        ]  # several ranges at once: the whole file is a valid answer, and nobody's parser is tried
     try:
         response.make_conditional(environ, accept_ranges=True, complete_length=facts["size"])
     except BaseException:

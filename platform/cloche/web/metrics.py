@@ -51,7 +51,9 @@ class _Scrape(Collector):
         yield GaugeMetricFamily("cloche_audit_unsealed", "Audit events not sealed yet.", backlog["unsealed"])
 
     def _index_depth(self) -> Metric:
-        gauge = GaugeMetricFamily("cloche_redis_ready_jobs", "Jobs in Redis' index; -1 when it does not answer.", labels=["queue"])
+        gauge = GaugeMetricFamily(
+            "cloche_redis_ready_jobs", "Jobs in Redis' index; -1 when it does not answer.", labels=["queue"]
+        )
         try:
             depth = self._services.broker.depth(DEFAULT_QUEUE)
         except Unavailable:
@@ -79,7 +81,9 @@ def _job_metrics(states: Mapping[str, int], durations: Any) -> Iterable[Metric]:
 
 def _by_state(connection: Connection) -> dict[str, int]:
     job = tables.job
-    return {state: count for state, count in connection.execute(select(job.c.state, func.count()).group_by(job.c.state))}
+    return {
+        state: count for state, count in connection.execute(select(job.c.state, func.count()).group_by(job.c.state))
+    }
 
 
 def _durations(connection: Connection) -> tuple[Any, ...]:

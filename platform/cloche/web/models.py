@@ -43,7 +43,9 @@ def _wait(value: str) -> str:
 Duration = Annotated[
     Any,
     AfterValidator(_duration),
-    WithJsonSchema({"type": ["string", "number"], "description": "'30s', '5m', 'PT5M', or seconds.", "examples": ["30s"]}),
+    WithJsonSchema(
+        {"type": ["string", "number"], "description": "'30s', '5m', 'PT5M', or seconds.", "examples": ["30s"]}
+    ),
 ]
 Size = Annotated[
     Any,
@@ -69,12 +71,16 @@ class NewUser(Body):
 
 class NewToken(Body):
     name: Name
-    scopes: Annotated[list[Name], Field(max_length=64, description="Permissions; all of one's own when absent.")] | None = None
+    scopes: (
+        Annotated[list[Name], Field(max_length=64, description="Permissions; all of one's own when absent.")] | None
+    ) = None
     expires_in: Duration | None = Field(None, description="How long it is valid; for ever when absent.")
 
 
 class Input(Body):
-    source: Location = Field(alias="from", description="`artifact:<id>`, or `<remote>:path` with globs in the last part.")
+    source: Location = Field(
+        alias="from", description="`artifact:<id>`, or `<remote>:path` with globs in the last part."
+    )
     to: Location | None = Field(None, description="Its name under /job/in.")
 
 
@@ -136,8 +142,8 @@ class JobFilter(Page):
     type: Name | None = None
     version: Name | None = None
     queue: Literal["default"] | None = None
-    label: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,63}(=[A-Za-z0-9._/-]{0,63})?$")] | None = Field(
-        None, description="`name` or `name=value`."
+    label: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,63}(=[A-Za-z0-9._/-]{0,63})?$")] | None = (
+        Field(None, description="`name` or `name=value`.")
     )
     priority: Annotated[int, Field(ge=0, le=9)] | None = None
     submitted_by: Name | None = Field(None, description="A user name.")

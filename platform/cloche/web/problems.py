@@ -11,7 +11,16 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from cloche import logs
-from cloche.errors import ClocheError, Forbidden, Problem, RateLimited, RequestError, TooLarge, Unauthenticated, Unavailable
+from cloche.errors import (
+    ClocheError,
+    Forbidden,
+    Problem,
+    RateLimited,
+    RequestError,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
 from cloche.web.denials import Denials
 
 MEDIA_TYPE = "application/problem+json"
@@ -55,7 +64,9 @@ def problem(
     body |= {"code": code, "request_id": g.get("request_id")}
     if problems:
         body["errors"] = [_entry(item) for item in problems]
-    response = Response(json.dumps(body, ensure_ascii=False) + "\n", status, mimetype=MEDIA_TYPE, headers=dict(headers or {}))
+    response = Response(
+        json.dumps(body, ensure_ascii=False) + "\n", status, mimetype=MEDIA_TYPE, headers=dict(headers or {})
+    )
     response.headers["Cache-Control"] = "no-store"
     return response
 

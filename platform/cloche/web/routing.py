@@ -12,8 +12,9 @@ from flask import Blueprint, Response, jsonify
 from pydantic import BaseModel, ConfigDict
 
 from cloche.domain.permissions import Actor, Permission
-from cloche.web.auth import Auth
+from cloche.errors import Unauthenticated
 from cloche.services.container import Services
+from cloche.web.auth import Auth
 from cloche.web.bodies import read_body, read_query, refuse_body
 
 
@@ -66,7 +67,8 @@ class Call:
     @property
     def actor(self) -> Actor:
         """The asking actor. Only routes that are not public have one for certain."""
-        assert self._actor is not None
+        if self._actor is None:
+            raise Unauthenticated("Sign in first.")
         return self._actor
 
 
@@ -172,10 +174,8 @@ def authorize(route: Route, auth: Auth) -> Actor | None:
     """The actor, allowed to use the route."""
     if route.permission is PUBLIC:
         return None
-    if route.permission is SIGNED_IN:
-        return auth.require(basic=route.basic)
-    assert isinstance(route.permission, Permission)
-    return auth.require(route.permission, basic=route.basic)
+    needed = route.permission if isinstance(route.permission, Permission) else None
+    return auth.require(needed, basic=route.basic)
 
 
 def respond(result: Any) -> Response:
@@ -191,4 +191,3 @@ def respond(result: Any) -> Response:
     response.status_code = status
     response.headers.extend(headers)
     return response
-

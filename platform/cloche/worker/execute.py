@@ -111,7 +111,9 @@ class Execution:
         talk = Conversation(sandbox.channel, self._hold, self._journal)
         began = time.monotonic()
         staged = self._tools.files.stage_in(self._job, sandbox.in_folder, self._stopped)
-        shown = [{"path": file.path, "size": file.size, "sha256": file.sha256, "source": file.source} for file in staged]
+        shown = [
+            {"path": file.path, "size": file.size, "sha256": file.sha256, "source": file.source} for file in staged
+        ]
         staged_event = (Trace.STAGED_IN, {"duration_ms": _ms(began), "files": shown[:50], "count": len(shown)})
         try:
             talk.await_ready()
@@ -175,7 +177,9 @@ class Execution:
         level = _log.info if isinstance(failure, PluginFailure) else _log.warning
         level("attempt failed", job_id=job.id, attempt=job.attempt, reason=failure.reason, message=failure.message)
         self._settle(
-            lambda c: tools.transitions.fail(c, job.id, job.attempt, tools.worker_id, failure, now_ms(), self._usage or None)
+            lambda c: tools.transitions.fail(
+                c, job.id, job.attempt, tools.worker_id, failure, now_ms(), self._usage or None
+            )
         )
 
     def _settle_interrupted(self) -> None:
@@ -211,7 +215,9 @@ class Execution:
         job, tools = self._job, self._tools
         _log.warning("stale write refused", job_id=job.id, attempt=job.attempt)
         try:
-            tools.db.write(lambda c: tools.transitions.stale_write(c, job.tenant_id, job.id, job.attempt, tools.worker_id))
+            tools.db.write(
+                lambda c: tools.transitions.stale_write(c, job.tenant_id, job.id, job.attempt, tools.worker_id)
+            )
         except Unavailable as error:
             _log.warning("stale write not audited", job_id=job.id, error=str(error))
 
@@ -243,4 +249,3 @@ def _verdict(error: BaseException, remains: Remains, limits: Limits) -> JobFailu
 
 def _ms(began: float) -> int:
     return round((time.monotonic() - began) * 1000)
-

@@ -48,7 +48,9 @@ class JobFiles:
 
     def stage_in(self, job: ClaimedJob, folder: Path, stop: Stop) -> list[StagedFile]:
         """See :meth:`cloche.staging.stager.Stager.stage_in`."""
-        return self._stager.stage_in(job, folder, resolve=lambda artifact_id: self._artifact(job, artifact_id), stop=stop)
+        return self._stager.stage_in(
+            job, folder, resolve=lambda artifact_id: self._artifact(job, artifact_id), stop=stop
+        )
 
     def stage_out(self, job: ClaimedJob, remains: Remains, stop: Stop) -> list[OutputFile]:
         """See :meth:`cloche.staging.stager.Stager.stage_out`."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-
-from sqlalchemy import RowMapping
+from typing import Any
 
 from cloche import logs
 from cloche.clock import now_ms
@@ -29,7 +28,15 @@ class WorkerLoop:
     """``run`` blocks until ``stop``; then it waits ``grace_ms`` for running jobs and hands the rest back."""
 
     def __init__(
-        self, tools: Tools, holds: Holds, *, slots: int, lease_ms: int, poll_ms: int, grace_ms: int, queue: str = DEFAULT_QUEUE
+        self,
+        tools: Tools,
+        holds: Holds,
+        *,
+        slots: int,
+        lease_ms: int,
+        poll_ms: int,
+        grace_ms: int,
+        queue: str = DEFAULT_QUEUE,
     ) -> None:
         self._tools = tools
         self._holds = holds
@@ -127,7 +134,7 @@ class WorkerLoop:
             _log.info("leases handed back", count=count)
 
 
-def claimed(row: RowMapping) -> ClaimedJob:
+def claimed(row: Mapping[str, Any]) -> ClaimedJob:
     """A row of ``job`` as the worker's pieces use it."""
     return ClaimedJob(
         id=row["id"],

@@ -48,7 +48,9 @@ def run(settings: Settings, worker_id: str | None = None) -> int:
     workers = WorkerService(db)
     backend = SandboxdBackend(settings.sandboxd_socket, owner=worker_id)
     catalog = Catalog(settings.plugin_folders)
-    rclone = RcloneDaemon(find_binary(), settings.home / "run" / "rclone", allow_addresses=settings.remote.allow_private)
+    rclone = RcloneDaemon(
+        find_binary(), settings.home / "run" / "rclone", allow_addresses=settings.remote.allow_private
+    )
     remotes = RemoteService(db, audit, OptionVault.load_or_create(settings.home / "keys" / "remotes.key"), rclone)
     work = settings.home / "work" / worker_id
     stager = Stager(ArtifactStore(settings.home / "artifacts"), rclone, remotes.config_for, work=work)
@@ -56,9 +58,7 @@ def run(settings: Settings, worker_id: str | None = None) -> int:
     recorder = AttemptRecorder(db, worker_id)
     tools = Tools(db, broker, backend, transitions, recorder, files, worker_id)
     lease_ms = settings.worker.lease
-    holds = Holds(
-        db, hub, transitions, workers, worker_id, lease_ms=lease_ms, heartbeat_ms=settings.worker.heartbeat
-    )
+    holds = Holds(db, hub, transitions, workers, worker_id, lease_ms=lease_ms, heartbeat_ms=settings.worker.heartbeat)
     loop = WorkerLoop(
         tools,
         holds,
@@ -85,4 +85,3 @@ def run(settings: Settings, worker_id: str | None = None) -> int:
         broker.close()
     _log.info("worker stopped", worker_id=worker_id, threads=threading.active_count())
     return 0
-

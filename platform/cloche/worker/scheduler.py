@@ -50,12 +50,13 @@ def run(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     rounds: dict[str, Callable[[], int]] = {
-        "sweeper": lambda: sweeper.run_once(batch) or 0,
+        "sweeper": lambda: sweeper.run_once(batch),
         "relay": lambda: relay.run_once(batch),
         "sealer": sealer.run_once,
     }
     threads = [
-        threading.Thread(target=_repeat, args=(name, once, pause_s, batch, stop), name=name) for name, once in rounds.items()
+        threading.Thread(target=_repeat, args=(name, once, pause_s, batch, stop), name=name)
+        for name, once in rounds.items()
     ]
     _log.info("scheduler started", owner=owner)
     for thread in threads:

@@ -177,7 +177,8 @@ def logs(url: str, token: str | None, job_id: str, attempt: int | None) -> None:
     """Print what a job wrote to its standard output and error. On a terminal, control characters are written out."""
     with Api(url, token) as api:
         text = api.text(f"/jobs/{path_part(job_id)}/logs", attempt=attempt)
-    click.echo(output.printable(text) if sys.stdout.isatty() else text, nl=False)
+    # Not click.echo, which would drop escape sequences from what is piped elsewhere.
+    sys.stdout.write(output.printable(text) if sys.stdout.isatty() else text)
 
 
 @job.command()

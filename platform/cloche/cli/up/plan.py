@@ -14,6 +14,7 @@ from cloche.config import Settings
 # Started in this order, stopped in the opposite one. Those below 10 clean up after others, and are always given the time.
 VALKEY, SANDBOXD, SCHEDULER, WEB, WORKERS = 1, 2, 10, 11, 12
 _WORKER_MARGIN_S = 5.0  # over its own grace, to hand back what is unfinished
+_WEB_GRACE_S = 20.0  # over the 15 s it gives requests that still run
 _SANDBOXD_GRACE_S = 30.0  # it destroys every sandbox that is left
 
 
@@ -35,7 +36,7 @@ def services(settings: Settings, environment: Mapping[str, str], *, own_valkey: 
     )
     if settings.scheduler.enabled:
         planned.append(Service("scheduler", SCHEDULER, _cloche("scheduler"), environment=environment))
-    planned.append(Service("web", WEB, _cloche("web"), environment=environment))
+    planned.append(Service("web", WEB, _cloche("web"), _WEB_GRACE_S, environment=environment))
     grace_s = settings.worker.grace / 1000 + _WORKER_MARGIN_S
     numbers = range(1, settings.worker.count + 1)
     return planned + [Service(f"worker-{n}", WORKERS, _worker, grace_s, environment=environment) for n in numbers]

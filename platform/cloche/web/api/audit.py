@@ -46,7 +46,9 @@ def verify(call: Call) -> Any:
     "GET",
     "/audit/export",
     permission=Permission.AUDIT_EXPORT,
-    responses={200: Raw(("application/x-ndjson",), "One JSON object a line, as `cloche audit verify --export` reads them.")},
+    responses={
+        200: Raw(("application/x-ndjson",), "One JSON object a line, as `cloche audit verify --export` reads them.")
+    },
     summary="The tenant's trail, to be verified elsewhere.",
 )
 def export(call: Call) -> Response:

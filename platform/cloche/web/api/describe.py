@@ -31,3 +31,4 @@ def openapi(_call: Call) -> Any:
 )
 def docs(_call: Call) -> Response:
     return Response(render_template("api/docs.html"), mimetype="text/html")
+

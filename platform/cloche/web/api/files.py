@@ -33,7 +33,11 @@ def upload(call: Call) -> Any:
 
 
 @group.route(
-    "GET", "/files/<file_id>", permission=Permission.FILE_READ, responses={200: shapes.FileOut}, summary="What is known of a file."
+    "GET",
+    "/files/<file_id>",
+    permission=Permission.FILE_READ,
+    responses={200: shapes.FileOut},
+    summary="What is known of a file.",
 )
 def get_file(call: Call, file_id: str) -> Any:
     return call.services.files.get(call.actor, file_id)
@@ -52,6 +56,8 @@ def get_content(call: Call, file_id: str) -> Response:
     return download(call.services.files, call.actor, file_id, inline=call.query.inline == "1")
 
 
-@group.route("DELETE", "/files/<file_id>", permission=Permission.FILE_WRITE, responses={204: None}, summary="Delete a file.")
+@group.route(
+    "DELETE", "/files/<file_id>", permission=Permission.FILE_WRITE, responses={204: None}, summary="Delete a file."
+)
 def delete_file(call: Call, file_id: str) -> None:
     call.services.files.delete(call.actor, file_id)

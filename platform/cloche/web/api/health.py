@@ -37,7 +37,11 @@ def health(call: Call) -> Any:
 
 
 @group.route(
-    "GET", "/healthz", permission=PUBLIC, responses={200: Raw(("text/plain",), "`ok`")}, summary="Whether this process answers."
+    "GET",
+    "/healthz",
+    permission=PUBLIC,
+    responses={200: Raw(("text/plain",), "`ok`")},
+    summary="Whether this process answers.",
 )
 def healthz(_call: Call) -> Response:
     return Response("ok\n", mimetype="text/plain")

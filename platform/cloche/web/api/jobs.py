@@ -33,7 +33,9 @@ _MAX_KEY = 255
 def submit(call: Call) -> Any:
     key = request.headers.get("Idempotency-Key")
     if key is not None and not (0 < len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
-        raise BadRequest(f"An Idempotency-Key has 1 to {_MAX_KEY} printable ASCII characters.", code="bad-idempotency-key")
+        raise BadRequest(
+            f"An Idempotency-Key has 1 to {_MAX_KEY} printable ASCII characters.", code="bad-idempotency-key"
+        )
     body = call.body.model_dump(by_alias=True, exclude_unset=True)
     status, job = call.services.jobs.submit(call.actor, body, idempotency_key=key)
     return job, status, {"Location": f"/api/v1/jobs/{job['id']}"}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from flask import request
 
 from cloche.domain.permissions import Permission
+from cloche.errors import Conflict
 from cloche.web import models, shapes
 from cloche.web.problems import PreconditionFailed, PreconditionRequired
 from cloche.web.routing import Call, RouteGroup
@@ -62,7 +65,9 @@ def get_remote(call: Call, name: str) -> Any:
     summary="Change options; those left out stay, null removes one.",
 )
 def update_remote(call: Call, name: str) -> Any:
-    changed = call.services.remotes.update(call.actor, name, call.body.options, _expected(call, name))
+    version = _expected(call, name)
+    with _still_present():
+        changed = call.services.remotes.update(call.actor, name, call.body.options, version)
     return changed, 200, _etag(changed)
 
 
@@ -75,7 +80,9 @@ def update_remote(call: Call, name: str) -> Any:
     summary="Remove a remote.",
 )
 def delete_remote(call: Call, name: str) -> None:
-    call.services.remotes.delete(call.actor, name, _expected(call, name))
+    version = _expected(call, name)
+    with _still_present():
+        call.services.remotes.delete(call.actor, name, version)
 
 
 @group.route(
@@ -91,6 +98,17 @@ def test_remote(call: Call, name: str) -> Any:
 
 def _etag(remote: dict[str, Any]) -> dict[str, str]:
     return {"ETag": f'"v{remote["version"]}"'}
+
+
+@contextmanager
+def _still_present() -> Iterator[None]:
+    """Somebody may be faster between our look and the write."""
+    try:
+        yield
+    except Conflict as error:
+        if error.code != "remote-changed":
+            raise
+        raise PreconditionFailed("The remote has changed since; read it again.") from None
 
 
 def _expected(call: Call, name: str) -> int:

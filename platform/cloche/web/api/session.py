@@ -27,12 +27,20 @@ def sign_in(call: Call) -> Any:
     return {"user": _me(actor, token), "csrf_token": token}
 
 
-@group.route("DELETE", "/session", permission=SIGNED_IN, responses={204: None}, summary="Sign out; ends the session on the server.")
+@group.route(
+    "DELETE",
+    "/session",
+    permission=SIGNED_IN,
+    responses={204: None},
+    summary="Sign out; ends the session on the server.",
+)
 def sign_out(call: Call) -> None:
     call.auth.sign_out()
 
 
-@group.route("GET", "/me", permission=SIGNED_IN, responses={200: shapes.MeOut}, summary="Who one is and what one may do.")
+@group.route(
+    "GET", "/me", permission=SIGNED_IN, responses={200: shapes.MeOut}, summary="Who one is and what one may do."
+)
 def me(call: Call) -> Any:
     in_browser = current_app.config["SESSION_COOKIE_NAME"] in request.cookies
     return _me(call.actor, call.auth.csrf_token() if in_browser else None)

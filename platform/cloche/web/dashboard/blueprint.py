@@ -9,33 +9,30 @@ from flask import Blueprint, g, request, session
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from cloche import logs
-from cloche.domain.permissions import Permission
+from cloche.domain.permissions import Actor, Permission
 from cloche.errors import ClocheError, Forbidden, RateLimited, RequestError, TooLarge, Unauthenticated, Unavailable
 from cloche.services.container import Services
 from cloche.web.auth import Auth
 from cloche.web.dashboard import entry, job_pages, overview_pages, show, submit_page
 from cloche.web.dashboard.live import Streams
 from cloche.web.dashboard.site import Answer, Page, Site, go, is_part
-from cloche.web.denials import Denials
 from cloche.web.routing import PUBLIC
-from cloche.web.slots import Slots
 
-PREFIX = "/ui"
 PAGES: tuple[Page, ...] = (*job_pages.PAGES, *submit_page.PAGES, *overview_pages.PAGES, *entry.PAGES)
 _SMALL_FORM = 256 << 10  # bytes; every form but the one that takes files
 _log = logs.get(__name__)
 
 
-def create_blueprint(services: Services, auth: Auth, slots: Slots, denials: Denials) -> Blueprint:
-    """All pages. ``slots`` bounds the live streams together with the API's long polls."""
-    site = Site(services, auth, Streams(services.broker, slots), nav=[page for page in PAGES if page.label])
-    blueprint = Blueprint("dashboard", __name__, url_prefix=PREFIX, template_folder="templates")
+def create_blueprint(services: Services, auth: Auth) -> Blueprint:
+    """All pages. The app's ``cloche_slots`` bound the live streams together with the API's long polls."""
+    site = Site(services, auth, Streams(services.broker), nav=[page for page in PAGES if page.label])
+    blueprint = Blueprint("dashboard", __name__, template_folder="templates")
     for page in PAGES:
         blueprint.add_url_rule(page.path, page.name, _view(page, site), methods=list(page.methods))
     for name, filtered in show.FILTERS.items():
         blueprint.add_app_template_filter(filtered, name)
     blueprint.url_value_preprocessor(_Limits(services).apply)
-    _register_errors(blueprint, site, denials)
+    _register_errors(blueprint, site)
     return blueprint
 
 
@@ -65,7 +62,7 @@ def _view(page: Page, site: Site) -> Callable[..., Answer]:
     return view
 
 
-def _register_errors(blueprint: Blueprint, site: Site, denials: Denials) -> None:
+def _register_errors(blueprint: Blueprint, site: Site) -> None:
     """An error of a page is a page. Refusals are audited as the API's are."""
 
     def shown(status: int, title: str, detail: str, headers: dict[str, str] | None = None) -> Answer:
@@ -79,14 +76,14 @@ def _register_errors(blueprint: Blueprint, site: Site, denials: Denials) -> None
                 return go("sign_in", next=request.full_path.rstrip("?"))
             return shown(401, "Not signed in", "The session has ended. Sign in again.")
         if isinstance(error, Forbidden):
-            denials.refused(error.detail)
+            _audit_refusal(site, error.detail)
             if error.code == "csrf":
                 detail = "The page was open for too long, or cookies are blocked. Load it anew and try again."
                 return shown(403, "This form has lapsed", detail)
         headers = {"Retry-After": str(error.retry_after)} if isinstance(error, RateLimited) else {}
         if isinstance(error, TooLarge):
             headers["Connection"] = "close"  # the rest of the body is not read
-        return shown(error.status, error.title, _sentence(error.detail), headers)
+        return shown(error.status, error.title, show.sentence(error.detail), headers)
 
     def on_unavailable(error: Unavailable) -> Answer:
         if request.endpoint == "dashboard.events":
@@ -113,6 +110,9 @@ def _register_errors(blueprint: Blueprint, site: Site, denials: Denials) -> None
     blueprint.register_error_handler(Exception, on_anything)
 
 
-def _sentence(text: str) -> str:
-    """With a capital and a full stop."""
-    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith((".", "…", "?")) else ".")
+def _audit_refusal(site: Site, reason: str) -> None:
+    actor: Actor | None = g.get("actor")
+    if actor is None:
+        return  # nobody to name; the page to sign in is the answer
+    rule = request.url_rule.rule if request.url_rule else request.path
+    site.services.access.record_denied(actor, f"{request.method} {rule}", reason)

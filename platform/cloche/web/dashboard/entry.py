@@ -43,6 +43,6 @@ def _local(target: str) -> str:
 
 
 PAGES = (
-    Page("/sign-in", "sign_in", sign_in, PUBLIC, methods=("GET", "POST")),
-    Page("/sign-out", "sign_out", sign_out, PUBLIC, methods=("POST",)),
+    Page("/ui/sign-in", "sign_in", sign_in, PUBLIC, methods=("GET", "POST")),
+    Page("/ui/sign-out", "sign_out", sign_out, PUBLIC, methods=("POST",)),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flask import Response, request, url_for
+from flask import Response, current_app, request, url_for
 
 from cloche.domain.permissions import Actor, Permission
 from cloche.domain.states import TERMINAL, State
@@ -50,14 +50,15 @@ def job(site: Site, actor: Actor, job_id: str) -> Answer:
     last_event = site.last_event()
     found = site.services.jobs.get(actor, job_id)
     own = found["submitted_by"] == actor.username and actor.may(Permission.JOB_CANCEL)
+    trace = site.services.jobs.trace(actor, job_id)
     values = {
         "job": found,
         "terminal": TERMINAL,
         "may_cancel": found["status"] not in TERMINAL and (own or actor.may(Permission.JOB_CANCEL_ANY)),
-        "inputs": [_input(site, actor, item) for item in found["inputs"]],
+        "inputs": _inputs(site, actor, found, trace),
         "outputs": [_output(actor, item) for item in site.services.jobs.outputs(actor, job_id)],
         "attempts": site.services.jobs.attempts(actor, job_id),
-        "bars": bars(site.services.jobs.trace(actor, job_id)),
+        "bars": bars(trace),
     }
     if is_part():
         return site.render("_job.html", **values)
@@ -86,7 +87,7 @@ def cancel(site: Site, actor: Actor, job_id: str) -> Answer:
 def events(site: Site, actor: Actor) -> Answer:
     job_id = request.args.get("job") or None
     after = request.headers.get("Last-Event-ID") or request.args.get("after") or None
-    stream = site.streams.open(actor, after, job_id)
+    stream = site.streams.open(current_app.extensions["cloche_slots"], actor, after, job_id)
     response = Response(stream, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
     response.call_on_close(stream.close)
     return response
@@ -123,25 +124,34 @@ def _marked(pieces: Sequence[dict[str, Any]], before: str = "") -> list[dict[str
     return lines
 
 
-def _input(site: Site, actor: Actor, item: Mapping[str, Any]) -> dict[str, Any]:
-    """One input, with what is known of a stored file; a remote's contents are known when the job runs."""
+def _inputs(
+    site: Site, actor: Actor, found: Mapping[str, Any], trace: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The files that were brought in, once they have been; before that, what the job asks for."""
+    for event in reversed(trace):
+        if event["event_type"] == "staged_in":
+            return [_staged(actor, file) for file in event["details"].get("files", ())]
+    return [_asked(site, actor, item) for item in found["inputs"]]
+
+
+def _staged(actor: Actor, file: Mapping[str, Any]) -> dict[str, Any]:
+    kind, _, rest = str(file["source"]).partition(":")
+    own = kind == "artifact" and actor.may(Permission.FILE_READ)
+    links = _links(rest, file["path"], None) if own else {}
+    return {"name": file["path"], "note": None if own else f"from {file['source']}", **file, **links}
+
+
+def _asked(site: Site, actor: Actor, item: Mapping[str, Any]) -> dict[str, Any]:
     source = str(item["from"])
     kind, _, rest = source.partition(":")
-    if kind != "artifact":
-        return {"name": item.get("to"), "source": source, "note": f"from {source}"}
-    if not actor.may(Permission.FILE_READ):
-        return {"name": item.get("to"), "source": source, "note": "a stored file"}
+    if kind != "artifact" or not actor.may(Permission.FILE_READ):
+        return {"name": item.get("to") or source, "note": "a stored file" if kind == "artifact" else f"from {source}"}
     try:
         file = site.services.files.get(actor, rest)
     except NotFound:
-        return {"name": item.get("to"), "source": source, "note": "deleted since"}
-    return {
-        "name": item.get("to") or file["name"],
-        "source": source,
-        "size": file["size"],
-        "sha256": file["sha256"],
-        **_links(rest, file["name"], file["media_type"]),
-    }
+        return {"name": item.get("to") or source, "note": "deleted since"}
+    shown = {"name": item.get("to") or file["name"], "size": file["size"], "sha256": file["sha256"], "note": None}
+    return shown | _links(rest, file["name"], file["media_type"])
 
 
 def _output(actor: Actor, item: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,10 +167,11 @@ def _links(file_id: str, name: str, media_type: str | None) -> dict[str, Any]:
 
 
 PAGES = (
-    Page("/", "home", home, Permission.JOB_READ),
-    Page("/jobs", "jobs", jobs, Permission.JOB_READ, label="Jobs", under=("job",)),
-    Page("/jobs/<job_id>", "job", job, Permission.JOB_READ),
-    Page("/jobs/<job_id>/log", "log", log, Permission.JOB_READ),
-    Page("/jobs/<job_id>/cancel", "cancel", cancel, Permission.JOB_CANCEL, methods=("POST",)),
-    Page("/events", "events", events, Permission.JOB_READ),
+    Page("/", "root", home, Permission.JOB_READ),
+    Page("/ui/", "home", home, Permission.JOB_READ),
+    Page("/ui/jobs", "jobs", jobs, Permission.JOB_READ, label="Jobs", under=("job",)),
+    Page("/ui/jobs/<job_id>", "job", job, Permission.JOB_READ),
+    Page("/ui/jobs/<job_id>/log", "log", log, Permission.JOB_READ),
+    Page("/ui/jobs/<job_id>/cancel", "cancel", cancel, Permission.JOB_CANCEL, methods=("POST",)),
+    Page("/ui/events", "events", events, Permission.JOB_READ),
 )

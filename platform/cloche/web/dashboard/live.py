@@ -27,22 +27,21 @@ _TOLD = 50  # job ids in one event
 
 
 class Streams:
-    """Opens streams. ``slots`` bounds them for the whole process, :data:`PER_SESSION` for one session; shutdown ends them."""
+    """Opens streams: as many as there are slots in the process, and :data:`PER_SESSION` for one session. Shutdown ends them."""
 
-    def __init__(self, broker: Broker, slots: Slots) -> None:
+    def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._slots = slots
         self._open: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def open(self, actor: Actor, after: str | None, job_id: str | None) -> Stream:
+    def open(self, slots: Slots, actor: Actor, after: str | None, job_id: str | None) -> Stream:
         """A stream of what changes in the actor's tenant (``job_id``: of one job) after the event ``after``.
 
         Raises:
             Unavailable: too many streams are open, in this process or in this session, or Redis does not answer.
         """
         key = actor.session_id or actor.token_id or actor.user_id
-        stream = Stream(self._enter(key), self._slots.stopping, self._broker, actor.tenant_id, job_id)
+        stream = Stream(self._enter(slots, key), slots.stopping, self._broker, actor.tenant_id, job_id)
         try:
             stream.start(after)
         except Unavailable:
@@ -50,18 +49,19 @@ class Streams:
             raise
         return stream
 
-    def _enter(self, key: str) -> Callable[[], None]:
+    def _enter(self, slots: Slots, key: str) -> Callable[[], None]:
         """Take a place; the returned function gives it back."""
         with self._lock:
-            slot = self._slots.take() if self._open[key] < PER_SESSION else None
+            slot = slots.take() if self._open[key] < PER_SESSION else None
             if slot is None:
                 raise Unavailable(
                     "too many live pages are open; this one looks every few seconds instead", retry_after=5
                 )
             self._open[key] += 1
+        held = slot
 
         def leave() -> None:
-            slot.release()
+            held.release()
             with self._lock:
                 self._open[key] -= 1
                 if self._open[key] <= 0:

@@ -85,8 +85,8 @@ def _verdict(found: dict[str, Any]) -> dict[str, Any]:
 
 
 PAGES = (
-    Page("/plugins", "plugins", plugins, Permission.PLUGIN_READ, label="Plugins", under=("plugin",)),
-    Page("/plugins/<name>/<version>", "plugin", plugin, Permission.PLUGIN_READ),
-    Page("/workers", "workers", workers, Permission.WORKER_READ, label="Workers"),
-    Page("/audit", "audit", audit, Permission.AUDIT_READ, methods=("GET", "POST"), label="Audit"),
+    Page("/ui/plugins", "plugins", plugins, Permission.PLUGIN_READ, label="Plugins", under=("plugin",)),
+    Page("/ui/plugins/<name>/<version>", "plugin", plugin, Permission.PLUGIN_READ),
+    Page("/ui/workers", "workers", workers, Permission.WORKER_READ, label="Workers"),
+    Page("/ui/audit", "audit", audit, Permission.AUDIT_READ, methods=("GET", "POST"), label="Audit"),
 )

@@ -10,8 +10,13 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from cloche.clock import from_rfc3339
+from cloche.domain.states import REASON_TEXT, Reason
 
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_C0 = (
+    *("NUL", "SOH", "STX", "ETX", "EOT", "ENQ", "ACK", "BEL", "BS", "TAB", "LF", "VT", "FF", "CR", "SO", "SI"),
+    *("DLE", "DC1", "DC2", "DC3", "DC4", "NAK", "SYN", "ETB", "CAN", "EM", "SUB", "ESC", "FS", "GS", "RS", "US"),
+)
 _ZERO_WIDTH = frozenset("\u200b\u2060\ufeff\u00ad")
 _PREVIEW_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 _PREVIEW_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
@@ -74,11 +79,11 @@ def _symbol(char: str) -> str | None:
     if char in "\n\t" or 0x20 <= code < 0x7F:
         return None
     if code < 0x20:
-        return chr(0x2400 + code)
+        return _C0[code]
     if code == 0x7F:
-        return "␡"
+        return "DEL"
     if char in _BIDI or char in _ZERO_WIDTH or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp"):
-        return f"⟨{code:04X}⟩"
+        return f"U+{code:04X}"
     return None
 
 
@@ -157,6 +162,19 @@ def words(value: str) -> str:
     return value.replace("_", " ")
 
 
+def sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith((".", "…", "?")) else ".")
+
+
+def reason_text(reason: str) -> str:
+    """A job's reason in words; one that is not known here as it is."""
+    try:
+        return REASON_TEXT[Reason(reason)]
+    except ValueError:
+        return words(reason)
+
+
 def status_word(status: str) -> str:
     return STATUS_WORD.get(status, words(status))
 
@@ -174,6 +192,8 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "short": short,
     "tail": tail,
     "words": words,
+    "sentence": sentence,
+    "reason_text": reason_text,
     "status_word": status_word,
     "trace_word": trace_word,
 }

@@ -14,7 +14,6 @@ from werkzeug.wrappers import Response
 
 from cloche import __version__
 from cloche.domain.permissions import Actor, Permission
-from cloche.domain.states import REASON_TEXT, Reason
 from cloche.errors import Unavailable
 from cloche.services.container import Services
 from cloche.web.auth import Auth
@@ -50,7 +49,6 @@ class Site:
             version=__version__,
             asset=asset,
             between=show.between,
-            reason_text=reason_text,
             **values,
         )
 
@@ -89,14 +87,6 @@ def _allowed(actor: Actor, permission: Permission | Access) -> bool:
 def is_part() -> bool:
     """Whether htmx asks for a part of the page, not for the page."""
     return request.headers.get("HX-Request") == "true"
-
-
-def reason_text(reason: str) -> str:
-    """The reason in words; an unknown one as it is."""
-    try:
-        return REASON_TEXT[Reason(reason)]
-    except ValueError:
-        return reason
 
 
 def go(endpoint: str, **values: Any) -> Response:

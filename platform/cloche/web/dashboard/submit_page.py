@@ -127,4 +127,4 @@ def _accepts(inputs: dict[str, Any]) -> str:
     return f"{count}{kinds}."
 
 
-PAGES = (Page("/submit", "submit", submit, Permission.JOB_SUBMIT, methods=("GET", "POST"), label="Submit"),)
+PAGES = (Page("/ui/submit", "submit", submit, Permission.JOB_SUBMIT, methods=("GET", "POST"), label="Submit"),)

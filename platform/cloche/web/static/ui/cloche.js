@@ -11,6 +11,7 @@
 
   function ago(then, now) {
     const seconds = Math.round((now - then) / 1000);
+    if (seconds < -1) return seconds > -60 ? `in ${-seconds} s` : `at ${clock.format(then)}`;
     if (seconds < 5) return "just now";
     if (seconds < 60) return `${seconds} s ago`;
     if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
@@ -63,17 +64,15 @@
   }
 
   /* A part that is renewed comes back with its sections closed: remember which were open. */
-  const open = new Map();
-  function remember(target) {
-    const ids = [...target.querySelectorAll("details[id][open]")].map((element) => element.id);
-    open.set(target, ids);
+  let open = [];
+  function remember() {
+    open = [...document.querySelectorAll("details[id][open]")].map((element) => element.id);
   }
-  function restore(target) {
-    for (const id of open.get(target) || []) {
+  function restore() {
+    for (const id of open) {
       const element = document.getElementById(id);
       if (element) element.open = true;
     }
-    open.delete(target);
   }
 
   document.addEventListener("htmx:sseOpen", stopPolling);
@@ -81,19 +80,31 @@
   document.addEventListener("htmx:beforeSwap", (event) => {
     /* The session has ended: the answer is a page to sign in, not a part of this one. */
     if (event.detail.xhr.status === 401) window.location.reload();
-    remember(event.detail.target);
+    remember();
   });
-  document.addEventListener("htmx:afterSwap", (event) => restore(event.detail.target));
+  document.addEventListener("htmx:afterSwap", restore);
+  document.addEventListener("htmx:oobAfterSwap", restore);
   document.addEventListener("htmx:afterSettle", (event) => {
     tellTimes(document);
-    if (event.target.closest("#log") || event.detail.target.closest("#log")) follow();
+    if (event.target.closest("#log")) follow();
   });
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden && polling) poll();
   });
 
+  /* A choice made with the pointer is taken at once; arrow keys only look through the choices, and the button takes one. */
+  let byPointer = false;
+  document.addEventListener("pointerdown", () => { byPointer = true; }, true);
+  document.addEventListener("keydown", () => { byPointer = false; }, true);
+  document.addEventListener("submit", (event) => {
+    if (event.target.matches("[data-once]")) event.target.querySelector("#send").disabled = true;
+  });
+  window.addEventListener("pageshow", () => {
+    const send = document.getElementById("send");
+    if (send) send.disabled = false;
+  });
   document.addEventListener("change", (event) => {
-    if (event.target.matches("[data-submit-on-change]")) event.target.form.requestSubmit();
+    if (byPointer && event.target.matches("[data-submit-on-change]")) event.target.form.requestSubmit();
     if (event.target.id === "follow") follow();
   });
   document.addEventListener("keydown", (event) => {
@@ -104,6 +115,7 @@
     confirm.querySelector("summary").focus();
   });
 
+  document.getElementById("refused")?.focus();
   tellTimes(document);
   follow();
   window.setInterval(() => tellTimes(document), 5000);
