@@ -25,7 +25,7 @@ from cloche.services.transitions import Transitions
 from cloche.services.watch import EventHub
 from cloche.services.workers import WorkerService
 from cloche.staging.artifacts import ArtifactStore
-from cloche.staging.rclone import RcloneDaemon, find_binary
+from cloche.staging.rclone import RcloneDaemon, rclone_binary
 from cloche.staging.vault import OptionVault
 
 __all__ = ["Services", "build"]
@@ -54,7 +54,7 @@ def build(settings: Settings, component: str, *, broker: Broker | None = None) -
         hub = EventHub(redis)
         opened.callback(hub.close)
         run_dir = home / "run" / f"rclone-{component}"
-        rclone = RcloneDaemon(find_binary(), run_dir, allow_addresses=settings.remote.allow_private)
+        rclone = RcloneDaemon(rclone_binary(), run_dir, allow_addresses=settings.remote.allow_private)
         opened.callback(rclone.close)
         plugins = PluginService(db, catalog, audit)
         transitions = Transitions(audit, PlatformBudget(settings.retry.platform_budget, settings.retry.worker_deaths))

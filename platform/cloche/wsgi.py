@@ -48,10 +48,14 @@ def serve(settings: Settings) -> int:
         EnvironmentProblem: the port is in use, the home cannot be written, or the schema is a newer one.
     """
     check_home(settings.home)
-    migrate.upgrade(settings.database_url)
-    _first_start(settings)
-    held = _hold_port(settings.server.host, settings.server.port)
-    host, port = held.getsockname()[:2]
+    with _hold_port(settings.server.host, settings.server.port) as held:
+        migrate.upgrade(settings.database_url)
+        _first_start(settings)
+        _run(settings, *held.getsockname()[:2])
+    return 0
+
+
+def _run(settings: Settings, host: str, port: int) -> None:
     server = Granian(
         "cloche.wsgi",
         address=host,
@@ -76,8 +80,6 @@ def serve(settings: Settings) -> int:
         stopped.set()
         announcer.join()
         place.unlink(missing_ok=True)
-        held.close()
-    return 0
 
 
 def load(settings: Settings) -> Callable[..., Any]:

@@ -10,8 +10,7 @@ import contextlib
 import os
 import signal
 
-# The host's channel looks for this line on the container's standard error, which no plugin inherits.
-EXIT_LINE = "cloche-guest: exited "
+from cloche_guest.protocol import EXIT_LINE
 
 
 def split() -> None:

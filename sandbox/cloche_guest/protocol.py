@@ -21,6 +21,9 @@ MAX_DEPTH = 64  # nested arrays and objects
 MAX_DIGITS = 64  # decimal digits of one integer
 _MAX_BITS = 213  # of an integer of MAX_DIGITS digits
 
+# The container's process 1 writes this and the agent's exit code to standard error, which no plugin inherits.
+EXIT_LINE = "cloche-guest: exited "
+
 HEADER = struct.Struct(">I")
 
 

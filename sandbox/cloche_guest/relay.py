@@ -109,7 +109,9 @@ class Relay:
             kept = text.encode("utf-8")[: self._budget].decode("utf-8", "ignore")
             self._budget = 0
             self._truncated = True
-            self._link.send({"type": "log", "stream": stream, "text": kept + "\n[log truncated: its limit is reached]\n"})
+            self._link.send(
+                {"type": "log", "stream": stream, "text": kept + "\n[log truncated: its limit is reached]\n"}
+            )
 
     def _send_progress(self, now: bool = False) -> bool:
         if self._pending is None:

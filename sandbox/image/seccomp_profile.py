@@ -49,7 +49,10 @@ GROUPS: tuple[tuple[str, str], ...] = (
         "execve execveat exit exit_group fork gettid getpid getppid getpgid getpgrp getsid kill pidfd_open pidfd_send_signal set_robust_list "
         "get_robust_list set_tid_address setpgid setsid tgkill tkill vfork wait4 waitid",
     ),
-    ("what glibc needs to start a thread", "arch_prctl futex futex_waitv futex_wait futex_wake futex_requeue prctl rseq"),
+    (
+        "what glibc needs to start a thread",
+        "arch_prctl futex futex_waitv futex_wait futex_wake futex_requeue prctl rseq",
+    ),
     (
         "ids: reading them, and changes that fail without a capability",
         "capget capset getegid geteuid getgid getgroups getresgid getresuid getuid setfsgid setfsuid setgid setgroups setregid setresgid setresuid "

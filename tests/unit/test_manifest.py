@@ -242,5 +242,6 @@ def test_the_number_of_problems_is_bounded():
 
 def test_the_authoring_guide_lists_every_key():
     guide = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text("utf-8")
+    guide = guide.partition("\n## plugin.toml")[2].partition("\n## ")[0]
     documented = set(re.findall(r"^\| `([a-z]+\.[a-z_]+)` \|", guide, re.MULTILINE))
     assert documented == {f"{table}.{key}" for table, keys in KEYS.items() for key in keys}

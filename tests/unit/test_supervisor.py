@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from cloche.cli.up.backoff import LONGEST_S, STEADY_S, Backoff
 from cloche.cli.up.child import Service, how_it_ended
 from cloche.cli.up.supervisor import Supervisor
@@ -80,7 +81,7 @@ def supervise(
     def beside() -> None:
         try:
             during(supervisor, sink)
-        except BaseException as error:  # noqa: BLE001 - raised again below
+        except BaseException as error:
             failures.append(error)
         finally:
             supervisor.stop()
@@ -190,7 +191,7 @@ def test_a_second_stop_waits_only_for_those_that_clean_up() -> None:
 
 
 def test_children_end_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
-    program = f"""
+    program = """
 import sys
 from cloche.cli.up.child import Service
 from cloche.cli.up.supervisor import Supervisor

@@ -271,22 +271,16 @@ def declare_smaller(data: bytes) -> bytes:
     return data[: at + 24] + (1).to_bytes(4, "little") + data[at + 28 :]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda d: d[:-30],
-        lambda d: b"not a zip",
-        declare_smaller,
-        lambda d: d.replace(b"\x00\x00\x00\x00\x00", b"\x01\x00\x00\x00\x00", 1),
-    ],
-)
+def flip(data: bytes) -> bytes:
+    """One bit of the compressed content."""
+    return data[:40] + bytes([data[40] ^ 0x10]) + data[41:]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-30], lambda _: b"not a zip", declare_smaller, flip])
 def test_damaged_archives_are_refused(tmp_path: Path, damage: Callable[[bytes], bytes]):
     (tmp_path / "site").mkdir()
     path = wheel_with(tmp_path, ("a.py", b"print()\n" * 1_000))
-    whole = path.read_bytes()
-    path.write_bytes(damage(whole))
-    if path.read_bytes() == whole:
-        pytest.fail("nothing was damaged")
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UnpackError):
         unpack(path, tmp_path / "site")
 

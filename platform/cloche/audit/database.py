@@ -99,7 +99,7 @@ class DatabaseTrail:
     def _rows(self, statement: str) -> Iterator[tuple[Any, ...]]:
         try:
             yield from self._connection.execute(statement)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:
             if "locked" in str(error) or "busy" in str(error):
                 raise Unavailable(f"the database is locked ({error})") from None
             raise TamperedTrail(f"the database file cannot be read as a trail ({error})") from None
@@ -119,7 +119,7 @@ def _open(path: Path, *, immutable: bool) -> sqlite3.Connection:
         return _begun(uri)
     except sqlite3.OperationalError as error:
         raise EnvironmentProblem(f"cannot read the database {path} ({error})") from None
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeError) as error:  # a damaged file can put any bytes into SQLite's message
         raise EnvironmentProblem(f"{path} is not a Cloche database ({error})") from None
 
 
@@ -129,7 +129,7 @@ def _begun(uri: str) -> sqlite3.Connection:
         connection.execute("PRAGMA query_only=ON")
         connection.execute("BEGIN")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeError):
         connection.close()
         raise
     return connection

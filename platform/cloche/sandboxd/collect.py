@@ -63,7 +63,9 @@ def name_problem(name: str) -> str | None:
 def printable(path: str) -> str:
     """The path with every doubtful character escaped, at most 200 characters."""
     shown = "".join(
-        letter if unicodedata.category(letter) not in _BAD_CATEGORIES else letter.encode("unicode_escape").decode("ascii")
+        letter
+        if unicodedata.category(letter) not in _BAD_CATEGORIES
+        else letter.encode("unicode_escape").decode("ascii")
         for letter in path
     )
     return shown[:200]
@@ -154,7 +156,9 @@ class _Walk:
                 return "more files than the limit"
             if self._size + facts.st_size > self._caps.size:
                 return "more bytes than the limit"
-            writer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=target)
+            writer = os.open(
+                name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=target
+            )
             try:
                 size = _pour(reader, writer, facts.st_size)
                 os.fchmod(writer, 0o600)

@@ -128,6 +128,11 @@ class Engine:
             except ImageNotFound:
                 return None
 
+    def remove_image(self, image: str) -> None:
+        """Remove an image that nothing uses and no tag names any more."""
+        with self._answers() as client:
+            client.remove_image(image, noprune=False)
+
     def load(self, tar: IO[bytes]) -> None:
         with self._answers(_LOAD_SECONDS) as client:
             _consume(client.load_image(tar), time.monotonic() + _LOAD_SECONDS)
@@ -141,7 +146,13 @@ class Engine:
     def build(self, context: IO[bytes], tag: str, arguments: Mapping[str, str]) -> None:
         with self._answers(_LOAD_SECONDS) as client:
             answer = client.build(
-                fileobj=context, custom_context=True, tag=tag, buildargs=dict(arguments), rm=True, forcerm=True, decode=True
+                fileobj=context,
+                custom_context=True,
+                tag=tag,
+                buildargs=dict(arguments),
+                rm=True,
+                forcerm=True,
+                decode=True,
             )
             _consume(answer, time.monotonic() + _LOAD_SECONDS)
 
@@ -151,7 +162,13 @@ class Engine:
             "Image": image,
             "Entrypoint": ["python3", "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
             "User": "65534:65534",
-            "HostConfig": {"NetworkMode": "none", "ReadonlyRootfs": True, "CapDrop": ["ALL"], "PidsLimit": 16, "Memory": 256 << 20},
+            "HostConfig": {
+                "NetworkMode": "none",
+                "ReadonlyRootfs": True,
+                "CapDrop": ["ALL"],
+                "PidsLimit": 16,
+                "Memory": 256 << 20,
+            },
         }
         with self._answers() as client:
             container = str(client.create_container_from_config(config)["Id"])
@@ -173,11 +190,13 @@ class Engine:
             if seconds is None:
                 yield self._connected()
             else:
-                own = docker.APIClient(base_url=f"unix://{self.socket_path}", version="auto", timeout=seconds)
+                own = docker.APIClient(base_url=f"unix://{self.socket_path}", version="auto", timeout=int(seconds))
                 yield own
         except APIError as error:
             raise EngineRefused(str(error.explanation or error)) from None
         except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            if own is not None and isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
+                raise EngineRefused("it took too long") from None
             self.close()
             raise _away(error) from None
         finally:

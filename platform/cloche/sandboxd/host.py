@@ -19,7 +19,7 @@ from cloche.sandboxd import cgroups
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.image import ImageInfo
 from cloche.sandboxd.places import Places
-from cloche.sandboxd.running import Running
+from cloche.sandboxd.running import DEATH_SECONDS, Running
 from cloche.sandboxd.uids import NoUidLeft, UidPool
 
 log = logs.get(__name__)
@@ -57,9 +57,10 @@ class Host:
         self._running: dict[str, Running] = {}
         self._starting: set[str] = set()
         self._unremoved: set[str] = set()  # containers of dead sandboxes that the engine has not removed yet
+        self._condemned: set[str] = set()  # sandboxes that did not die when they were destroyed
         self._ready: _Ready | None = None
+        self._reaped = False
         self._problem = "the sandbox host is starting"
-        self._ready_lock = threading.Lock()
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
@@ -73,10 +74,12 @@ class Host:
         """Kill and destroy everything."""
         self._stop.set()
         self._wake.set()
-        with self._lock:
-            running = list(self._running)
-        for sandbox_id in running:
-            self.destroy(sandbox_id)
+        running = self.listing()
+        for sandbox in running:
+            sandbox.kill()
+        for sandbox in running:
+            with contextlib.suppress(PlatformFailure):
+                self.destroy(sandbox.id)
         self._keeper.join(timeout=30)
         self._engine.close()
 
@@ -112,7 +115,9 @@ class Host:
         sandbox_id = clock.uuid7()
         with self._lock:
             if len(self._running) + len(self._starting) >= self._max_running:
-                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"{self._max_running} sandboxes are running, which is the limit")
+                raise PlatformFailure(
+                    Reason.ENGINE_UNAVAILABLE, f"{self._max_running} sandboxes are running, which is the limit"
+                )
             self._starting.add(sandbox_id)
         try:
             return (*self._create(sandbox_id, spec, owner, ready), ready.image.id)
@@ -129,20 +134,33 @@ class Host:
         return running.finish(self._engine, owner)
 
     def destroy(self, sandbox_id: str) -> None:
-        """Kill it and remove container, mounts, folders, user id. Idempotent; what the engine cannot do now the keeper does later."""
-        with self._lock:
-            running = self._running.pop(sandbox_id, None)
+        """Kill it and remove container, mounts, folders, user id. Idempotent; what the engine cannot do now the keeper does later.
+
+        Raises:
+            PlatformFailure: its processes do not die. It stays listed, and the keeper tries again.
+        """
+        running = self.find(sandbox_id)
         if running is None:
             return
         running.kill()
-        if not running.is_dead(20):
+        if not running.is_dead(DEATH_SECONDS):
             # Its mounts and user id stay taken: releasing them under a living process would be worse than a leak.
             log.error("sandbox_does_not_die", sandbox=sandbox_id, container=running.container)
-            self._remove_later(running.container)
-            return
+            with self._lock:
+                self._condemned.add(sandbox_id)
+            self._wake.set()
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the sandbox's processes do not die")
+        with self._lock:
+            self._condemned.discard(sandbox_id)
+            if self._running.pop(sandbox_id, None) is None:
+                return  # another thread got here first
         running.close()
         self._remove_container(running.container)
         self._release(sandbox_id, running.uid)
+
+    def listing(self) -> list[Running]:
+        with self._lock:
+            return list(self._running.values())
 
     def _create(self, sandbox_id: str, spec: SandboxSpec, owner: str, ready: _Ready) -> tuple[Running, socket.socket]:
         uid: int | None = None
@@ -169,6 +187,8 @@ class Host:
             if channel is not None:
                 channel.close()
             self._undo(sandbox_id, container, uid)
+            if isinstance(error, EngineRefused):
+                self._check_image(ready)
             raise _as_platform_failure(error) from error
         with self._lock:
             self._running[sandbox_id] = running
@@ -193,6 +213,14 @@ class Host:
             reason = state.get("Error") or f"exit code {state.get('ExitCode')}"
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the container ended as it started ({reason})")
         return int(state["Pid"])
+
+    def _check_image(self, ready: _Ready) -> None:
+        """Make the image again when somebody removed it from the engine."""
+        with contextlib.suppress(PlatformFailure, EngineRefused):
+            if self._engine.image(ready.image.id) is None:
+                self._problem = "the sandbox image is being made again"
+                self._ready = None
+                self._wake.set()
 
     def _undo(self, sandbox_id: str, container: str | None, uid: int | None) -> None:
         if container is not None:
@@ -229,13 +257,15 @@ class Host:
                 self._get_ready()
             self._remove_unremoved()
             with self._lock:
-                idle = self._ready is not None and not self._unremoved
+                idle = self._ready is not None and not self._unremoved and not self._condemned
             self._wake.wait(None if idle else RETRY_SECONDS)
             self._wake.clear()
 
     def _get_ready(self) -> None:
         try:
-            self._reap()
+            if not self._reaped:
+                self._reap()
+                self._reaped = True
             self._problem = "the sandbox image is being made"
             image = self._make_image(self._engine)
             self._ready = _Ready(image, int(self._engine.info()["NCPU"]))
@@ -256,7 +286,10 @@ class Host:
 
     def _remove_unremoved(self) -> None:
         with self._lock:
-            waiting = list(self._unremoved)
+            waiting, condemned = list(self._unremoved), list(self._condemned)
+        for sandbox_id in condemned:
+            with contextlib.suppress(PlatformFailure):
+                self.destroy(sandbox_id)
         for container in waiting:
             with contextlib.suppress(PlatformFailure, EngineRefused):
                 self._engine.remove(container)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -12,12 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cloche_guest.protocol import PROTOCOL
-
 from cloche.errors import EnvironmentProblem
 from cloche.sandboxd import image_parts
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.tree import Node, Tree, add
+from cloche_guest.protocol import PROTOCOL
 
 DEFAULT_BASE = "python:3.12-slim"
 PULL_SECONDS = 60
@@ -55,27 +55,40 @@ def ensure_image(client: Engine, tag: str, base: str = "auto", emit: Callable[[s
         PlatformFailure: the engine does not answer.
     """
     present = client.image(tag)
-    if base in ("auto", "host"):
-        tree = image_parts.host_tree()
-        content = _content(tree, "host")
-        if present is not None and _label(present, "content") == content:
-            return _info(present)
-    if base == "auto":
-        if present is not None and _is_current_base(present, DEFAULT_BASE):
-            return _info(present)
-        try:
-            client.pull(DEFAULT_BASE, PULL_SECONDS)
-        except EngineRefused:
-            emit(f"No registry gives {DEFAULT_BASE}; building the sandbox image from this host's own Python {image_parts.PYTHON}.")
-        else:
-            return _build_on_base(client, tag, DEFAULT_BASE, emit)
-    if base in ("auto", "host"):
-        return _load_host(client, tag, tree, content)
-    if present is not None and _is_current_base(present, base):
+    host = _host_recipe() if base in ("auto", "host") else None
+    if present is not None and _is_current(present, base, host):
         return _info(present)
-    if client.image(base) is None:
-        client.pull(base, PULL_SECONDS)
-    return _build_on_base(client, tag, base, emit)
+    if base == "auto":
+        base = DEFAULT_BASE if _can_pull(client, emit) else "host"
+    if host is not None and base == "host":
+        info = _load_host(client, tag, *host)
+    else:
+        info = _build_on_base(client, tag, base, emit)
+    if present is not None and present["Id"] != info.id:
+        with contextlib.suppress(EngineRefused):  # a container still runs it, or another tag names it
+            client.remove_image(str(present["Id"]))
+    return info
+
+
+def _host_recipe() -> tuple[Tree, str]:
+    tree = image_parts.host_tree()
+    return tree, _content(tree, "host")
+
+
+def _is_current(image: Mapping[str, Any], base: str, host: tuple[Tree, str] | None) -> bool:
+    if host is not None and _label(image, "content") == host[1]:
+        return True
+    return base != "host" and _is_current_base(image, DEFAULT_BASE if base == "auto" else base)
+
+
+def _can_pull(client: Engine, emit: Callable[[str], None]) -> bool:
+    try:
+        client.pull(DEFAULT_BASE, PULL_SECONDS)
+    except EngineRefused:
+        python = image_parts.PYTHON
+        emit(f"No registry gives {DEFAULT_BASE}; building the sandbox image from this host's own Python {python}.")
+        return False
+    return True
 
 
 def check_rules(image: Mapping[str, Any]) -> None:
@@ -142,6 +155,9 @@ def write_image(out: Any, tree: Tree, tag: str, content: str) -> str:
 def _build_on_base(client: Engine, tag: str, base: str, emit: Callable[[str], None]) -> ImageInfo:
     image = client.image(base)
     if image is None:
+        client.pull(base, PULL_SECONDS)
+        image = client.image(base)
+    if image is None:
         raise EnvironmentProblem(f"the base image {base} is not on this engine and cannot be pulled")
     check_rules(image)
     tree = image_parts.guest_tree()
@@ -170,7 +186,9 @@ def _build_on_base(client: Engine, tag: str, base: str, emit: Callable[[str], No
 def _is_current_base(image: Mapping[str, Any], base: str) -> bool:
     """Built on this very reference from the guest as it is now. A base that moved on since is taken up only when it is asked for anew."""
     label = _label(image, "content")
-    return label.startswith(_content(image_parts.guest_tree(), f"base {base} ")[:32]) and _label(image, "source") == "base"
+    return (
+        label.startswith(_content(image_parts.guest_tree(), f"base {base} ")[:32]) and _label(image, "source") == "base"
+    )
 
 
 def _content(tree: Tree, kind: str) -> str:
@@ -189,5 +207,7 @@ def _label(image: Mapping[str, Any], name: str) -> str:
 def _info(image: Mapping[str, Any], source: str | None = None) -> ImageInfo:
     check_rules(image)
     if _label(image, "protocol") != str(PROTOCOL) or not _label(image, "python"):
-        raise EnvironmentProblem("the sandbox image was built for another version of Cloche; remove its tag and start again")
+        raise EnvironmentProblem(
+            "the sandbox image was built for another version of Cloche; remove its tag and start again"
+        )
     return ImageInfo(id=str(image["Id"]), python=_label(image, "python"), source=source or _label(image, "source"))

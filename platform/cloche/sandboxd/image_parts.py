@@ -27,8 +27,8 @@ _LEFT_OUT = frozenset(
 _LIBRARY_MODULES_LEFT_OUT = re.compile(r"^(_test|_tkinter|xxlimited|_xx|_ctypes_test)")
 # What binary wheels may expect of any Linux (PEP 600), beyond what the interpreter names itself.
 _WHEEL_LIBRARIES = (
-    "libgcc_s.so.1 libstdc++.so.6 libdl.so.2 libpthread.so.0 librt.so.1 libutil.so.1 libresolv.so.2 libnss_files.so.2 libz.so.1".split()
-)
+    "libgcc_s.so.1 libstdc++.so.6 libdl.so.2 libpthread.so.0 librt.so.1 libutil.so.1 libresolv.so.2 libnss_files.so.2 libz.so.1"
+).split()
 _LDD_LINE = re.compile(r"^\s*(?:(\S+) => )?(/\S+) \(0x[0-9a-f]+\)$")
 
 _COMPILE = """
@@ -163,8 +163,8 @@ def _place_libraries(tree: Tree, needed: dict[str, Path]) -> None:
             if (place / name).exists():
                 needed.setdefault(name, place / name)
     for name, path in needed.items():
-        place = name if name.startswith("/") else f"{folder}/{name}"
-        tree.copy(place, path.resolve(), 0o755)
+        target = name if name.startswith("/") else f"{folder}/{name}"
+        tree.copy(target, path.resolve(), 0o755)
 
 
 def _base_files(tree: Tree) -> None:

@@ -33,18 +33,24 @@ class Running:
     site: Site
     cgroup: Cgroup
     pidfd: int
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = field(default_factory=threading.Lock)  # one finish, and no close during it
+    fd_lock: threading.Lock = field(
+        default_factory=threading.Lock
+    )  # the descriptor's number is not reused under a kill
     killed: bool = False
     finished: bool = False
 
     def kill(self) -> None:
         """SIGKILL everything in it. Returns once sent; any number of times, also after its death."""
         self.killed = True
-        with contextlib.suppress(ProcessLookupError, OSError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        with self.fd_lock, contextlib.suppress(ProcessLookupError):
+            if self.pidfd >= 0:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def is_dead(self, timeout_s: float = 0) -> bool:
         """Whether it died within the time."""
+        if self.pidfd < 0:
+            return True
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(timeout_s * 1000))
@@ -79,7 +85,7 @@ class Running:
 
     def close(self) -> None:
         """Forget the descriptor. Only after death."""
-        with self.lock:
+        with self.lock, self.fd_lock:
             if self.pidfd >= 0:
                 os.close(self.pidfd)
                 self.pidfd = -1
@@ -105,4 +111,6 @@ class Running:
         try:
             return collect(self.site.folders.out, self.site.device, self.site.collected, caps)
         except OSError as error:
-            raise PlatformFailure(Reason.STORAGE_FAILED, f"the outputs could not be collected: {error.strerror or error}") from None
+            raise PlatformFailure(
+                Reason.STORAGE_FAILED, f"the outputs could not be collected: {error.strerror or error}"
+            ) from None

@@ -50,11 +50,11 @@ def unmount(target: Path) -> bool:
 
 
 def mounts_below(folder: Path) -> list[Path]:
-    """Mount points at or below the folder, the deepest and newest first."""
+    """Mount points at or below the folder, the deepest first."""
     found = []
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             point = Path(line.split(" ")[4].encode("utf-8", "surrogateescape").decode("unicode_escape"))
             if point.is_relative_to(folder):
                 found.append(point)
-    return sorted(reversed(found), key=lambda point: len(point.parts), reverse=True)
+    return sorted(found, key=lambda point: len(point.parts), reverse=True)

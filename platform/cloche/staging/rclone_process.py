@@ -39,7 +39,8 @@ if ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL) != 0:
 if os.getppid() != int(parent):
     sys.exit(0)
 os.umask(0o077)
-os.execve(binary, [binary, *arguments], dict(os.environ))
+os.environ.pop("LC_CTYPE", None)  # Python's own addition
+os.execve(binary, [binary, *arguments], os.environ)
 """
 _FLAGS = (
     "--rc-no-auth",

@@ -174,7 +174,8 @@ def to_fs(config: RemoteConfig, obscure: Callable[[str], str], *, proxy: str | N
     """rclone's JSON object for the remote. ``proxy``: the only way it may connect, None for any."""
     given = config.options
     if config.type == "webdav":
-        fs = {"type": "webdav", "vendor": "other", **_without(given, "root", "pass")}
+        # rclone's own pause of 10 ms between two requests would be most of the time of a small file.
+        fs = {"type": "webdav", "vendor": "other", "pacer_min_sleep": "1ms", **_without(given, "root", "pass")}
         if "pass" in given:
             fs["pass"] = obscure(given["pass"])
         return _rooted(fs, given.get("root"))

@@ -22,7 +22,7 @@ def download(files: FileService, actor: Actor, file_id: str, *, inline: bool = F
     facts = files.get(actor, file_id)
     media_type, shown = _shown_as(facts["media_type"], inline)
     stream = files.open(actor, file_id)
-    response = Response(wrap_file(request.environ, stream, _CHUNK), mimetype=media_type, direct_passthrough=True)
+    response = Response(wrap_file(request.environ, stream, _CHUNK), content_type=media_type, direct_passthrough=True)
     response.headers["Content-Disposition"] = disposition("inline" if shown else "attachment", facts["name"])
     response.headers["Content-Security-Policy"] = CONTENT_CSP
     response.headers["Cache-Control"] = "private, no-cache"
@@ -57,7 +57,7 @@ def _shown_as(media_type: str, inline: bool) -> tuple[str, bool]:
     if bare in _PICTURES:
         return bare, True
     if bare.startswith("text/") or bare in ("application/json", "application/x-ndjson"):
-        return "text/plain", True  # also text/html: shown, never rendered
+        return "text/plain; charset=utf-8", True  # also text/html: shown, never rendered
     return bare or "application/octet-stream", False
 
 

@@ -28,7 +28,7 @@ class SessionOut(Shape):
 class MeOut(Shape):
     id: str
     username: str
-    tenant: str
+    tenant_id: str
     roles: list[str]
     permissions: list[str]
     platform_admin: bool

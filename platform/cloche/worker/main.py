@@ -25,7 +25,7 @@ from cloche.services.transitions import Transitions
 from cloche.services.watch import EventHub
 from cloche.services.workers import WorkerService
 from cloche.staging.artifacts import ArtifactStore
-from cloche.staging.rclone import RcloneDaemon, find_binary
+from cloche.staging.rclone import RcloneDaemon, rclone_binary
 from cloche.staging.stager import Stager
 from cloche.staging.vault import OptionVault
 from cloche.worker.execute import Tools
@@ -49,7 +49,7 @@ def run(settings: Settings, worker_id: str | None = None) -> int:
     backend = SandboxdBackend(settings.sandboxd_socket, owner=worker_id)
     catalog = Catalog(settings.plugin_folders)
     rclone = RcloneDaemon(
-        find_binary(), settings.home / "run" / "rclone", allow_addresses=settings.remote.allow_private
+        rclone_binary(), settings.home / "run" / "rclone", allow_addresses=settings.remote.allow_private
     )
     remotes = RemoteService(db, audit, OptionVault.load_or_create(settings.home / "keys" / "remotes.key"), rclone)
     work = settings.home / "work" / worker_id

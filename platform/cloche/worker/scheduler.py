@@ -14,7 +14,7 @@ from cloche.db.audit_log import AuditLog
 from cloche.db.engine import Database
 from cloche.domain.retries import PlatformBudget
 from cloche.errors import ClocheError
-from cloche.isolation.client import owner_gone
+from cloche.isolation.client import SandboxdBackend
 from cloche.queueing.redis_broker import RedisBroker
 from cloche.services.relay import Relay
 from cloche.services.sealer import Sealer
@@ -35,10 +35,11 @@ def run(settings: Settings) -> int:
     budget = PlatformBudget(settings.retry.platform_budget, settings.retry.worker_deaths)
     transitions = Transitions(AuditLog(keyring.hmac_key), budget)
     workers = WorkerService(db)
+    backend = SandboxdBackend(settings.sandboxd_socket, owner=f"scheduler:{owner}")
 
     def confirm_dead(worker_id: str) -> None:
         try:
-            owner_gone(settings.sandboxd_socket, worker_id)
+            backend.owner_gone(worker_id)
         except ClocheError as error:
             _log.warning("sandboxd cannot confirm that a lost worker's sandboxes are dead", error=str(error))
 
@@ -65,6 +66,7 @@ def run(settings: Settings) -> int:
     for thread in threads:
         thread.join()
     _last_seal(sealer)
+    backend.close()
     db.close()
     broker.close()
     return 0

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from types import FrameType
 
 import click
 
 from cloche.cli.settings import load_settings, settings_options
+
+_SAME_REQUEST_S = 1.0
 
 
 @click.command()
@@ -27,9 +30,14 @@ def up(home: str | None, config: str | None, host: str | None, port: int | None,
 
     os.umask(0o077)
     stack = Stack(settings, sys.stdout, sys.stderr)
+    last = float("-inf")
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stack.stop()
+        # One request to stop can arrive more than once (`timeout` signals the process and its group): only a later one is impatience.
+        nonlocal last
+        if time.monotonic() - last > _SAME_REQUEST_S:
+            last = time.monotonic()
+            stack.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, on_signal)

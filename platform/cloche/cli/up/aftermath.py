@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from types import TracebackType
 
 from cloche.audit.keys import KeyRing
@@ -12,7 +13,7 @@ from cloche.db.engine import Database
 from cloche.domain.retries import PlatformBudget
 from cloche.domain.states import Reason
 from cloche.errors import ClocheError
-from cloche.isolation.client import owner_gone
+from cloche.isolation.client import SandboxdBackend
 from cloche.queueing.redis_broker import RedisBroker
 from cloche.services.access import AccessService
 from cloche.services.leases import Leases
@@ -49,7 +50,8 @@ class Aftermath:
     def worker_gone(self, name: str, worker_id: str) -> None:
         """Kill what the dead worker left in sandboxes, and only then release its leases: no attempt may run twice at once."""
         try:
-            owner_gone(self._settings.sandboxd_socket, worker_id)
+            with closing(SandboxdBackend(self._settings.sandboxd_socket, "supervisor")) as sandboxd:
+                sandboxd.owner_gone(worker_id)
             released = self._leases.take_back(worker_id, Reason.LEASE_LAPSED, "supervisor")
             self._workers.leave(worker_id, "its process died")
         except ClocheError as error:

@@ -50,7 +50,7 @@ def _me(actor: Actor, csrf_token: str | None) -> dict[str, Any]:
     return {
         "id": actor.user_id,
         "username": actor.username,
-        "tenant": actor.tenant_id,
+        "tenant_id": actor.tenant_id,
         "roles": sorted(actor.roles),
         "permissions": sorted(actor.permissions),
         "platform_admin": actor.platform_admin,

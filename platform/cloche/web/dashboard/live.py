@@ -11,7 +11,8 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from cloche.domain.permissions import Actor
 from cloche.errors import Unavailable
@@ -107,13 +108,19 @@ class Stream:
             changed = []
             for event_id, event in events:
                 self._last = event_id
-                if event.get("tenant") == self._tenant_id and self._job_id in (None, event.get("id")):
-                    changed.append(str(event.get("id")))
+                if self._matters(event):
+                    changed.append(str(event["id"]))
             if not changed:
                 yield b": quiet\n\n"
                 continue
             yield _frame("job", self._last, {"ids": list(dict.fromkeys(changed))[:_TOLD]})
             self._stopping.wait(_GATHER_S)
+
+    def _matters(self, event: Mapping[str, Any]) -> bool:
+        if event.get("tenant") != self._tenant_id:
+            return False
+        # A list shows no log, so that a job that writes much does not make every open list ask again.
+        return event.get("id") == self._job_id if self._job_id is not None else event.get("type") != "log"
 
     def close(self) -> None:
         leave, self._leave = self._leave, None

@@ -1,0 +1,67 @@
+"""Requests between a client and sandboxd: the guest protocol's strict frames on a Unix socket, descriptors beside them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from cloche_guest.protocol import HEADER, ProtocolError, decode, encode
+
+MAX_REQUEST = 64 << 10  # bytes
+MAX_REPLY = 32 << 20  # bytes; a long listing of outputs
+
+
+def send(stream: socket.socket, message: Mapping[str, Any], limit: int, fd: int | None = None) -> None:
+    """Send one message, with a descriptor attached to its first byte if there is one."""
+    data = memoryview(encode(message, limit))
+    if fd is not None:
+        data = data[socket.send_fds(stream, [data], [fd]) :]
+    if data:
+        stream.sendall(data)
+
+
+def receive(stream: socket.socket, limit: int) -> tuple[dict[str, Any] | None, list[int]]:
+    """One message and the descriptors that came with it; (None, []) when the other side is gone. Never reads past the message.
+
+    Raises:
+        ProtocolError: malformed or too large.
+    """
+    fds: list[int] = []
+    try:
+        head = _exactly(stream, HEADER.size, fds)
+        if head is None:
+            return None, fds
+        (length,) = HEADER.unpack(head)
+        if length > limit:
+            raise ProtocolError(f"a message of {length} bytes is over the limit of {limit}")
+        data = _exactly(stream, length, fds)
+        if data is None:
+            raise ProtocolError("the connection ended within a message")
+        return decode(data), fds
+    except BaseException:
+        close_all(fds)
+        raise
+
+
+def close_all(fds: list[int]) -> None:
+    """Close descriptors that came unasked."""
+    for fd in fds:
+        socket.close(fd)
+    fds.clear()
+
+
+def _exactly(stream: socket.socket, size: int, fds: list[int]) -> bytes | None:
+    """``size`` bytes; None when the stream ended before the first."""
+    parts = bytearray()
+    while len(parts) < size:
+        data, received, flags, _ = socket.recv_fds(stream, size - len(parts), 4, socket.MSG_CMSG_CLOEXEC)
+        fds.extend(received)
+        if flags & socket.MSG_CTRUNC:
+            raise ProtocolError("too many descriptors")
+        if not data:
+            if parts:
+                raise ProtocolError("the connection ended within a message")
+            return None
+        parts += data
+    return bytes(parts)

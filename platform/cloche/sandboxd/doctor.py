@@ -1,0 +1,151 @@
+"""What this host can and cannot do for sandboxes, with advice for each shortcoming."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloche.config import Settings
+from cloche.errors import ClocheError, EnvironmentProblem, PlatformFailure
+from cloche.sandboxd import cgroups, image_parts, syscalls
+from cloche.sandboxd.engine import Engine
+from cloche.sandboxd.image import check_rules
+
+OLDEST_ENGINE = (20, 10)
+_ST_NOSYMFOLLOW = 0x2000
+_LOW_DISK = 2 << 30  # bytes
+
+
+@dataclass(frozen=True)
+class Check:
+    """``status``: ``ok``, ``warn`` (works, with a lack) or ``fail`` (jobs do not run). ``advice`` is empty when all is well."""
+
+    name: str
+    status: str
+    detail: str
+    advice: str = ""
+
+
+def checks(settings: Settings) -> list[Check]:
+    """Every check, in the order in which they depend on each other. Changes nothing on the host."""
+    found = [_root(), _cgroup(), _files(), _disk(settings.home), _mount_flags()]
+    engine = Engine(settings.sandbox.docker_socket)
+    try:
+        found.append(_guarded("engine", lambda: _engine(engine)))
+        if found[-1].status != "fail":
+            info = engine.info()
+            found += [_seccomp(info), _limits(info), _guarded("image", lambda: _image(engine, settings.sandbox.image))]
+    finally:
+        engine.close()
+    return found
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except (ClocheError, OSError) as error:
+        detail = error.message if isinstance(error, PlatformFailure) else str(error)
+        advice = "Install and start Docker: `apt-get install docker.io`, then `systemctl start docker`, or run `dockerd` as root."
+        return Check(name, "fail", detail, advice if name == "engine" else "See the message.")
+
+
+def _root() -> Check:
+    if os.geteuid() == 0:
+        return Check("root", "ok", "running as root")
+    return Check("root", "fail", f"running as user {os.geteuid()}", "Start sandboxd (or `cloche up`) with sudo.")
+
+
+def _cgroup() -> Check:
+    version = cgroups.version()
+    if not cgroups.ROOT.is_dir():
+        return Check("cgroups", "fail", "no cgroup file system", "Mount one: memory and process limits need it.")
+    return Check("cgroups", "ok", f"version {version}")
+
+
+def _files() -> Check:
+    try:
+        return Check("files", "ok", f"sandbox files in {image_parts.image_folder()}")
+    except EnvironmentProblem as error:
+        return Check("files", "fail", str(error), "Install Cloche again.")
+
+
+def _disk(home: Path) -> Check:
+    place = home
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    detail = f"{free >> 20} MiB free for {home}"
+    if free < _LOW_DISK:
+        return Check("disk", "warn", detail, "Inputs and results need room; free some, or move CLOCHE_HOME.")
+    return Check("disk", "ok", detail)
+
+
+def _mount_flags() -> Check:
+    """Whether a tmpfs takes every flag of ``out/``; older kernels forget nosymfollow without a word."""
+    if os.geteuid() != 0:
+        return Check("mounts", "warn", "not checked without root")
+    with tempfile.TemporaryDirectory(prefix="cloche-doctor-") as folder:
+        place = Path(folder)
+        try:
+            syscalls.mount_tmpfs(place, "size=64k,nr_inodes=8")
+        except OSError as error:
+            return Check(
+                "mounts",
+                "fail",
+                f"a tmpfs cannot be mounted: {error.strerror}",
+                "Run outside a container, or give it the right to mount.",
+            )
+        try:
+            flags = os.statvfs(place).f_flag
+        finally:
+            syscalls.unmount(place)
+    wanted = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
+    if flags & wanted != wanted:
+        return Check("mounts", "fail", "nosuid, nodev and noexec do not hold on a tmpfs", "This kernel cannot be used.")
+    if not flags & _ST_NOSYMFOLLOW:
+        return Check(
+            "mounts",
+            "warn",
+            "no nosymfollow (Linux 5.10 and newer have it)",
+            "Outputs are still collected without following links.",
+        )
+    return Check("mounts", "ok", "nosuid, nodev, noexec, nosymfollow")
+
+
+def _engine(engine: Engine) -> Check:
+    version = engine.version()
+    text = str(version.get("Version", ""))
+    numbers = tuple(int(part) for part in text.split("+")[0].split(".")[:2] if part.isdigit())
+    detail = f"Docker Engine {text}, API {version.get('ApiVersion')}"
+    if numbers < OLDEST_ENGINE:
+        return Check("engine", "fail", detail, "Use Docker Engine 20.10 or newer.")
+    return Check("engine", "ok", detail)
+
+
+def _seccomp(info: Mapping[str, Any]) -> Check:
+    if any("name=seccomp" in option for option in info.get("SecurityOptions") or []):
+        return Check("seccomp", "ok", "the engine filters system calls")
+    return Check("seccomp", "fail", "the engine has no seccomp", "Use a kernel and a runc built with seccomp.")
+
+
+def _limits(info: Mapping[str, Any]) -> Check:
+    names = {"MemoryLimit": "memory", "SwapLimit": "swap", "CpuCfsQuota": "cpu quota", "PidsLimit": "pids"}
+    missing = [word for key, word in names.items() if not info.get(key)]
+    if missing:
+        advice = "Use cgroup version 2, or boot with cgroup_enable=memory swapaccount=1."
+        return Check("limits", "fail", f"the engine cannot limit: {', '.join(missing)}", advice)
+    return Check("limits", "ok", "memory, swap, cpu and pids can be limited")
+
+
+def _image(engine: Engine, tag: str) -> Check:
+    image = engine.image(tag)
+    if image is None:
+        return Check("image", "warn", f"{tag} is not there yet", "sandboxd makes it when it starts.")
+    check_rules(image)
+    labels = (image.get("Config") or {}).get("Labels") or {}
+    return Check("image", "ok", f"{image['Id']} with Python {labels.get('org.cloche.python', 'unknown')}")

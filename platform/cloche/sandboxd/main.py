@@ -1,0 +1,108 @@
+"""Entry of the root process: puts the parts together, serves until a signal, leaves nothing behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import threading
+from pathlib import Path
+
+from cloche import logs
+from cloche.config import Settings
+from cloche.errors import EnvironmentProblem
+from cloche.sandboxd import image_parts
+from cloche.sandboxd.engine import Engine
+from cloche.sandboxd.host import Host
+from cloche.sandboxd.image import ensure_image
+from cloche.sandboxd.places import Places, home_digest
+from cloche.sandboxd.server import Server
+from cloche.sandboxd.uids import UidPool
+
+log = logs.get(__name__)
+
+
+class Sandboxd:
+    """The assembled process, startable inside a test too. ``start`` once, ``close`` once."""
+
+    def __init__(self, settings: Settings) -> None:
+        """
+        Raises:
+            EnvironmentProblem: not root, the home cannot be used, or another sandboxd serves it.
+        """
+        if os.geteuid() != 0:
+            raise EnvironmentProblem(
+                "sandboxd needs root: it mounts output quotas and hands out user ids. Start it with sudo."
+            )
+        home = settings.home
+        self._lock_fd = _lock(home)
+        try:
+            owner = home.stat()  # the account that owns the home is the one that workers run under
+            digest = home_digest(home)
+            sandbox = settings.sandbox
+            uids = UidPool(sandbox.uid_base, sandbox.uid_count, start=int(digest, 16))
+            self.host = Host(
+                engine=Engine(sandbox.docker_socket),
+                places=Places(home, owner.st_uid, owner.st_gid),
+                uids=uids,
+                home=digest,
+                seccomp=(image_parts.image_folder() / "seccomp.json").read_text("utf-8"),
+                max_running=sandbox.max_running,
+                make_image=lambda engine: ensure_image(
+                    engine, sandbox.image, emit=lambda line: log.info("image", message=line)
+                ),
+            )
+            self.server = Server(self.host, settings.sandboxd_socket, owner.st_uid, owner.st_gid)
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+
+    def start(self) -> None:
+        self.host.start()
+        self.server.start()
+
+    def close(self) -> None:
+        """No new requests, then every sandbox dead and gone, then the lock."""
+        try:
+            self.server.close()
+        finally:
+            try:
+                self.host.close()
+            finally:
+                os.close(self._lock_fd)
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code.
+
+    Raises:
+        EnvironmentProblem: see :class:`Sandboxd`.
+    """
+    logs.setup(settings.logging.level, settings.logging.format, "sandboxd")
+    stop = threading.Event()
+    daemon = Sandboxd(settings)
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        daemon.start()
+        log.info("sandboxd_listening", socket=str(settings.sandboxd_socket))
+        stop.wait()
+    finally:
+        daemon.close()
+    log.info("sandboxd_stopped")
+    return 0
+
+
+def _lock(home: Path) -> int:
+    path = home / "run" / "sandboxd.lock"
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot use {path}: {error.strerror}") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise EnvironmentProblem(f"another sandboxd already serves {home}") from None
+    return fd

@@ -1,0 +1,163 @@
+"""Real sandboxes for tests: a home with bundles, a sandboxd on it, and jobs driven over a channel."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cloche import clock, config
+from cloche.domain.limits import Limits
+from cloche.isolation.backend import Backend, Remains, Sandbox, SandboxSpec
+from cloche.isolation.client import SandboxdBackend
+from cloche.sandboxd import syscalls
+from cloche.sandboxd.main import Sandboxd
+
+READY_SECONDS = 90  # the first use on a machine makes the image
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
+    """Poll until the condition holds; its value. Fails the test at the deadline."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+@contextlib.contextmanager
+def temporary_home() -> Iterator[Path]:
+    """A home with a path short enough for sockets, gone afterwards with whatever is mounted below it."""
+    home = Path(tempfile.mkdtemp(prefix="cl-"))
+    try:
+        yield home
+    finally:
+        for point in syscalls.mounts_below(home):
+            syscalls.unmount(point)
+        shutil.rmtree(home)
+
+
+@contextlib.contextmanager
+def running_sandboxd(home: Path, **sandbox: Any) -> Iterator[Sandboxd]:
+    """A sandboxd in this process, ready to run jobs. ``sandbox`` overrides fields of the settings' sandbox group."""
+    daemon = Sandboxd(config.load(home=home, sandbox=sandbox) if sandbox else config.load(home=home))
+    daemon.start()
+    try:
+        wait_until(lambda: daemon.host.health()["problem"] is None, "sandboxd is ready", READY_SECONDS)
+        yield daemon
+    finally:
+        daemon.close()
+
+
+def client(home: Path, owner: str = "test-worker") -> SandboxdBackend:
+    return SandboxdBackend(home / "run" / "sandboxd.sock", owner)
+
+
+def write_bundle(home: Path, source: str, files: Mapping[str, str] | None = None) -> str:
+    """Freeze a plugin under the home: ``plugin.py`` with this source and other files by name. Returns its digest."""
+    contents = {"plugin.py": textwrap.dedent(source), **(files or {})}
+    digest = hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()
+    folder = home / "bundles" / digest
+    for name, text in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return digest
+
+
+def plugin(body: str) -> str:
+    """The source of a plugin whose ``run(job)`` has this body."""
+    head = "import os, socket, sys, time\nfrom pathlib import Path\nfrom cloche_guest import Job, hookimpl\n\n@hookimpl\ndef run(job):\n"
+    return head + textwrap.indent(textwrap.dedent(body).strip("\n"), "    ") + "\n"
+
+
+def spec(bundle: str, **limits: Any) -> SandboxSpec:
+    return SandboxSpec(
+        job_id=clock.uuid7(),
+        attempt=1,
+        bundle=bundle,
+        wheels=None,
+        limits=replace(Limits(), **limits),
+        lease_until=clock.now_ms() + 15_000,
+    )
+
+
+def job_frame(of: SandboxSpec, payload: Mapping[str, Any] | None = None, inputs: Sequence[str] = ()) -> dict[str, Any]:
+    return {
+        "type": "job",
+        "id": of.job_id,
+        "attempt": of.attempt,
+        "payload": dict(payload or {}),
+        "inputs": list(inputs),
+        "limits": of.limits.to_dict(),
+    }
+
+
+@dataclass
+class Outcome:
+    """Everything one job gave. ``last`` is its result or error frame, None when the channel ended before."""
+
+    frames: list[Mapping[str, Any]] = field(default_factory=list)
+    last: Mapping[str, Any] | None = None
+    remains: Remains | None = None
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def value(self) -> Any:
+        assert self.last is not None, "the channel ended without a result"
+        assert self.last["type"] == "result", self.last
+        return self.last["value"]
+
+    @property
+    def log(self) -> str:
+        return "".join(frame["text"] for frame in self.frames if frame["type"] == "log")
+
+
+def run_job(
+    backend: Backend,
+    of: SandboxSpec,
+    payload: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, bytes] | None = None,
+    seconds: float = 30,
+    look: Callable[[Sandbox], None] | None = None,
+) -> Outcome:
+    """One job from create to destroy. ``look`` is called while the sandbox is up, before the job is sent."""
+    outcome = Outcome()
+    sandbox = backend.create(of)
+    try:
+        for name, data in (inputs or {}).items():
+            (sandbox.in_folder / name).write_bytes(data)
+        if look is not None:
+            look(sandbox)
+        sandbox.channel.send(job_frame(of, payload, list(inputs or {})))
+        _drive(sandbox, outcome, time.monotonic() + seconds)
+        outcome.remains = sandbox.finish()
+        if outcome.remains.folder is not None:
+            outcome.contents = {
+                item.path: (outcome.remains.folder / item.path).read_bytes() for item in outcome.remains.files
+            }
+    finally:
+        sandbox.destroy()
+    return outcome
+
+
+def _drive(sandbox: Sandbox, outcome: Outcome, deadline: float) -> None:
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            frame = sandbox.channel.receive(left)
+        except EOFError:
+            return
+        if frame is not None:
+            outcome.frames.append(frame)
+            if frame["type"] in ("result", "error"):
+                outcome.last = frame
+                return
+    raise AssertionError("the job did not end in time")

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, update
+
+from cloche.db import tables as t
+from cloche.db.audit_log import AuditLog
+from cloche.errors import Forbidden, Invalid, NotFound
+from cloche.registry.catalog import Catalog
+from cloche.services.plugins import PluginService
+from tests.support.plugins import write_bundle
+
+PARAMS = '[params]\ntype = "object"\nproperties = { width = { type = "integer", default = 3 } }\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    found = tmp_path / "plugins"
+    write_bundle(found, "sample", "1.0.0", more=PARAMS)
+    write_bundle(found, "sample", "2.0.0")
+    write_bundle(found, "sample", "3.0.0-rc.1")
+    return found
+
+
+def service(db, *folders: Path) -> PluginService:
+    return PluginService(db, Catalog(folders), AuditLog(b"k" * 32))
+
+
+def recorded(db) -> list[tuple[str, str, str]]:
+    event = t.audit_event
+    query = select(event.c.action, event.c.object, event.c.outcome).order_by(event.c.id)
+    return [tuple(row) for row in db.read(lambda c: c.execute(query).all())]
+
+
+def test_sync_registers_each_version_once(db, tenant: str, folder: Path):
+    service(db, folder).sync(tenant)
+    service(db, folder).sync(tenant)
+    assert sorted(recorded(db)) == [
+        ("plugin:register", f"plugin:sample=={version}", "allowed") for version in ("1.0.0", "2.0.0", "3.0.0-rc.1")
+    ]
+    rows = db.read(lambda c: c.execute(select(t.plugin_version)).mappings().all())
+    catalog = Catalog([folder])
+    assert {row["digest"] for row in rows} == {bundle.digest for bundle in catalog.bundles()}
+
+
+def test_a_version_that_changed_takes_no_new_jobs(db, tenant: str, folder: Path):
+    service(db, folder).sync(tenant)
+    (folder / "sample/2.0.0/plugin.py").write_text("# edited in place\n")
+    plugins = service(db, folder)
+    plugins.sync(tenant)
+    assert recorded(db)[-1] == ("plugin:changed", "plugin:sample==2.0.0", "denied")
+    assert not plugins.available("sample", "2.0.0")
+    assert plugins.available("sample", "1.0.0")
+    with pytest.raises(Invalid, match="publish a new version") as caught:
+        plugins.resolve("sample", None)
+    assert caught.value.problems[0].pointer == "/version"
+    assert plugins.resolve("sample", "==1.*").manifest.version == "1.0.0"
+    # Another process that has not synced itself knows too
+    assert not service(db, folder).available("sample", "2.0.0")
+
+
+def test_a_version_that_was_put_back_is_available_again(db, tenant: str, folder: Path):
+    source = folder / "sample/2.0.0/plugin.py"
+    code = source.read_text()
+    service(db, folder).sync(tenant)
+    source.write_text("# edited\n")
+    service(db, folder).sync(tenant)
+    source.write_text(code)
+    plugins = service(db, folder)
+    plugins.sync(tenant)
+    assert plugins.resolve("sample", None).manifest.version == "2.0.0"
+
+
+def test_a_disabled_version_takes_no_new_jobs(db, tenant: str, folder: Path):
+    service(db, folder).sync(tenant)
+    row = t.plugin_version.c
+    db.write(lambda c: c.execute(update(t.plugin_version).where(row.version == "1.0.0").values(enabled=False)))
+    with pytest.raises(Invalid, match="disabled"):
+        service(db, folder).resolve("sample", "1.0.0")
+
+
+def test_unknown_plugins_are_neither_available_nor_found(db, admin, folder: Path):
+    plugins = service(db, folder)
+    assert not plugins.available("sample", "9.0.0")
+    assert not plugins.available("other", "1.0.0")
+    with pytest.raises(Invalid):
+        plugins.resolve("other", None)
+    with pytest.raises(NotFound):
+        plugins.get(admin, "other")
+    with pytest.raises(NotFound):
+        plugins.get(admin, "sample", "9.0.0")
+
+
+def test_what_a_client_sees(db, admin, tenant: str, folder: Path):
+    plugins = service(db, folder)
+    plugins.sync(tenant)
+    listed = plugins.list(admin)
+    assert [(item["name"], item["version"], item["default"]) for item in listed] == [
+        ("sample", "3.0.0-rc.1", False),
+        ("sample", "2.0.0", True),
+        ("sample", "1.0.0", False),
+    ]
+    one = plugins.get(admin, "sample", "1.0.0")
+    assert (
+        one.items()
+        >= {"id": "sample==1.0.0", "enabled": True, "summary": "A sample.", "isolation": "container"}.items()
+    )
+    assert one["params"]["properties"]["width"]["default"] == 3
+    assert one["inputs"] == {"min": 0, "max": 0, "accept": []}
+    assert one["limits"]["memory"] == 256 << 20
+    assert one["configuration"]["runtime"] == "runc"
+    assert len(one["digest"]) == 64
+    assert one["first_seen_at"].endswith("Z")
+    assert plugins.get(admin, "sample")["version"] == "2.0.0"
+    assert plugins.get(admin, "sample")["versions"] == ["3.0.0-rc.1", "2.0.0", "1.0.0"]
+
+
+def test_seeing_plugins_needs_its_permission(db, admin, folder: Path):
+    nobody = replace(admin, permissions=frozenset())
+    with pytest.raises(Forbidden):
+        service(db, folder).list(nobody)
+    with pytest.raises(Forbidden):
+        service(db, folder).get(nobody, "sample")
