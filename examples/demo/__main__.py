@@ -44,10 +44,10 @@ def main(arguments: list[str]) -> int:
             screen.chapter("Cleaning up")
         screen.check(not folder.exists(), "the temporary home is gone")
     except (DemoFailed, httpx.HTTPError) as error:
-        screen.failed(str(error), "")
+        screen.failed(str(error))
         return 1
     except KeyboardInterrupt:
-        screen.failed("interrupted", "")
+        screen.failed("interrupted")
         return 130
     screen.end(time.monotonic() - started)
     return 0
@@ -65,7 +65,7 @@ def _story(screen: Screen, folder: Path, files: list[Path]) -> None:
             wait_until_ready(cloche)
             _use(screen, cloche, webdav, files)
         except (DemoFailed, httpx.HTTPError, KeyboardInterrupt):
-            screen.failed("see below", cloche.log_tail())
+            screen.log(cloche.log_tail())
             raise
         screen.chapter("Stopping")
         screen.check(cloche.stop() == 0, "Cloche stopped when it was asked to, and exited with 0")

@@ -96,29 +96,43 @@ def show(screen: Screen, user: Rest, errand: Errand, digests: dict[tuple[str, st
     """Trace, result, outputs and the digest of one job, each checked."""
     job = errand.job
     kind, version, digest = job["type"], job["plugin"]["version"], job["plugin"]["digest"]
-    screen.table(("step", "after", "took", "details"), _steps(user.get(f"/trace/{job['id']}")["items"]), errand.title)
-    screen.value("result", job["result"])
+    steps = _steps(user.get(f"/trace/{job['id']}")["items"])
+    screen.table(("step", "after", "took", "details"), steps, errand.title)
+    _result(screen, job["result"])
     outputs = user.get(f"/jobs/{job['id']}/outputs")["items"]
     if outputs:
-        rows = [
-            (item["path"], size(item["size"]), item["sha256"], item.get("destination") or "artifact store")
-            for item in outputs
-        ]
-        screen.table(("output", "size", "SHA-256", "where"), rows)
+        rows = [(item["path"], size(item["size"]), item["sha256"]) for item in outputs]
+        screen.table(("output", "size", "SHA-256"), rows)
     for item in outputs:
-        if item.get("artifact_id"):
-            screen.check(
-                user.sha256(item["artifact_id"]) == item["sha256"],
-                f"{item['path']} fetched back: its SHA-256 is the same",
-            )
-        else:
-            found = webdav_copy(webdav, item["destination"], item["path"])
-            same = found is not None and hashlib.sha256(found.read_bytes()).hexdigest() == item["sha256"]
-            screen.check(same, f"{item['path']} lies on the WebDAV server with that SHA-256")
+        _output(screen, user, item, webdav)
     screen.check(
         digest == digests.get((kind, version)), f"what ran is the listed {kind} {version}, bundle {digest[:16]}…"
     )
     screen.check(job["plugin"]["image"], f"in the image {job['plugin']['image']}")
+
+
+def _result(screen: Screen, result: Any) -> None:
+    """A table's profile as a table, everything else as JSON."""
+    columns = (result.get("files") or [{}])[0].get("columns") if isinstance(result, dict) else None
+    if columns:
+        keys = ("name", "type", "missing", "distinct", "min", "max", "mean")
+        screen.table(keys, [[_number(column.get(key, "")) for key in keys] for column in columns], "result")
+    else:
+        screen.value("result", result)
+
+
+def _output(screen: Screen, user: Rest, item: dict[str, Any], webdav: WebDav) -> None:
+    """Fetch one output back, from where it went, and check its hash."""
+    if item.get("artifact_id"):
+        content = user.content(item["artifact_id"])
+        same = hashlib.sha256(content).hexdigest() == item["sha256"]
+        screen.check(same, f"{item['path']} fetched back from the artifact store: its SHA-256 is the same")
+        if item["path"].endswith(".md"):
+            screen.value(item["path"], content.decode("utf-8"))
+        return
+    found = webdav_copy(webdav, item["destination"], item["path"])
+    same = found is not None and hashlib.sha256(found.read_bytes()).hexdigest() == item["sha256"]
+    screen.check(same, f"{item['destination']} lies on the WebDAV server, with that SHA-256")
 
 
 def webdav_copy(webdav: WebDav, destination: str, path: str) -> Path | None:
@@ -137,6 +151,26 @@ def _steps(items: Sequence[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
     for index, item in enumerate(items):
         took = (moments[index] - moments[max(0, index - 1)]).total_seconds() * 1000
         after = (moments[index] - moments[0]).total_seconds() * 1000
-        details = ", ".join(f"{key}={value}" for key, value in (item["details"] or {}).items())
-        rows.append((item["event_type"], f"{after:.0f} ms", f"{took:.0f} ms", details[:60]))
+        rows.append((item["event_type"], f"{after:.0f} ms", f"{took:.0f} ms", _details(item["details"] or {})))
     return rows
+
+
+def _details(details: dict[str, Any]) -> str:
+    """The details of a trace event that say something at a glance."""
+    words = []
+    for key, value in details.items():
+        if key == "files" and isinstance(value, list):
+            words.append(", ".join(f"{file['path']} ({size(file['size'])})" for file in value) or "no files")
+        elif key in ("worker", "sandbox"):
+            words.append(f"{key} …{str(value)[-8:]}")
+        elif key == "memory_peak":
+            words.append(f"{size(value)} of memory")
+        elif key == "cpu_ms":
+            words.append(f"{value} ms of CPU")
+        elif key in ("type", "version", "reason"):
+            words.append(str(value))
+    return " · ".join(words)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

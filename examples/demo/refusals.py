@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 from rest import Rest
 from screen import Screen
 
@@ -20,16 +21,22 @@ def at_the_door(screen: Screen, url: str, user: Rest, viewer: Rest) -> None:
     cases = [
         ("the viewer submits a job", viewer, job, 403),
         ("somebody without a token", nobody, job, 401),
-        ("a width that is no number", user, {"type": "thumbnail", "payload": {"width": "wide"}}, 422),
+        (
+            "a width that is no number",
+            user,
+            {
+                "type": "thumbnail",
+                "payload": {"width": "wide"},
+                "inputs": [{"from": "archive:photos/grace_hopper.jpg"}],
+            },
+            422,
+        ),
         ("a path out of the remote", user, {"type": "text_stats", "inputs": [{"from": "archive:../secret.txt"}]}, 422),
         ("a plugin that does not exist", user, {"type": "mine_bitcoin"}, 422),
     ]
     answers = [(what, caller.raw("POST", "/jobs", json=body), status) for what, caller, body, status in cases]
     nobody.close()
-    rows = [
-        (what, answer.status_code, answer.json().get("detail"), _pointers(answer.json())) for what, answer, _ in answers
-    ]
-    screen.table(("who or what", "status", "why", "where"), rows)
+    screen.table(("who or what", "status", "why", "where"), [_row(what, answer) for what, answer, _ in answers])
     for what, answer, status in answers:
         kind = answer.headers.get("content-type", "")
         screen.check(answer.status_code == status and kind.startswith("application/problem+json"), f"{what}: {status}")
@@ -66,6 +73,12 @@ def inside(screen: Screen, user: Rest, admin: Rest) -> None:
 def _text(user: Rest) -> list[dict[str, str]]:
     stored = user.raw("POST", "/files", files={"file": ("after.txt", b"Life goes on.\n", "text/plain")}).json()
     return [{"from": f"artifact:{stored['id']}"}]
+
+
+def _row(what: str, answer: httpx.Response) -> tuple[str, int, str, str]:
+    problem = answer.json()
+    why = "; ".join(item["detail"] for item in problem.get("errors", ())) or problem["detail"]
+    return what, answer.status_code, why, _pointers(problem)
 
 
 def _pointers(problem: dict[str, Any]) -> str:

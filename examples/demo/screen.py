@@ -65,8 +65,11 @@ class Screen:
             table.add_column(name, overflow="fold")
         for row in rows:
             table.add_row(*(Text(_safe(str(cell))) for cell in row))
+        with self._console.capture() as captured:
+            self._console.print(table)
         self._console.print()
-        self._console.print(table)
+        # Rich fills rows up with spaces, which a transcript does not need.
+        self._print_as_is("\n".join(line.rstrip() for line in captured.get().splitlines()))
         self._console.print()
 
     def value(self, title: str, value: Any, lines: int = 14) -> None:
@@ -81,10 +84,16 @@ class Screen:
         else:
             self._console.print(Text(body))
 
-    def failed(self, why: str, log: str) -> None:
-        if log:
-            self._console.print(Rule(Text("the last lines of Cloche's log"), style="red"))
-            self._console.print(Text(_safe(log)))
+    def log(self, text: str) -> None:
+        """The end of Cloche's log, after a failure."""
+        self._console.print(Rule(Text("the last lines of Cloche's log"), style="red"))
+        self._print_as_is("\n".join(_safe(line) for line in text.splitlines()))
+
+    def _print_as_is(self, text: str) -> None:
+        """Text that is laid out already: neither wrapped nor interpreted."""
+        self._console.file.write(text + "\n")
+
+    def failed(self, why: str) -> None:
         self._console.print(Text(f"The demo failed: {_safe(why)}", style="bold red"))
 
     def end(self, seconds: float) -> None:

@@ -83,7 +83,11 @@ def test_it_dies_with_a_killed_parent_and_the_next_one_tidies(home: Path) -> Non
         assert alive(pid)
         parent.kill()
         parent.wait()
-    until(lambda: not alive(pid) or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3], 5, "gone with its parent")
+    until(
+        lambda: not alive(pid) or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3],
+        5,
+        "gone with its parent",
+    )
     (left,) = (home / "run").iterdir()
     with support.daemon(home / "run") as daemon:
         daemon.start()
@@ -132,7 +136,13 @@ def test_stop_cancels_a_transfer_and_leaves_nothing(daemon: RcloneDaemon, home: 
 
 def test_errors_hold_no_secret_and_say_whose(daemon: RcloneDaemon) -> None:
     port = support.free_port()
-    fs = {"type": "webdav", "url": f"http://127.0.0.1:{port}", "vendor": "other", "user": "u", "pass": daemon.obscure("geheim")}
+    fs = {
+        "type": "webdav",
+        "url": f"http://127.0.0.1:{port}",
+        "vendor": "other",
+        "user": "u",
+        "pass": daemon.obscure("geheim"),
+    }
     with pytest.raises(RemoteFault) as caught:
         daemon.call("operations/list", fs=fs, remote="")
     assert caught.value.fault is Fault.UNREACHABLE
@@ -142,7 +152,10 @@ def test_errors_hold_no_secret_and_say_whose(daemon: RcloneDaemon) -> None:
 def test_the_guard_lets_nothing_private_through(home: Path) -> None:
     """Even with a configuration that was never checked: rclone has no other way out."""
     for kind in ("webdav", "s3", "sftp"):
-        with support.serving(kind, home / kind / "garden") as server, support.daemon(home / "run", allow_addresses=False) as daemon:
+        with (
+            support.serving(kind, home / kind / "garden") as server,
+            support.daemon(home / "run", allow_addresses=False) as daemon,
+        ):
             daemon.start()
             fs = to_fs(RemoteConfig(kind, server.options), daemon.obscure, proxy=daemon.proxy)
             with pytest.raises(RemoteFault) as plain:
@@ -151,7 +164,7 @@ def test_the_guard_lets_nothing_private_through(home: Path) -> None:
             for name in ("url", "endpoint"):
                 if name in fs:
                     fs[name] = fs[name].replace("http://", "https://")
-                    with pytest.raises(RemoteFault, match="Address refused|Forbidden|refused"):
+                    with pytest.raises(RemoteFault, match=r"Address refused|Forbidden|refused"):
                         daemon.call("operations/list", fs=fs, remote="")
 
 

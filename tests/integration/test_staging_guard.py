@@ -32,7 +32,15 @@ def ask(guard: EgressGuard, line: str, *, secret: str | None = None) -> bytes:
 
 @pytest.mark.parametrize(
     "target",
-    ["127.0.0.1:22", "localhost:22", "[::1]:22", "169.254.169.254:80", "10.1.2.3:443", "2130706433:80", "[::ffff:127.0.0.1]:22"],
+    [
+        "127.0.0.1:22",
+        "localhost:22",
+        "[::1]:22",
+        "169.254.169.254:80",
+        "10.1.2.3:443",
+        "2130706433:80",
+        "[::ffff:127.0.0.1]:22",
+    ],
 )
 def test_private_targets_are_refused(guard: EgressGuard, target: str) -> None:
     assert ask(guard, f"CONNECT {target} HTTP/1.1").startswith(b"HTTP/1.1 403 Address refused")

@@ -56,11 +56,15 @@ def stranger(db):
 
 def events(db) -> list[tuple[str, str, dict]]:
     columns = t.audit_event.c
-    rows = db.read(lambda c: c.execute(select(columns.action, columns.object, columns.details).order_by(columns.id)).all())
+    rows = db.read(
+        lambda c: c.execute(select(columns.action, columns.object, columns.details).order_by(columns.id)).all()
+    )
     return [(row.action, row.object, json.loads(row.details)) for row in rows]
 
 
-def upload(files: FileService, actor, data: bytes = b"a,b\n", name: str = "t.csv", kind: str | None = None, limit: int = 100):
+def upload(
+    files: FileService, actor, data: bytes = b"a,b\n", name: str = "t.csv", kind: str | None = None, limit: int = 100
+):
     return files.upload(actor, name, kind, io.BytesIO(data), limit)
 
 
@@ -202,8 +206,14 @@ def test_a_row_copied_to_another_tenant_does_not_open(db, remotes: RemoteService
     remotes.create(admin, "dav", "webdav", OPTIONS)
     remotes.create(stranger, "dav", "webdav", OPTIONS | {"pass": "own"})
     row = t.remote.c
-    stolen = db.read(lambda c: c.execute(select(row.options_encrypted).where(row.tenant_id == admin.tenant_id)).scalar_one())
-    db.write(lambda c: c.execute(t.remote.update().where(row.tenant_id == stranger.tenant_id).values(options_encrypted=stolen)))
+    stolen = db.read(
+        lambda c: c.execute(select(row.options_encrypted).where(row.tenant_id == admin.tenant_id)).scalar_one()
+    )
+    db.write(
+        lambda c: c.execute(
+            t.remote.update().where(row.tenant_id == stranger.tenant_id).values(options_encrypted=stolen)
+        )
+    )
     with pytest.raises(Unavailable, match="decrypted"):
         remotes.get(stranger, "dav")
 

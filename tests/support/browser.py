@@ -184,7 +184,17 @@ def running_site(redis_url: str) -> Iterator[Site]:
             yield Site(f"http://127.0.0.1:{server.port}", app, services, settings.home)
         finally:
             stopping.set()
+            stores.until(lambda: _all_free(app, settings.server.max_waits), 10, "live streams end")
             server.shutdown()
             thread.join()
             server.server_close()
             services.close()
+
+
+def _all_free(app: Flask, count: int) -> bool:
+    """Whether no long poll and no live stream is open."""
+    held = [app.extensions["cloche_slots"].take() for _ in range(count)]
+    for slot in held:
+        if slot is not None:
+            slot.release()
+    return None not in held

@@ -84,7 +84,9 @@ def host_key(folder: Path) -> Path:
     key, path = Ed25519PrivateKey.generate(), folder / f"host-key-{time.monotonic_ns()}"
     path.write_bytes(key.private_bytes(form.Encoding.PEM, form.PrivateFormat.OpenSSH, form.NoEncryption()))
     path.chmod(0o600)
-    path.with_suffix(".pub").write_bytes(key.public_key().public_bytes(form.Encoding.OpenSSH, form.PublicFormat.OpenSSH))
+    path.with_suffix(".pub").write_bytes(
+        key.public_key().public_bytes(form.Encoding.OpenSSH, form.PublicFormat.OpenSSH)
+    )
     return path
 
 

@@ -116,6 +116,7 @@ def test_no_allowed_option_runs_a_command_or_names_a_file() -> None:
         ("sftp", {"host_keys": "none"}, "/options/host_keys"),
         ("sftp", {"host_keys": KEY + ",x"}, "/options/host_keys"),
         ("sftp", {"key_pem": "/root/.ssh/id_rsa"}, "/options/key_pem"),
+        ("sftp", {"key_pem": '-----BEGIN PRIVATE KEY-----\n"\\x00"\n-----END PRIVATE KEY-----'}, "/options/key_pem"),
         ("sftp", {"root": "/srv/../etc"}, "/options/root"),
     ],
 )
@@ -147,7 +148,18 @@ def test_new_endpoints_move_credentials() -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["localhost", "127.0.0.1", "[::1]", "10.0.0.1", "192.168.1.1", "169.254.169.254", "2130706433", "0x7f.1", "0.0.0.0", "[::ffff:10.0.0.1]"],
+    [
+        "localhost",
+        "127.0.0.1",
+        "[::1]",
+        "10.0.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "2130706433",
+        "0x7f.1",
+        "0.0.0.0",
+        "[::ffff:10.0.0.1]",
+    ],
 )
 def test_private_endpoints_are_refused_by_default(host: str) -> None:
     assert pointers("webdav", WEBDAV | {"url": f"https://{host}/"}, allow=False) == ["/options/url"]

@@ -75,6 +75,8 @@ class GuestChannel:
         return "\n".join(line for line in lines if line and not line.startswith(EXIT_LINE))
 
     def send(self, frame: Mapping[str, Any]) -> None:
+        if self._ended:
+            raise PluginFailure(Reason.PLUGIN_CRASHED, "the guest is gone")
         data = memoryview(encode(frame))
         deadline = time.monotonic() + _SEND_SECONDS
         try:

@@ -13,7 +13,7 @@ from cloche import clock, logs
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.isolation import wire
-from cloche.isolation.backend import CollectedFile, Remains, SandboxSpec
+from cloche.isolation.backend import Channel, CollectedFile, Remains, Sandbox, SandboxSpec
 from cloche.isolation.channel import GuestChannel
 from cloche.isolation.spec import spec_to_json
 from cloche_guest.protocol import ProtocolError
@@ -36,7 +36,7 @@ class SandboxdBackend:
         self._session = _Session(self._path, self._owner)
         self._closed = False
 
-    def create(self, spec: SandboxSpec) -> SandboxdSandbox:
+    def create(self, spec: SandboxSpec) -> Sandbox:
         session = self._current()
         reply, fd = session.call("create", spec=spec_to_json(spec))
         if fd is None:
@@ -56,6 +56,12 @@ class SandboxdBackend:
         image = self.facts()["image"]
         if image is None:
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "there is no sandbox image yet")
+        return str(image["python"])
+
+    def image_python(self) -> str:
+        image = self.facts()["image"]
+        if image is None:
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the sandbox image is not there yet")
         return str(image["python"])
 
     def facts(self) -> Mapping[str, Any]:
@@ -100,7 +106,8 @@ class SandboxdSandbox:
         self.id = id
         self.in_folder = in_folder
         self.image = image
-        self.channel = channel
+        self.channel: Channel = channel
+        self._guest = channel
         self._session = session
 
     def kill(self) -> None:
@@ -113,7 +120,7 @@ class SandboxdSandbox:
 
     def finish(self) -> Remains:
         remains = self._session.call("finish", id=self.id)[0]["remains"]
-        exit_code = self.channel.exit_code
+        exit_code = self._guest.exit_code
         if exit_code is None and remains["died_alone"] and not remains["oom_killed"]:
             # Nothing inside can end process 1: the host or the engine did.
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container was ended from outside")

@@ -13,7 +13,7 @@ from typing import Any
 from cloche import clock
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure, PluginFailure
-from cloche.isolation.backend import CollectedFile, Remains, SandboxSpec
+from cloche.isolation.backend import Channel, CollectedFile, Remains, Sandbox, SandboxSpec
 from cloche.isolation.spec import BadSpec, check_spec
 from cloche_guest.protocol import PROTOCOL
 
@@ -61,7 +61,7 @@ class ScriptedBackend:
         self._script = script
         self._closed = False
 
-    def create(self, spec: SandboxSpec) -> ScriptedSandbox:
+    def create(self, spec: SandboxSpec) -> Sandbox:
         try:
             check_spec(spec)
         except BadSpec as problem:
@@ -77,6 +77,11 @@ class ScriptedBackend:
         self.sandboxes.append(sandbox)
         return sandbox
 
+    def image_python(self) -> str:
+        if self.problem is not None:
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, self.problem)
+        return str(READY["python"])
+
     def health(self) -> str | None:
         return self.problem
 
@@ -90,8 +95,6 @@ class ScriptedBackend:
 class ScriptedSandbox:
     """One sandbox; see :class:`cloche.isolation.backend.Sandbox`. ``killed`` and ``destroyed`` are for tests to look at."""
 
-    image = IMAGE
-
     def __init__(self, folder: Path, spec: SandboxSpec, script: Script) -> None:
         self.id = folder.name
         self.spec = spec
@@ -99,21 +102,23 @@ class ScriptedSandbox:
         self.destroyed = False
         self.in_folder = folder / "in"
         self.in_folder.mkdir(parents=True)
-        self.channel = ScriptedChannel(script)
+        self.image = IMAGE
+        self._guest = ScriptedChannel(script)
+        self.channel: Channel = self._guest
         self._folder = folder
         self._script = script
         self._finished = False
 
     def kill(self) -> None:
         self.killed = True
-        self.channel.end()
+        self._guest.end()
 
     def finish(self) -> Remains:
         if self._finished:
             raise PlatformFailure(Reason.PLATFORM_FAILED, "the sandbox was finished already")
         self._finished = True
-        by_itself = self._script.ending == "exit" and self.channel.ended and not self.killed
-        self.channel.end()
+        by_itself = self._script.ending == "exit" and self._guest.ended and not self.killed
+        self._guest.end()
         if self._script.finish_failure is not None:
             raise self._script.finish_failure
         collected = self._folder / "collected"

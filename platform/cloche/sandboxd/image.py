@@ -60,10 +60,8 @@ def ensure_image(client: Engine, tag: str, base: str = "auto", emit: Callable[[s
         return _info(present)
     if base == "auto":
         base = DEFAULT_BASE if _can_pull(client, emit) else "host"
-    if host is not None and base == "host":
-        info = _load_host(client, tag, *host)
-    else:
-        info = _build_on_base(client, tag, base, emit)
+    own = host if base == "host" else None
+    info = _load_host(client, tag, *own) if own else _build_on_base(client, tag, base, emit)
     if present is not None and present["Id"] != info.id:
         with contextlib.suppress(EngineRefused):  # a container still runs it, or another tag names it
             client.remove_image(str(present["Id"]))

@@ -75,7 +75,7 @@ class Inputs:
                     raise unavailable(f"the inputs are more than {self._caps.files} files")
         self._check(plan)
         try:
-            fetched = in_parallel(lambda item: self._fetched(item, scratch), list(enumerate(plan)))
+            fetched = in_parallel(lambda item: self._fetched(item, scratch), list(enumerate(plan)), self._remotes)
             return [self._placed(item, source, folder) for item, source in zip(plan, fetched, strict=True)]
         except OSError as error:
             message = f"inputs could not be stored: {error.strerror or error}"

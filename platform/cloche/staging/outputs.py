@@ -84,8 +84,8 @@ class Outputs:
         try:
             for remote, folder in drafts:
                 self._forget_earlier(job, remote, folder)
-            whole = in_parallel(lambda item: self._uploaded(item, scratch), going)
-            in_parallel(lambda item: self._remotes.move(item.remote, item.draft, item.final), whole)
+            whole = in_parallel(lambda item: self._uploaded(item, scratch), going, self._remotes)
+            in_parallel(lambda item: self._remotes.move(item.remote, item.draft, item.final), whole, self._remotes)
         finally:
             for remote, folder in drafts:
                 self._tidy(remote, folder)

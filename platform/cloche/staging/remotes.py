@@ -21,6 +21,7 @@ Check = Callable[[str], str | None]  # one sentence when the value is wrong
 
 _MAX_VALUE = 16_384
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?|[0-9a-fA-F:.]{2,45}")
+_PEM = re.compile(r"\s*-----BEGIN [A-Z ]*PRIVATE KEY-----[A-Za-z0-9+/=:,. \r\n-]+-----END [A-Z ]*PRIVATE KEY-----\s*")
 _HOST_KEY = re.compile(r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)) [A-Za-z0-9+/]{32,4096}={0,2}")
 
 
@@ -63,9 +64,7 @@ def _url(value: str) -> str | None:
 
 
 def _pem(value: str) -> str | None:
-    good = value.startswith("-----BEGIN ") and value.rstrip().endswith("PRIVATE KEY-----")
-    good = good and not unprintable(value.replace("\n", "").replace("\r", ""))
-    return None if good else "the text of a private key in PEM form"
+    return None if _PEM.fullmatch(value) else "the text of a private key in PEM form"
 
 
 def _host_keys(value: str) -> str | None:
@@ -187,11 +186,13 @@ def to_fs(config: RemoteConfig, obscure: Callable[[str], str], *, proxy: str | N
         "type": "sftp",
         "shell_type": "none",
         "disable_hashcheck": "true",
-        **_without(given, "root", "pass", "host_keys"),
+        **_without(given, "root", "pass", "host_keys", "key_pem"),
     }
     fs["host_keys"] = ",".join(line.strip() for line in given["host_keys"].strip().split("\n"))
     if "pass" in given:
         fs["pass"] = obscure(given["pass"])
+    if "key_pem" in given:  # rclone wants it in one line and undoes the escapes
+        fs["key_pem"] = "".join(f"{line.strip()}\\n" for line in given["key_pem"].strip().split("\n"))
     if proxy is not None:
         fs["http_proxy"] = proxy
     return _rooted(fs, given.get("root"))

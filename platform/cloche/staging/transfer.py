@@ -7,14 +7,15 @@ import contextlib
 import hashlib
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cloche.domain.states import Reason
-from cloche.errors import JobFailure, NotFound, PlatformFailure, PluginFailure
+from cloche.errors import EnvironmentProblem, JobFailure, NotFound, PlatformFailure, PluginFailure
 from cloche.staging.rclone import TRANSFER_S, Fault, RcloneDaemon, RemoteFault, Stopped
 from cloche.staging.remotes import RemoteConfig, to_fs
 
@@ -59,13 +60,18 @@ class RemoteFiles:
         self._rclone = rclone
         self._lookup = lookup
         self._tenant_id = tenant_id
-        self._stop = stop
+        self._asked = stop
+        self._cut = threading.Event()
         self._reason = reason
         self._found: dict[str, dict[str, str]] = {}
 
     def charging(self, reason: Reason) -> RemoteFiles:
         """The same, with another name for a fault that is not ours."""
-        return RemoteFiles(self._rclone, self._lookup, self._tenant_id, self._stop, reason)
+        return RemoteFiles(self._rclone, self._lookup, self._tenant_id, self._asked, reason)
+
+    def cut_off(self) -> None:
+        """End the calls under way and refuse new ones, but for :meth:`purge`."""
+        self._cut.set()
 
     def stat(self, remote: str, path: str) -> RemoteFile | None:
         """The file at ``path``; None when there is none."""
@@ -124,6 +130,9 @@ class RemoteFiles:
             with contextlib.suppress(RemoteFault, PlatformFailure):  # statistics only; a dead daemon has none
                 self._rclone.call("core/stats-delete", group=group)
 
+    def _stop(self) -> bool:
+        return self._cut.is_set() or self._asked()
+
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
         if self._stop():
             raise Stopped("stopped between two files")
@@ -140,6 +149,8 @@ class RemoteFiles:
     def _failing(self, remote: str, path: str) -> Iterator[None]:
         try:
             yield
+        except EnvironmentProblem as problem:
+            raise PlatformFailure(Reason.PLATFORM_FAILED, str(problem)) from problem
         except NotFound:
             raise PluginFailure(self._reason, f"there is no remote '{remote}' any more", {"remote": remote}) from None
         except RemoteFault as fault:
@@ -157,19 +168,20 @@ class RemoteFiles:
         )
 
 
-def in_parallel(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """``function`` of every item, in order. The first failure is raised once those under way have ended; the rest
-    never start."""
+def in_parallel(function: Callable[[T], R], items: Sequence[T], remotes: RemoteFiles) -> list[R]:
+    """``function`` of every item, in order. At the first failure, which is raised, the other transfers of ``remotes`` are cut off."""
     if len(items) <= 1:
         return [function(item) for item in items]
     with ThreadPoolExecutor(min(PARALLEL, len(items)), thread_name_prefix="transfer") as pool:
         futures = [pool.submit(function, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
+        done, pending = wait(futures, return_when=FIRST_EXCEPTION)
+        failures = [error for future in done if (error := future.exception()) is not None]
+        if failures:
+            remotes.cut_off()
+            for future in pending:
                 future.cancel()
-            raise
+            raise next((error for error in failures if not isinstance(error, Stopped)), failures[0])
+    return [future.result() for future in futures]
 
 
 def digests(path: Path, also: Sequence[str] = ()) -> tuple[int, dict[str, str]]:

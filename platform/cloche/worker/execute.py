@@ -37,6 +37,14 @@ _log = logs.get(__name__)
 _SETTLE_RETRY_S = 0.5
 
 
+# What the kernel counted, the name it gives a failure, the limit it means. A job that ran into one and still succeeded has succeeded.
+_NAMED = (
+    ("pids_denied", Reason.TOO_MANY_PROCESSES, "pids", "it tried to start more processes than its"),
+    ("output_inodes_full", Reason.TOO_MANY_FILES, "output_files", "it wrote more files than its"),
+    ("output_full", Reason.OUTPUT_TOO_LARGE, "output", "it wrote more bytes of output than its"),
+)
+
+
 @dataclass(frozen=True)
 class Tools:
     """What every attempt of a worker uses."""
@@ -233,6 +241,11 @@ def _verdict(error: BaseException, remains: Remains, limits: Limits) -> JobFailu
     if remains.oom_killed:
         megabytes = limits.memory >> 20
         return PluginFailure(Reason.OUT_OF_MEMORY, f"it needed more than its {megabytes} MB", {"limit": limits.memory})
+    for counter, reason, limit, words in _NAMED:
+        if remains.usage.get(counter, 0) > 0:
+            cause = error.message if isinstance(error, JobFailure) else ""
+            allowed = getattr(limits, limit)
+            return PluginFailure(reason, f"{words} {allowed}", {"limit": allowed, "said": cause})
     if isinstance(error, JobFailure):
         return error
     code = remains.exit_code
