@@ -1,6 +1,6 @@
 """How fast the audit trail is: recording, sealing, verifying, exporting; with the memory that a verification takes.
 
-    python bench/audit.py [EVENTS]
+python bench/audit.py [EVENTS]
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+from sqlalchemy import Connection
 
 from cloche.audit.keys import KeyRing
 from cloche.clock import uuid7
@@ -43,7 +46,16 @@ def _record(db: Database, log: AuditLog, events: int) -> None:
             entries.append(AuditEntry(_ALICE, Action.JOB_SUBMIT, name, object_seq=1, details=details))
             entries.append(AuditEntry(_WORKER, Action.JOB_START, name, object_seq=2, details={"attempt": 1}))
             entries.append(AuditEntry(_WORKER, Action.JOB_COMPLETE, name, object_seq=3, details={"attempt": 1}))
-        db.write(lambda connection, entries=entries: log.record(connection, *entries))
+        db.write(partial(_insert, log, entries))
+
+
+def _insert(log: AuditLog, entries: list[AuditEntry], connection: Connection) -> None:
+    log.record(connection, *entries)
+
+
+def _restart(db: Database, log: AuditLog, keyring: KeyRing) -> None:
+    _record(db, log, 1)
+    Sealer(db, keyring, "bench").run_once()
 
 
 def _seal(sealer: Sealer) -> None:
@@ -71,8 +83,16 @@ def main(events: int) -> None:
         log, sealer, service = AuditLog(keyring.hmac_key), Sealer(db, keyring, "bench"), AuditService(db, keyring)
         _timed("record (3 a job, 50 jobs a commit)", events, lambda: _record(db, log, events))
         _timed("seal", events, lambda: _seal(sealer))
-        _timed("a restarted sealer's first pass", events, lambda: (_record(db, log, 1), Sealer(db, keyring, "bench").run_once()))
-        _timed("verify the database", events, lambda: _check(verify_database(home / "cloche.db", keys=home / "keys").exit_code))
+        _timed(
+            "a restarted sealer's first pass",
+            events,
+            lambda: _restart(db, log, keyring),
+        )
+        _timed(
+            "verify the database",
+            events,
+            lambda: _check(verify_database(home / "cloche.db", keys=home / "keys").exit_code),
+        )
         export = home / "export.ndjson"
         with export.open("w") as file:
             _timed("export", events, lambda: file.writelines(service.export(_ALICE)))

@@ -61,7 +61,7 @@ def person(site: Site) -> Actor:
 
 
 @pytest.fixture
-def visit(context: BrowserContext, complaints: list[str]) -> Callable[..., Page]:
+def visit(context: BrowserContext, site: Site, complaints: list[str]) -> Callable[..., Page]:
     """``visit(actor, "/ui/jobs")``: a page with that person signed in; ``actor`` None is nobody."""
 
     def go(actor: Actor | None, path: str = "/ui/jobs") -> Page:
@@ -72,7 +72,7 @@ def visit(context: BrowserContext, complaints: list[str]) -> Callable[..., Page]
             page.get_by_label("User name").fill(actor.username)
             page.get_by_label("Password").fill(PASSWORD)
             page.get_by_role("button", name="Sign in").click()
-            page.wait_for_url(f"**{path}")
+            page.wait_for_url(f"{site.url}{path}")
         return page
 
     return go

@@ -54,7 +54,7 @@ def test_by_keyboard_from_signing_in_to_canceling(visit, site, person):
     page.keyboard.press("Tab")
     page.keyboard.type(PASSWORD)
     page.keyboard.press("Enter")
-    page.wait_for_url("**/ui/jobs")
+    page.wait_for_url(f"{site.url}/ui/jobs")
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     page.keyboard.press("Enter")
@@ -141,7 +141,7 @@ def test_plugins_show_their_parameters_and_lead_to_the_form(visit, person):
     page = visit(person, "/ui/plugins")
     page.locator(".card", has_text="echo").get_by_role("link", name="1.0.0").click()
     expect(page.get_by_role("heading", name="echo 1.0.0")).to_be_visible()
-    expect(page.get_by_text("Longest side in pixels.")).to_be_visible()
+    expect(page.locator("dd", has_text="Longest side in pixels.")).to_be_visible()
     page.get_by_role("link", name="Submit a job").click()
     expect(page.get_by_label("Plugin")).to_have_value("echo@1.0.0")
 

@@ -121,7 +121,10 @@ def test_a_batch_computed_from_an_old_head_is_dropped(platform, monkeypatch):
 def test_two_sealers_at_once_while_events_come_in(platform):
     """Two databases as in two processes, a lease of one millisecond so that it changes hands all the time."""
     other = Database(platform.url)
-    sealers = [Sealer(platform.db, platform.keyring, "a", interval_ms=0), Sealer(other, platform.keyring, "b", interval_ms=0)]
+    sealers = [
+        Sealer(platform.db, platform.keyring, "a", interval_ms=0),
+        Sealer(other, platform.keyring, "b", interval_ms=0),
+    ]
     written, failures = threading.Event(), []
 
     def run(sealer: Sealer) -> None:
@@ -170,7 +173,9 @@ def test_a_tampered_event_stops_sealing_and_says_so(platform):
     platform.filled(1)
     _acts(platform, 3)
     with attacker(platform.path) as connection:
-        (event_id,) = connection.execute("SELECT id FROM audit_event WHERE object = 'file:1' ORDER BY rowid DESC").fetchone()
+        (event_id,) = connection.execute(
+            "SELECT id FROM audit_event WHERE object = 'file:1' ORDER BY rowid DESC"
+        ).fetchone()
         (original,) = connection.execute("SELECT outcome FROM audit_event WHERE id = ?", (event_id,)).fetchone()
         connection.execute("UPDATE audit_event SET outcome = 'denied' WHERE id = ?", (event_id,))
     for _ in range(2):
@@ -243,7 +248,9 @@ def test_the_pending_query_does_not_read_the_sealed_events(platform):
     platform.filled(1)
     compiled = sealer_module._PENDING.compile(platform.db._engine).string
     plan = platform.db.read(
-        lambda connection: connection.exec_driver_sql("EXPLAIN QUERY PLAN " + compiled, ("x", 1000, 0)[: compiled.count("?")]).all()
+        lambda connection: connection.exec_driver_sql(
+            "EXPLAIN QUERY PLAN " + compiled, ("x", 1000, 0)[: compiled.count("?")]
+        ).all()
     )
     steps = [row[-1] for row in plan]
     assert any("SEARCH audit_event USING INTEGER PRIMARY KEY (rowid>?)" in step for step in steps), steps

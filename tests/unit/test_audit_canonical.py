@@ -10,8 +10,15 @@ from hypothesis import strategies as st
 from cloche.audit import canonical
 
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), inner, max_size=4)
+    ),
     max_leaves=15,
 )
 
@@ -24,14 +31,18 @@ def test_what_is_written_reads_back_equal_and_writes_the_same(value):
 
 
 def test_order_of_keys_and_kind_of_sequence_do_not_matter():
-    assert canonical.text({"b": (1, 2), "a": None}) == canonical.text({"a": None, "b": [1, 2]}) == '{"a":null,"b":[1,2]}'
+    assert (
+        canonical.text({"b": (1, 2), "a": None}) == canonical.text({"a": None, "b": [1, 2]}) == '{"a":null,"b":[1,2]}'
+    )
 
 
 def test_text_is_utf8_not_escapes():
     assert canonical.text({"ü": "→"}) == '{"ü":"→"}'
 
 
-@pytest.mark.parametrize(("value", "spelled"), [(2.0, "2"), (-0.0, "0"), (1e15, "1000000000000000"), (0.1, "0.1"), (1e300, "1e+300")])
+@pytest.mark.parametrize(
+    ("value", "spelled"), [(2.0, "2"), (-0.0, "0"), (1e15, "1000000000000000"), (0.1, "0.1"), (1e300, "1e+300")]
+)
 def test_a_whole_float_is_the_integer_it_equals(value, spelled):
     assert canonical.text(value) == spelled
 

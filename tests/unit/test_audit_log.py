@@ -36,12 +36,26 @@ def _people(platform: Platform) -> dict[str, tuple[str, str, str]]:
 
 def test_a_whole_entry(platform):
     platform.record(
-        AuditEntry(ALICE, Action.REMOTE_UPDATE, "remote:box", Outcome.FAILED, "no answer", before={"a": 1}, after=[2], details={"n": 1.0})
+        AuditEntry(
+            ALICE,
+            Action.REMOTE_UPDATE,
+            "remote:box",
+            Outcome.FAILED,
+            "no answer",
+            before={"a": 1},
+            after=[2],
+            details={"n": 1.0},
+        )
     )
     (event,) = _events(platform)
     assert event.mac == mac(platform.keyring.hmac_key, canonical_bytes(event))
     assert (event.tenant_id, event.token_id, event.request_id) == (TENANT, "token-1", "request-1")
-    assert (event.action, event.object, event.outcome, event.reason) == ("remote:update", "remote:box", "failed", "no answer")
+    assert (event.action, event.object, event.outcome, event.reason) == (
+        "remote:update",
+        "remote:box",
+        "failed",
+        "no answer",
+    )
     assert event.before_sha256 == hashlib.sha256(b'{"a":1}').hexdigest()
     assert event.after_sha256 == hashlib.sha256(b"[2]").hexdigest()
     assert event.details == '{"n":1}'
@@ -49,7 +63,10 @@ def test_a_whole_entry(platform):
 
 
 def test_people_are_commitments_the_platform_s_parts_are_names(platform):
-    platform.record(AuditEntry(ALICE, Action.JOB_SUBMIT, "job:1"), AuditEntry(system_actor(TENANT, "worker:1"), Action.JOB_START, "job:1"))
+    platform.record(
+        AuditEntry(ALICE, Action.JOB_SUBMIT, "job:1"),
+        AuditEntry(system_actor(TENANT, "worker:1"), Action.JOB_START, "job:1"),
+    )
     platform.record(AuditEntry(ALICE, Action.JOB_CANCEL, "job:1"))
     alice, worker, again = _events(platform)
     assert is_commitment(alice.actor) and alice.actor == again.actor
@@ -80,7 +97,9 @@ def test_an_undone_transaction_leaves_no_person_that_later_events_would_miss(pla
     assert (_events(platform), _people(platform)) == ([], {})
     platform.record(AuditEntry(ALICE, Action.JOB_SUBMIT, "job:1"))
     platform.record(AuditEntry(ALICE, Action.JOB_SUBMIT, "job:2"))
-    assert {event.actor for event in _events(platform)} | {event.ip for event in _events(platform)} == set(_people(platform))
+    assert {event.actor for event in _events(platform)} | {event.ip for event in _events(platform)} == set(
+        _people(platform)
+    )
 
 
 @pytest.mark.parametrize("details", [{"n": math.nan}, {"o": object()}, {1: "a"}])
@@ -111,7 +130,9 @@ def test_secrets_are_masked(platform):
     details = {"password": "hunter2", "text": "Bearer abcdefghijk", "inner": {"api_key": "k"}}
     platform.record(AuditEntry(ALICE, Action.REMOTE_CREATE, "remote:a", details=details, reason="with cloche_pat_abc"))
     (event,) = _events(platform)
-    assert not any(secret in event.details + str(event.reason) for secret in ("hunter2", "abcdefghijk", "cloche_pat_abc", '"k"'))
+    assert not any(
+        secret in event.details + str(event.reason) for secret in ("hunter2", "abcdefghijk", "cloche_pat_abc", '"k"')
+    )
     assert json.loads(event.details)["inner"].keys() == {"api_key"}
 
 
@@ -139,7 +160,9 @@ def test_processes_agree_on_a_person(platform):
     def run(db, log, offset):
         start.wait()
         for number in range(20):
-            entry = AuditEntry(Actor("u", f"user-{number}", TENANT, frozenset()), Action.JOB_SUBMIT, f"file:{offset}-{number}")
+            entry = AuditEntry(
+                Actor("u", f"user-{number}", TENANT, frozenset()), Action.JOB_SUBMIT, f"file:{offset}-{number}"
+            )
             db.write(lambda connection, entry=entry: log.record(connection, entry))
 
     threads = [threading.Thread(target=run, args=(*writer, offset)) for offset, writer in enumerate(writers)]

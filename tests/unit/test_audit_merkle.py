@@ -11,15 +11,18 @@ from cloche.audit.merkle import (
     Frontier,
     consistency_proof,
     extends,
-    inclusion_proof,
     includes,
+    inclusion_proof,
     leaf_hash,
     node_hash,
     root_of,
 )
 
 # The reference implementation's vectors for RFC 6962
-_DATA = [bytes.fromhex(text) for text in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f")]
+_DATA = [
+    bytes.fromhex(text)
+    for text in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f")
+]
 _ROOTS = {
     1: "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
     2: "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125",
@@ -82,7 +85,9 @@ def test_inclusion_holds_for_the_leaf_and_for_nothing_else(size, data):
         assert not includes(root, size, other, leaves[index], proof)
         assert not includes(root, size, index, leaves[index], proof[:-1])
         damaged = data.draw(st.integers(0, len(proof) - 1))
-        assert not includes(root, size, index, leaves[index], [*proof[:damaged], leaf_hash(b"x"), *proof[damaged + 1 :]])
+        assert not includes(
+            root, size, index, leaves[index], [*proof[:damaged], leaf_hash(b"x"), *proof[damaged + 1 :]]
+        )
 
 
 @settings(deadline=None)

@@ -17,7 +17,14 @@ NOTE = sign(POINT.body(), KEY, _PRIVATE.sign)
 
 def test_a_note_has_the_form_the_documents_show():
     body, _, signature = NOTE.partition("\n\n")
-    assert body.split("\n") == [KEY.name, "12", base64.b64encode(b"\x07" * 32).decode(), "batch 3", "at 1700000000123", f"previous {NO_PREVIOUS}"]
+    assert body.split("\n") == [
+        KEY.name,
+        "12",
+        base64.b64encode(b"\x07" * 32).decode(),
+        "batch 3",
+        "at 1700000000123",
+        f"previous {NO_PREVIOUS}",
+    ]
     assert signature.startswith(f"— {KEY.name} ")
     assert base64.b64decode(signature.split(" ")[2])[:4] == KEY.id
 
@@ -31,10 +38,11 @@ def test_it_opens_with_the_key_and_only_with_it():
 def test_signed_note_s_example_key_has_the_id_it_says():
     """From the C2SP signed-note specification's own example."""
     key = PublicKey.parse("PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW\n")
-    body = (
-        "If you think cryptography is the answer to your problem,\nthen you don't know what your problem is.\n"
+    body = "If you think cryptography is the answer to your problem,\nthen you don't know what your problem is.\n"
+    note = (
+        body
+        + "\n— PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n"
     )
-    note = body + "\n— PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n"
     assert open_note(note, key) == body
 
 
@@ -80,7 +88,16 @@ def test_the_key_s_text_form_reads_back():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a+b", KEY.text.replace("test", "tess"), KEY.text[:-4] + "AAAA", "n+00000000+AAAA", KEY.text + " ", KEY.text.replace("+A", "+B", 1)]
+    "text",
+    [
+        "",
+        "a+b",
+        KEY.text.replace("test", "tess"),
+        KEY.text[:-4] + "AAAA",
+        "n+00000000+AAAA",
+        KEY.text + " ",
+        KEY.text.replace("+A", "+B", 1),
+    ],
 )
 def test_a_changed_key_text_is_refused(text):
     with pytest.raises(BadNote):

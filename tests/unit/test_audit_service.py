@@ -28,7 +28,9 @@ def service(platform):
 
 
 def test_an_item_has_the_documented_shape(platform, service):
-    platform.record(AuditEntry(ALICE, Action.REMOTE_CREATE, "remote:box", Outcome.FAILED, "no answer", details={"type": "webdav"}))
+    platform.record(
+        AuditEntry(ALICE, Action.REMOTE_CREATE, "remote:box", Outcome.FAILED, "no answer", details={"type": "webdav"})
+    )
     platform.sealer.run_once()
     (item,) = service.list(ALICE, {})["items"]
     assert from_rfc3339(item.pop("at")) > 0
@@ -115,9 +117,17 @@ def test_a_forgotten_person_leaves_the_chain_whole(platform, service):
 def test_verify_answers_as_a_document(platform, service):
     platform.filled(2)
     answer = service.verify(ALICE)
-    assert (answer["status"], answer["exit_code"], answer["events"], answer["batches"], answer["first_bad"]) == ("valid", 0, 14, 2, None)
+    assert (answer["status"], answer["exit_code"], answer["events"], answer["batches"], answer["first_bad"]) == (
+        "valid",
+        0,
+        14,
+        2,
+        None,
+    )
     with attacker(platform.path) as connection:
-        connection.execute("UPDATE audit_event SET outcome = 'denied' WHERE id = (SELECT event_id FROM audit_leaf WHERE seq = 5)")
+        connection.execute(
+            "UPDATE audit_event SET outcome = 'denied' WHERE id = (SELECT event_id FROM audit_leaf WHERE seq = 5)"
+        )
     answer = service.verify(ALICE)
     assert (answer["status"], answer["exit_code"], answer["first_bad"]["seq"]) == ("tampered", 1, 5)
 

@@ -25,7 +25,9 @@ def _refused(connection: sqlite3.Connection, statement: str) -> None:
 
 
 @pytest.mark.parametrize("table", ["audit_event", "audit_leaf", "audit_batch"])
-@pytest.mark.parametrize("statement", ["DELETE FROM {0}", "UPDATE {0} SET rowid = rowid + 99", "UPDATE OR REPLACE {0} SET rowid = 1"])
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM {0}", "UPDATE {0} SET rowid = rowid + 99", "UPDATE OR REPLACE {0} SET rowid = 1"]
+)
 def test_update_and_delete_are_refused(connection, table, statement):
     _refused(connection, statement.format(table))
 

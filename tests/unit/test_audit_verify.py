@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cloche.audit.keys import HMAC_FILE, PUBLIC_FILE
+from cloche.audit.keys import HMAC_FILE, PUBLIC_FILE, KeyRing
 from cloche.clock import now_ms, uuid7
 from cloche.db.audit_log import AuditEntry
 from cloche.domain.events import Action
@@ -70,7 +70,9 @@ class Attack:
 
 
 def _swap_leaves(connection: sqlite3.Connection) -> None:
-    first, second = (connection.execute("SELECT event_id, hash FROM audit_leaf WHERE seq = ?", (seq,)).fetchone() for seq in (8, 10))
+    first, second = (
+        connection.execute("SELECT event_id, hash FROM audit_leaf WHERE seq = ?", (seq,)).fetchone() for seq in (8, 10)
+    )
     connection.execute("UPDATE audit_leaf SET event_id = 'x' WHERE seq = 8")
     connection.execute("UPDATE audit_leaf SET event_id = ?, hash = ? WHERE seq = 10", first)
     connection.execute("UPDATE audit_leaf SET event_id = ?, hash = ? WHERE seq = 8", second)
@@ -107,25 +109,39 @@ def _at(seq: int) -> str:
 
 
 ATTACKS = {
-    "edit details": Attack(lambda c: c.execute(f"""UPDATE audit_event SET details = '{{"n":2}}' {_at(9)}"""), 9, "changed"),
+    "edit details": Attack(
+        lambda c: c.execute(f"""UPDATE audit_event SET details = '{{"n":2}}' {_at(9)}"""), 9, "changed"
+    ),
     "edit outcome": Attack(lambda c: c.execute(f"UPDATE audit_event SET outcome = 'denied' {_at(9)}"), 9, "changed"),
     "edit time": Attack(lambda c: c.execute(f"UPDATE audit_event SET at = at + 1 {_at(9)}"), 9, "changed"),
     "edit mac": Attack(lambda c: c.execute(f"UPDATE audit_event SET mac = '{'0' * 64}' {_at(9)}"), 9, "changed"),
     "edit to bytes": Attack(lambda c: c.execute(f"UPDATE audit_event SET details = x'ff' {_at(9)}"), 9, "type"),
-    "edit to broken text": Attack(lambda c: c.execute(f"UPDATE audit_event SET reason = CAST(x'ff' AS TEXT) {_at(9)}"), 9, "read"),
+    "edit to broken text": Attack(
+        lambda c: c.execute(f"UPDATE audit_event SET reason = CAST(x'ff' AS TEXT) {_at(9)}"), 9, "read"
+    ),
     "edit time to text": Attack(lambda c: c.execute(f"UPDATE audit_event SET at = 'noon' {_at(9)}"), 9, "type"),
-    "edit leaf": Attack(lambda c: c.execute(f"UPDATE audit_leaf SET hash = '{'0' * 64}' WHERE seq = 9"), 9, "not the one"),
+    "edit leaf": Attack(
+        lambda c: c.execute(f"UPDATE audit_leaf SET hash = '{'0' * 64}' WHERE seq = 9"), 9, "not the one"
+    ),
     "delete event": Attack(lambda c: c.execute(f"DELETE FROM audit_event {_at(9)}"), 9, "event is missing"),
     "delete event and leaf": Attack(lambda c: _cut_leaf_and_event(c, 9), 9, "leaf is missing"),
     "delete the last leaf": Attack(lambda c: _cut_leaf_and_event(c, TOTAL - 1), TOTAL - 1, "leaves are missing"),
-    "delete a batch": Attack(lambda c: c.execute("DELETE FROM audit_batch WHERE number = 1"), SIZE, "batch 1 is missing"),
-    "delete the last batch": Attack(lambda c: c.execute("DELETE FROM audit_batch WHERE number = 2"), 2 * SIZE, "no signed batch"),
-    "edit a batch": Attack(lambda c: c.execute("UPDATE audit_batch SET at = at + 1 WHERE number = 1"), SIZE, "signed note says"),
+    "delete a batch": Attack(
+        lambda c: c.execute("DELETE FROM audit_batch WHERE number = 1"), SIZE, "batch 1 is missing"
+    ),
+    "delete the last batch": Attack(
+        lambda c: c.execute("DELETE FROM audit_batch WHERE number = 2"), 2 * SIZE, "no signed batch"
+    ),
+    "edit a batch": Attack(
+        lambda c: c.execute("UPDATE audit_batch SET at = at + 1 WHERE number = 1"), SIZE, "signed note says"
+    ),
     "swap leaves": Attack(_swap_leaves, SIZE, "leaves 7 to 13"),
     "swap batches": Attack(_swap_batches, SIZE, "batch 1"),
     "swap notes": Attack(_swap_notes, SIZE, "batch 1"),
     "insert among the sealed": Attack(_insert_sealed, SIZE, "changed"),
-    "rename a person": Attack(lambda c: c.execute("UPDATE audit_person SET value = 'mallory' WHERE kind = 'name'"), None, "name behind"),
+    "rename a person": Attack(
+        lambda c: c.execute("UPDATE audit_person SET value = 'mallory' WHERE kind = 'name'"), None, "name behind"
+    ),
 }
 
 
@@ -195,7 +211,9 @@ class TestBeforeSealing:
     def test_an_edit_shows_by_its_hmac(self, platform):
         name = platform.job()
         with attacker(platform.path) as connection:
-            (event_id,) = connection.execute("SELECT id FROM audit_event WHERE object = ? AND object_seq = 2", (name,)).fetchone()
+            (event_id,) = connection.execute(
+                "SELECT id FROM audit_event WHERE object = ? AND object_seq = 2", (name,)
+            ).fetchone()
             connection.execute("UPDATE audit_event SET actor = 'worker:2' WHERE id = ?", (event_id,))
         bad = verify_database(platform.path, keys=platform.keys).first_bad
         assert bad is not None and (bad.seq, bad.event_id) == (None, event_id)
@@ -226,7 +244,10 @@ class TestBeforeSealing:
             "worker_deaths": 0, "ready_at": 1, "submitted_by": "u", "created_at": 1, "audit_seq": 3,
         }  # fmt: skip
         with attacker(platform.path) as connection:
-            connection.execute(f"INSERT INTO job ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})", tuple(columns.values()))
+            connection.execute(
+                f"INSERT INTO job ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+                tuple(columns.values()),
+            )
         assert verify_database(platform.path, keys=platform.keys).exit_code == 0
         with attacker(platform.path) as connection:
             connection.execute("DELETE FROM audit_event WHERE object = ? AND object_seq = 3", (name,))
@@ -238,7 +259,9 @@ def test_cutting_the_tail_cleanly_shows_against_a_checkpoint_kept_elsewhere(seal
     """Whole batches removed leave a trail that is consistent in itself: only something outside the database can tell."""
     with attacker(database) as connection:
         (note,) = connection.execute("SELECT note FROM audit_batch WHERE number = 2").fetchone()
-        connection.execute(f"DELETE FROM audit_event WHERE id IN (SELECT event_id FROM audit_leaf WHERE seq >= {2 * SIZE})")
+        connection.execute(
+            f"DELETE FROM audit_event WHERE id IN (SELECT event_id FROM audit_leaf WHERE seq >= {2 * SIZE})"
+        )
         connection.execute(f"DELETE FROM audit_leaf WHERE seq >= {2 * SIZE}")
         connection.execute("DELETE FROM audit_batch WHERE number = 2")
     assert verify_database(database, keys=sealed.keys).exit_code == 0  # what docs/audit.md says cannot be seen
@@ -321,7 +344,7 @@ class TestFiles:
         path = tmp_path / "x.db"
         if content is not None:
             path.write_bytes(content)
-        with pytest.raises(EnvironmentProblem, match="no database|not a Cloche database"):
+        with pytest.raises(EnvironmentProblem, match=r"no database|not a Cloche database"):
             verify_database(path, keys=sealed.keys)
 
     def test_without_any_public_key_there_is_nothing_to_verify_with(self, database, tmp_path):
@@ -333,6 +356,13 @@ class TestFiles:
     def test_a_missing_checkpoint_is_explained(self, sealed, database, tmp_path):
         with pytest.raises(EnvironmentProblem, match="cannot read the checkpoint"):
             verify_database(database, keys=sealed.keys, checkpoint=tmp_path / "none")
+
+    def test_another_platform_s_hmac_key_is_not_used(self, sealed, database, tmp_path):
+        """`--public-key` of the trail, on a machine with a platform of its own."""
+        KeyRing.load_or_create(tmp_path / "own")
+        verdict = verify_database(database, keys=tmp_path / "own", public_key=sealed.keys / PUBLIC_FILE)
+        assert (verdict.exit_code, verdict.hmac_checked) == (0, False)
+        assert verify_database(database, keys=sealed.keys, public_key=sealed.keys / PUBLIC_FILE).hmac_checked
 
     def test_a_key_others_can_read_is_refused(self, sealed, database, tmp_path):
         import shutil

@@ -7,10 +7,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from cloche.registry import digest as module
-from cloche.registry.digest import BundleError, bundle_digest, bundle_files
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cloche.registry import digest as module
+from cloche.registry.digest import BundleError, bundle_digest, bundle_files
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:

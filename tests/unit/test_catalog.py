@@ -5,11 +5,11 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from cloche.errors import Invalid, PlatformFailure
 from cloche.registry.catalog import Catalog
 from cloche.registry.digest import bundle_digest
 from cloche.registry.store import BundleStore
-
 from tests.support.plugins import manifest_text, write_bundle
 
 ROOT = Path(__file__).parents[2]

@@ -99,7 +99,7 @@ def test_every_command_shows_its_help_and_is_in_the_documentation() -> None:
         assert ran.exit_code == 0, name
         assert f"`cloche {name}" in page, f"docs/cli.md does not mention cloche {name}"
         section = page.split(f"`cloche {name}", 1)[1].split("\n### ", 1)[0]
-        shared = page.split("## Options of all", 1)[1].split("\n## ", 1)[0]
+        shared = page.split("## Options of all", 1)[1].split("\n## Exit codes", 1)[0]
         for parameter in command.params:
             for option in (
                 text for text in parameter.opts if text.startswith("--") or (len(text) == 2 and text[0] == "-")

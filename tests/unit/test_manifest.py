@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+
 from cloche.domain.limits import CEILINGS, Limits
 from cloche.registry.manifest import KEYS, MAX_MANIFEST, ManifestError, parse
 from cloche.registry.payload import apply_defaults, check_schema, validate_payload
-
 from tests.support.plugins import manifest_text
 
 SCHEMA = {

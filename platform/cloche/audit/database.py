@@ -38,6 +38,7 @@ class DatabaseTrail:
     """
 
     truncated = False
+    as_of = None
 
     def __init__(self, path: Path) -> None:
         self._path = path

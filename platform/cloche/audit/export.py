@@ -85,7 +85,7 @@ class ExportTrail:
         head = _object_or_none(first).get("export")
         if not isinstance(head, dict) or head.get("format") != FORMAT:
             raise EnvironmentProblem(f"{path} is not an audit export of format {FORMAT}")
-        self.at = head["at"] if isinstance(head.get("at"), int) else 0  # ms; the end line's signature covers it
+        self.as_of = head["at"] if isinstance(head.get("at"), int) else 0  # ms; the end line's signature covers it
         end = _object_or_none(last).get("end")
         self._end = end if isinstance(end, str) and last.endswith(b"\n") else None
 
@@ -97,9 +97,9 @@ class ExportTrail:
         for item in self._items(b'"seq"'):
             if "event" in item and item.get("seq") is not None:
                 event = _row(Event, item["event"], item["seq"])
-                yield Leaf(item["seq"], event.id, item.get("leaf"), event)
+                yield Leaf(item["seq"], event.id, str(item.get("leaf")), event)
             elif "leaf" in item and "event" not in item:
-                yield Leaf(item.get("seq"), None, item["leaf"], None, foreign=True)
+                yield Leaf(item.get("seq", -1), None, item["leaf"], None, foreign=True)
 
     def batches(self) -> Iterator[Batch]:
         return (_row(Batch, item["batch"], None) for item in self._items(b'"batch"') if "batch" in item)
@@ -155,7 +155,9 @@ class ExportTrail:
             with self._path.open("rb") as file:
                 while line := file.readline(_MAX_LINE + 1):
                     if len(line) > _MAX_LINE:
-                        raise EnvironmentProblem(f"{self._path} is not an audit export: it has a line longer than 16 MiB")
+                        raise EnvironmentProblem(
+                            f"{self._path} is not an audit export: it has a line longer than 16 MiB"
+                        )
                     yield line
         except OSError as error:
             raise EnvironmentProblem(f"cannot read the export {self._path}: {error.strerror}") from None

@@ -58,6 +58,10 @@ class Trail(Protocol):
     def truncated(self) -> bool:
         """Whether the end is missing, so that the last leaves may lie in a batch whose note is missing too."""
 
+    @property
+    def as_of(self) -> int | None:
+        """The moment (ms) the view shows, where that is known to be earlier than now: an export does not grow old."""
+
     def leaves(self) -> Iterator[Leaf]:
         """By ``seq``."""
 

@@ -102,7 +102,7 @@ class _Check:
         self._trail = trail
         self._key = key
         self._hmac_key = hmac_key
-        self._now_ms = now_ms
+        self._now_ms = now_ms if trail.as_of is None else trail.as_of
         self._frontier = Frontier()
         self.verdict = Verdict(key=key.text, hmac_checked=hmac_key is not None)
         if hmac_key is None:

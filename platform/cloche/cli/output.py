@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -78,9 +79,14 @@ def _table(rows: Sequence[Row], columns: Columns) -> None:
         table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(*(Text(one_line(value(row))) for _, value in columns))
-    # Off a terminal a table is text for other programs: as wide as it needs to be, never folded.
-    console = Console() if sys.stdout.isatty() else Console(width=10_000, color_system=None)
+    if sys.stdout.isatty():
+        Console().print(table)
+        return
+    # Off a terminal a table is text for other programs: as wide as it needs to be, never folded, nothing behind the last word.
+    console = Console(width=10_000, color_system=None, file=io.StringIO())
     console.print(table)
+    for line in console.file.getvalue().splitlines():  # type: ignore[attr-defined]
+        click.echo(line.rstrip())
 
 
 def details(form: str, data: Row, lines: Sequence[tuple[str, Any]], name: str) -> None:

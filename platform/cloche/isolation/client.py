@@ -58,12 +58,6 @@ class SandboxdBackend:
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "there is no sandbox image yet")
         return str(image["python"])
 
-    def image_python(self) -> str:
-        image = self.facts()["image"]
-        if image is None:
-            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the sandbox image is not there yet")
-        return str(image["python"])
-
     def facts(self) -> Mapping[str, Any]:
         """``problem`` (None or a sentence), ``image`` (None or its ``id``, ``python``, ``source``), ``running``, ``max_running``.
 

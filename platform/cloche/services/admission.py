@@ -119,7 +119,8 @@ def _inputs(
             name, sha256 = to or row.name, row.sha256
         else:
             problems += _remote(connection, actor, source, f"{pointer}/from")
-            name = to or (None if source.is_glob else source.basename)
+            # A pattern's files are known, and checked, when they are staged; its `to` names their folder.
+            name = None if source.is_glob else to or source.basename
         if name is not None:
             if name in names:
                 problems.append(Problem(pointer, f"two inputs would be called '{name}'; give one of them a 'to'"))
@@ -127,7 +128,7 @@ def _inputs(
             if not matches(manifest.accept, name):
                 wanted = ", ".join(manifest.accept)
                 problems.append(Problem(pointer, f"'{name}' is not what {manifest.name} accepts: {wanted}"))
-        inputs.append({"from": entry["from"], "to": name, "sha256": sha256})
+        inputs.append({"from": entry["from"], "to": name or to, "sha256": sha256})
     if len(asked) < manifest.inputs_min:
         problems.append(Problem("/inputs", f"{manifest.name} needs at least {manifest.inputs_min} input(s)"))
     if manifest.inputs_max is not None and len(asked) > manifest.inputs_max:

@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Select, func, select, union
 
 from cloche import clock
-from cloche.audit.database import DatabaseTrail
 from cloche.audit.event import Event, is_commitment
-from cloche.audit.export import ExportTrail, ExportWriter
-from cloche.audit.keys import PUBLIC_FILE, KeyRing, read_hmac_key, read_public_key
-from cloche.audit.note import PublicKey
+from cloche.audit.export import ExportWriter
+from cloche.audit.keys import KeyRing
+from cloche.audit.offline import verify_database, verify_export, verify_file
 from cloche.audit.trail import Batch, Person
-from cloche.audit.verify import Verdict, verify
 from cloche.db import tables
 from cloche.db.audit_log import AuditEntry, AuditLog, actor_columns
 from cloche.db.engine import Database
 from cloche.domain.events import Action
 from cloche.domain.permissions import Actor
-from cloche.errors import EnvironmentProblem, Invalid, Problem
+from cloche.errors import Invalid, Problem
+
+__all__ = ["FILTERS", "AuditService", "verify_database", "verify_export"]
 
 _event, _leaf, _batch, _person = tables.audit_event, tables.audit_leaf, tables.audit_batch, tables.audit_person
 _EVENT = tuple(_event.c[name] for name in Event._fields)
@@ -73,7 +72,7 @@ class AuditService:
 
     def verify(self, actor: Actor) -> dict[str, Any]:  # noqa: ARG002 - one tree holds every tenant's events
         """The verdict over the whole trail (:meth:`Verdict.to_dict`), every tenant's: it names events and jobs by their ids alone."""
-        return _verified(self._db.path, self._keyring.verifier, self._keyring.hmac_key, None).to_dict()
+        return verify_file(self._db.path, self._keyring.verifier, hmac_key=self._keyring.hmac_key).to_dict()
 
     def export(self, actor: Actor) -> Iterator[str]:
         """The tenant's trail as lines of :mod:`cloche.audit.export`. The export itself is recorded, before its first line."""
@@ -123,55 +122,6 @@ class AuditService:
             for row in connection.execution_options(yield_per=_CHUNK).execute(unsealed):
                 yield writer.event(Event._make(row), None, None)
         yield writer.end(self._keyring)
-
-
-def verify_database(
-    path: Path, *, keys: Path | None = None, checkpoint: Path | None = None, public_key: Path | None = None
-) -> Verdict:
-    """Verify a database file without a server, reading only.
-
-    Args:
-        keys: the platform's ``keys`` folder: its HMAC key where this user may read it, its public key unless ``public_key`` is given.
-        checkpoint: a signed note kept elsewhere; the trail must be an extension of it.
-        public_key: the pinned public key.
-
-    Raises:
-        EnvironmentProblem: a file is missing or is not what it should be, or there is no public key to verify with.
-    """
-    key, hmac_key, note = _pinned(keys, public_key), read_hmac_key(keys) if keys else None, _note(checkpoint)
-    return _verified(path, key, hmac_key, note)
-
-
-def verify_export(
-    path: Path, *, keys: Path | None = None, checkpoint: Path | None = None, public_key: Path | None = None
-) -> Verdict:
-    """Verify an export as of the moment it was made; arguments and errors as for :func:`verify_database`."""
-    key, hmac_key, note = _pinned(keys, public_key), read_hmac_key(keys) if keys else None, _note(checkpoint)
-    trail = ExportTrail(path)
-    return verify(trail, key=key, hmac_key=hmac_key, checkpoint=note, now_ms=trail.at)
-
-
-def _verified(path: Path, key: PublicKey, hmac_key: bytes | None, checkpoint: str | None) -> Verdict:
-    while True:
-        with DatabaseTrail(path) as trail:
-            verdict = verify(trail, key=key, hmac_key=hmac_key, checkpoint=checkpoint, now_ms=clock.now_ms())
-            if verdict.exit_code == 0 or not trail.disturbed:
-                return verdict
-
-
-def _pinned(keys: Path | None, public_key: Path | None) -> PublicKey:
-    if public_key is None and keys is None:
-        raise EnvironmentProblem(
-            "there is no public key to verify with: name one, or the home directory that holds the platform's"
-        )
-    return read_public_key(public_key or Path(keys or "") / PUBLIC_FILE)
-
-
-def _note(path: Path | None) -> str | None:
-    try:
-        return None if path is None else path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EnvironmentProblem(f"cannot read the checkpoint {path}: {error}") from None
 
 
 def _page(connection: Connection, actor: Actor, filters: Mapping[str, Any], cursor: str | None) -> Select[Any]:

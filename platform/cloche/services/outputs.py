@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mimetypes
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -10,6 +9,7 @@ from sqlalchemy import Connection, insert
 
 from cloche.db import tables as t
 from cloche.domain.jobs import ClaimedJob, OutputFile
+from cloche.staging.accept import media_type
 
 
 def record_outputs(connection: Connection, job: ClaimedJob, outputs: Sequence[OutputFile], now: int) -> None:
@@ -32,7 +32,3 @@ def record_outputs(connection: Connection, job: ClaimedJob, outputs: Sequence[Ou
     if rows:
         connection.execute(insert(t.artifact), rows)
 
-
-def media_type(name: str) -> str:
-    """By the name alone; what cannot be told is bytes."""
-    return mimetypes.guess_type(name, strict=False)[0] or "application/octet-stream"

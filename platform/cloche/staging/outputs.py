@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from cloche import logs
 from cloche.clock import uuid7
 from cloche.domain.jobs import ClaimedJob, OutputFile
 from cloche.domain.states import Reason
 from cloche.errors import Invalid, JobFailure, PlatformFailure, PluginFailure
-from cloche.isolation.backend import CollectedFile
 from cloche.staging.accept import glob_match
 from cloche.staging.artifacts import ArtifactStore, copy_file
 from cloche.staging.paths import check_relative
@@ -21,6 +21,23 @@ from cloche.staging.transfer import RemoteFiles, differs, digests, in_parallel
 _EARLIER = 5  # attempts before this one whose leftovers are looked for
 
 _log = logs.get(__name__)
+
+
+class Written(Protocol):
+    """A regular file a job left: relative POSIX path, as :class:`cloche.isolation.backend.CollectedFile` has it."""
+
+    @property
+    def path(self) -> str: ...
+
+
+class Leavings(Protocol):
+    """What a dead sandbox left, as :class:`cloche.isolation.backend.Remains` has it; the two layers do not know each other."""
+
+    @property
+    def folder(self) -> Path | None: ...
+
+    @property
+    def files(self) -> Sequence[Written]: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +61,7 @@ class Outputs:
         self._store = store
         self._remotes = remotes.charging(Reason.OUTPUT_REJECTED)
 
-    def stage(self, job: ClaimedJob, folder: Path, files: Sequence[CollectedFile], scratch: Path) -> list[OutputFile]:
+    def stage(self, job: ClaimedJob, folder: Path, files: Sequence[Written], scratch: Path) -> list[OutputFile]:
         """Store every file; see :meth:`cloche.staging.stager.Stager.stage_out`. Remotes first: they are what may
         fail."""
         going: list[_Going] = []

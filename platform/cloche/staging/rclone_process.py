@@ -194,8 +194,11 @@ def _answers(path: Path) -> bool:
 
 
 def _locked(folder: Path) -> int:
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """A lock on the folder, taken before its file bears the name that others look for."""
+    draft = folder / "lock.new"
+    descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
+    draft.rename(folder / "lock")
     return descriptor
 
 

@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cloche.domain.jobs import ClaimedJob, OutputFile
-from cloche.isolation.backend import Remains
 from cloche.staging.artifacts import ArtifactStore
 from cloche.staging.inputs import ArtifactRef, Caps, Inputs, Resolve, StagedFile
-from cloche.staging.outputs import Outputs
+from cloche.staging.outputs import Leavings, Outputs
 from cloche.staging.rclone import RcloneDaemon
 from cloche.staging.transfer import Lookup, RemoteFiles, never
 
@@ -60,7 +59,7 @@ class Stager:
             files = RemoteFiles(self._rclone, self._lookup, job.tenant_id, stop)
             return Inputs(self._store.tenant(job.tenant_id), files, self._caps, resolve).stage(job, folder, scratch)
 
-    def stage_out(self, job: ClaimedJob, remains: Remains, *, stop: Callable[[], bool] = never) -> list[OutputFile]:
+    def stage_out(self, job: ClaimedJob, remains: Leavings, *, stop: Callable[[], bool] = never) -> list[OutputFile]:
         """Store what the job wrote. A file that matches an ``outputs`` rule with ``to`` goes there alone, every
         other one to the artifact store.
 

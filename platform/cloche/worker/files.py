@@ -12,9 +12,11 @@ from cloche.db import tables as t
 from cloche.db.engine import Database
 from cloche.domain.jobs import ClaimedJob, OutputFile
 from cloche.domain.states import Reason
-from cloche.errors import NotFound, PlatformFailure
+from cloche.errors import NotFound, PlatformFailure, PluginFailure
 from cloche.isolation.backend import Remains
+from cloche.registry.manifest import Manifest
 from cloche.registry.store import BundleStore
+from cloche.staging.accept import matches
 from cloche.staging.stager import ArtifactRef, StagedFile, Stager
 
 Stop = Callable[[], bool]
@@ -67,3 +69,14 @@ class JobFiles:
         if row is None:
             raise NotFound("the file was removed after the job was accepted")
         return ArtifactRef(row.sha256, row.size, row.name)
+
+
+def _check(staged: list[StagedFile], manifest: Manifest) -> None:
+    most = manifest.inputs_max
+    if len(staged) < manifest.inputs_min or (most is not None and len(staged) > most):
+        wanted = f"{manifest.inputs_min} to {most}" if most is not None else f"at least {manifest.inputs_min}"
+        raise PluginFailure(Reason.INPUT_UNAVAILABLE, f"{len(staged)} files were found; {manifest.name} takes {wanted}")
+    for file in staged:
+        if not matches(manifest.accept, file.path):
+            accepted = ", ".join(manifest.accept)
+            raise PluginFailure(Reason.INPUT_UNAVAILABLE, f"{file.path!a} is not what {manifest.name} accepts: {accepted}")

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cloche_guest import Job, hookimpl
 from columns import Column
 from report import markdown
+
+from cloche_guest import Job, hookimpl
 
 MAX_COLUMNS = 2_000
 MAX_DISTINCT_IN_ALL = 1_000_000  # remembered over all columns of one file: about 100 MB

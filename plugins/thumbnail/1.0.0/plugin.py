@@ -6,8 +6,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from cloche_guest import Job, hookimpl
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cloche_guest import Job, hookimpl
 
 MAX_PIXELS = 40_000_000  # decoded; two copies of them as RGBA take 320 MB
 MAX_CLAIM = 400_000_000  # of a file: a large JPEG is decoded at a fraction of its size

@@ -12,7 +12,7 @@ from typing import Any
 from cloche_guest import Job, hookimpl
 
 TIMEOUT = 2.0  # seconds for each attempt
-RESOLVER = "1.1.1.1"  # a public name server: a numeric address, so that no resolver is needed to reach it
+OUTSIDE = "192.0.2.1"  # set aside for documentation (RFC 5737): nobody is there, so only a route to it can be found
 METADATA = "169.254.169.254"  # where cloud machines serve their credentials
 BRIDGE = "172.17.0.1"  # the container engine's usual gateway: the host
 
@@ -23,11 +23,11 @@ def run(job: Job) -> dict[str, Any]:
     attempts: dict[str, Callable[[], object]] = {
         f"resolve {host}": lambda: socket.getaddrinfo(host, port),
         f"connect to {host}:{port}": lambda: connect(socket.AF_INET, (host, port)),
-        f"connect to {RESOLVER}:53": lambda: connect(socket.AF_INET, (RESOLVER, 53)),
-        f"send a datagram to {RESOLVER}:53": lambda: datagram((RESOLVER, 53)),
+        f"connect to {OUTSIDE}:53": lambda: connect(socket.AF_INET, (OUTSIDE, 53)),
+        f"send a datagram to {OUTSIDE}:53": lambda: datagram((OUTSIDE, 53)),
         f"connect to {METADATA}:80": lambda: connect(socket.AF_INET, (METADATA, 80)),
         f"connect to {BRIDGE}:22": lambda: connect(socket.AF_INET, (BRIDGE, 22)),
-        "connect over IPv6": lambda: connect(socket.AF_INET6, ("2606:4700:4700::1111", 53, 0, 0)),
+        "connect over IPv6": lambda: connect(socket.AF_INET6, ("2001:db8::1", 53, 0, 0)),
         "open a raw socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).close(),
         "open a packet socket": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close(),
         "reach the host through AF_VSOCK": lambda: socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close(),
@@ -38,6 +38,8 @@ def run(job: Job) -> dict[str, Any]:
     for number, (name, attempt) in enumerate(attempts.items(), start=1):
         try:
             leaked.append(f"{name}: {attempt() or 'worked'}")
+        except TimeoutError:
+            leaked.append(f"{name}: no answer, so there is a way out")
         except OSError as error:
             refused.append(f"{name}: {error.strerror or error}")
             print(f"refused: {refused[-1]}")

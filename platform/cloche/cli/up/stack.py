@@ -41,6 +41,7 @@ class Stack:
         """
         settings = self._settings
         checks.require_root()
+        valkey.check_socket_path(settings.sandboxd_socket)
         check_home(settings.home)
         lock = checks.take_lock(settings.home)
         try:

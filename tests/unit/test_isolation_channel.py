@@ -1,0 +1,173 @@
+"""The host's end of a channel, against a guest that may send anything in any pieces."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cloche.domain.limits import Limits
+from cloche.domain.states import Reason
+from cloche.errors import PluginFailure
+from cloche.isolation import channel as module
+from cloche.isolation.channel import GuestChannel
+from cloche_guest.protocol import EXIT_LINE, encode
+
+
+class Guest:
+    """The engine's side: writes what a container would."""
+
+    def __init__(self, limits: Limits) -> None:
+        host, self.stream = socket.socketpair()
+        self.channel = GuestChannel(host, limits)
+
+    def out(self, data: bytes, stream: int = 1) -> None:
+        self.stream.sendall(struct.pack(">BxxxI", stream, len(data)) + data)
+
+    def frame(self, **fields: Any) -> None:
+        self.out(encode(fields))
+
+
+@pytest.fixture
+def guest() -> Iterator[Guest]:
+    made = Guest(Limits(log=1_000, result=100))
+    yield made
+    made.channel.close()
+    made.stream.close()
+
+
+def test_frames_arrive_whatever_the_pieces(guest: Guest) -> None:
+    data = encode({"type": "ready", "protocol": 1, "python": "3.11"}) + encode({"type": "result", "value": [1]})
+    for start in range(0, len(data), 3):
+        for byte in struct.pack(">BxxxI", 1, len(data[start : start + 3])) + data[start : start + 3]:
+            guest.stream.send(bytes([byte]))
+    assert guest.channel.receive(5) == {"type": "ready", "protocol": 1, "python": "3.11"}
+    assert guest.channel.receive(5) == {"type": "result", "value": [1]}
+    assert guest.channel.receive(0.01) is None
+
+
+def test_a_piece_of_the_engine_need_not_be_whole_to_give_its_frames(guest: Guest) -> None:
+    data = encode({"type": "result", "value": 1})
+    guest.stream.sendall(struct.pack(">BxxxI", 1, len(data) + 1_000) + data)
+    assert guest.channel.receive(5) == {"type": "result", "value": 1}
+
+
+def test_only_known_fields_come_through(guest: Guest) -> None:
+    guest.frame(type="log", stream="stdout", text="a\0b", id="somebody else's", attempt=7)
+    assert guest.channel.receive(5) == {"type": "log", "stream": "stdout", "text": "a\ufffdb"}
+    guest.frame(type="progress", current=1, total=None, message=None, job="x")
+    assert guest.channel.receive(5) == {"type": "progress", "current": 1, "total": None, "message": None}
+    guest.frame(type="error", reason="bad_result", message="m", traceback="t", status=200)
+    assert guest.channel.receive(5) == {"type": "error", "reason": Reason.BAD_RESULT, "message": "m", "traceback": "t"}
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        {},
+        {"type": None},
+        {"type": []},
+        {"type": "job"},
+        {"type": "ready"},
+        {"type": "ready", "protocol": 2, "python": "3.11"},
+        {"type": "ready", "protocol": 1, "python": "3" * 17},
+        {"type": "log", "stream": "stdin", "text": "x"},
+        {"type": "log", "stream": "stdout", "text": 7},
+        {"type": "log", "stream": "stdout", "text": "x" * (64 * 1024 + 1)},
+        {"type": "progress", "current": "1", "total": None, "message": None},
+        {"type": "progress", "current": True, "total": None, "message": None},
+        {"type": "progress", "current": 1, "total": [], "message": None},
+        {"type": "progress", "current": 1, "total": None, "message": {}},
+        {"type": "progress", "current": 1e301, "total": None, "message": None},
+        {"type": "result"},
+        {"type": "error", "reason": "lease_lapsed", "message": "", "traceback": ""},
+        {"type": "error", "reason": [], "message": "", "traceback": ""},
+        {"type": "error", "reason": "plugin_failed", "message": None, "traceback": ""},
+        {"type": "error", "reason": "plugin_failed", "message": "", "traceback": "x" * (64 * 1024 + 1)},
+    ],
+)
+def test_malformed_frames_are_the_plugins_fault(guest: Guest, frame: dict[str, Any]) -> None:
+    guest.out(encode(frame))
+    with pytest.raises(PluginFailure) as caught:
+        guest.channel.receive(5)
+    assert caught.value.reason == Reason.BAD_RESULT
+
+
+@pytest.mark.parametrize("data", [b"\xff" * 100, b"\0\0\0\2[]", b'\0\0\0\x0b{"a": NaN}  '])
+def test_garbage_is_the_plugins_fault(guest: Guest, data: bytes) -> None:
+    guest.out(data)
+    with pytest.raises(PluginFailure) as caught:
+        guest.channel.receive(5)
+    assert caught.value.reason == Reason.BAD_RESULT
+
+
+def test_a_result_over_its_limit(guest: Guest) -> None:
+    guest.frame(type="result", value="x" * 200)
+    with pytest.raises(PluginFailure) as caught:
+        guest.channel.receive(5)
+    assert caught.value.reason == Reason.RESULT_TOO_LARGE
+
+
+def test_logs_beyond_the_budget_are_dropped(guest: Guest) -> None:
+    text = "x" * 60_000
+    for _ in range(3):
+        guest.frame(type="log", stream="stderr", text=text)
+    guest.frame(type="result", value=None)
+    frames = [guest.channel.receive(5), guest.channel.receive(5)]
+    assert [frame and frame["type"] for frame in frames] == ["log", "result"]
+
+
+def test_too_many_frames(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FRAME_RATE", 0.0)
+    guest.channel._bucket = 10.0
+    for _ in range(11):
+        guest.frame(type="progress", current=1, total=None, message=None)
+    for _ in range(10):
+        assert guest.channel.receive(5) is not None
+    with pytest.raises(PluginFailure, match="too many"):
+        guest.channel.receive(5)
+
+
+def test_the_end_and_the_exit_code(guest: Guest) -> None:
+    guest.out(b"Fatal Python error: something\n", stream=2)
+    guest.out(f"\n{EXIT_LINE}-11\n".encode(), stream=2)
+    guest.frame(type="log", stream="stdout", text="last words")  # the other stream may be late
+    assert guest.channel.receive(5) == {"type": "log", "stream": "stdout", "text": "last words"}
+    with pytest.raises(EOFError, match="Fatal Python error"):
+        guest.channel.receive(5)
+    assert guest.channel.exit_code == -11
+
+
+@pytest.mark.parametrize("text", ["", "cloche-guest: exited x", "cloche-guest: exited 999", "exited 3"])
+def test_no_exit_code_without_its_line(guest: Guest, text: str) -> None:
+    guest.out(text.encode(), stream=2)
+    guest.stream.close()
+    with pytest.raises(EOFError):
+        guest.channel.receive(5)
+    assert guest.channel.exit_code is None
+
+
+def test_sending_to_a_guest_that_is_gone(guest: Guest) -> None:
+    guest.stream.close()
+    with pytest.raises(PluginFailure) as caught:
+        guest.channel.send({"type": "job"})
+    assert caught.value.reason == Reason.PLUGIN_CRASHED
+
+
+def test_a_guest_that_never_reads(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SEND_SECONDS", 0.05)
+    with pytest.raises(PluginFailure, match="does not read"):
+        guest.channel.send({"type": "job", "payload": "x" * (4 << 20)})
+
+
+def test_close_from_another_thread_ends_a_wait(guest: Guest) -> None:
+    threading.Timer(0.05, guest.channel.close).start()
+    with pytest.raises(EOFError):
+        guest.channel.receive(20)
+    guest.channel.close()
+    with pytest.raises(PluginFailure):
+        guest.channel.send({"type": "cancel"})
