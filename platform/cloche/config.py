@@ -67,6 +67,7 @@ class RedisSettings(_Group):
 
 class PluginSettings(_Group):
     path: str = Field("", description="Further folders of <name>/<version>/, separated by colons.")
+    wheel_cache: Path | None = Field(None, description="Folder of downloaded wheels that several homes may share.")
 
 
 class RemoteSettings(_Group):

@@ -12,7 +12,7 @@ import pluggy
 
 from cloche_guest import hookspecs
 
-_MODULE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")
+_MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 
 class LoadError(Exception):
@@ -53,6 +53,6 @@ def _entry(plugin: Path) -> str:
         return "plugin"
     table = tomllib.loads(manifest.read_text("utf-8")).get("plugin", {})
     name = table.get("entry", "plugin") if isinstance(table, dict) else "plugin"
-    if not isinstance(name, str) or not _MODULE.match(name):
+    if not isinstance(name, str) or not _MODULE.fullmatch(name):
         raise LoadError("plugin.entry in plugin.toml is not a module name")
     return name

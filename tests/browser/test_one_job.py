@@ -93,7 +93,7 @@ def test_nothing_hostile_in_names_logs_results_or_files_does_anything(visit, sit
     expect(page.locator("pre.result")).to_contain_text(HOSTILE[1])
     expect(page.locator("#job-main figure img")).to_have_count(len(files))
     expect(page.locator("#log .ctl").first).to_have_text("ESC")
-    expect(page.locator("#job-main .ctl", has_text="U+202E")).to_have_count(1)
+    expect(page.locator("#job-main .path .ctl", has_text="U+202E")).to_have_count(1)
     expect(page.get_by_role("heading", name="not ours")).to_have_count(0)
     page.goto("/ui/jobs")
     expect(page.locator("tr[data-job]")).to_have_count(1)

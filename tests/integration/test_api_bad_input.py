@@ -51,7 +51,7 @@ def test_malformed_json(site, raw):
     ("body", "pointers"),
     [
         ([], {""}),
-        (None, {""}),
+        (5, {""}),
         ({}, {"/type"}),
         ({"type": 5}, {"/type"}),
         ({"type": "csv_profile", "colour": 1}, {"/colour"}),

@@ -132,6 +132,13 @@ def test_verify_answers_as_a_document(platform, service):
     assert (answer["status"], answer["exit_code"], answer["first_bad"]["seq"]) == ("tampered", 1, 5)
 
 
+def test_a_page_shows_an_event_whose_details_were_spoilt(platform, service):
+    platform.filled(1)
+    with attacker(platform.path) as connection:
+        connection.execute("UPDATE audit_event SET details = 'spoilt' WHERE action = 'file:create'")
+    assert service.list(ALICE, {"action": "file:create"})["items"][0]["details"] == "spoilt"
+
+
 def test_checkpoints_can_be_kept_elsewhere(platform, service, tmp_path):
     platform.filled(3)
     page = service.checkpoints(ALICE, limit=2)

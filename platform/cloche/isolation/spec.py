@@ -14,9 +14,9 @@ from cloche.isolation.backend import SandboxSpec
 
 MAX_ATTEMPT = 1_000_000
 LABEL = "org.cloche"
-_DIGEST = re.compile(r"^[0-9a-f]{64}$")
-_IMAGE = re.compile(r"^sha256:[0-9a-f]{64}$")
-_OWNER = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_IMAGE = re.compile(r"sha256:[0-9a-f]{64}")
+_OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 _MIN_SHM = 64 << 10  # bytes; the engine takes 0 for its own default of 64 MB
 _TMP_INODES = 4_096
 _SPARE_INODES = 64  # of out/, for its root and folders
@@ -90,13 +90,13 @@ def check_spec(spec: SandboxSpec, ceilings: Limits = CEILINGS) -> None:
     Raises:
         BadSpec: names the first thing that is wrong.
     """
-    if not isinstance(spec.job_id, str) or not is_uuid7(spec.job_id):
+    if not isinstance(spec.job_id, str) or len(spec.job_id) != 36 or not is_uuid7(spec.job_id):
         raise BadSpec("job_id is a UUIDv7")
     if not _is_count(spec.attempt, MAX_ATTEMPT):
         raise BadSpec(f"attempt lies between 1 and {MAX_ATTEMPT}")
-    if not isinstance(spec.bundle, str) or not _DIGEST.match(spec.bundle):
+    if not isinstance(spec.bundle, str) or not _DIGEST.fullmatch(spec.bundle):
         raise BadSpec("bundle is 64 hex digits")
-    if spec.wheels is not None and (not isinstance(spec.wheels, str) or not _DIGEST.match(spec.wheels)):
+    if spec.wheels is not None and (not isinstance(spec.wheels, str) or not _DIGEST.fullmatch(spec.wheels)):
         raise BadSpec("wheels is 64 hex digits or null")
     if not _is_count(spec.lease_until, 1 << 53):
         raise BadSpec("lease_until is milliseconds since the epoch")
@@ -109,7 +109,7 @@ def check_owner(owner: Any) -> str:
     Raises:
         BadSpec: not a worker's id.
     """
-    if not isinstance(owner, str) or not _OWNER.match(owner):
+    if not isinstance(owner, str) or not _OWNER.fullmatch(owner):
         raise BadSpec("owner is 1 to 128 letters, digits and . _ : @ -")
     return owner
 
@@ -132,7 +132,7 @@ def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEI
         BadSpec: the spec or the placement breaks a rule.
     """
     check_spec(spec, ceilings)
-    if not _IMAGE.match(place.image):
+    if not _IMAGE.fullmatch(place.image):
         raise BadSpec("the image is named by its config digest")
     if place.uid < 1_000:
         raise BadSpec("a sandbox runs under a user id of its own range, never a system's")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from cloche_guest.protocol import HEADER, ProtocolError, decode, encode
 
 MAX_REQUEST = 64 << 10  # bytes
 MAX_REPLY = 32 << 20  # bytes; a long listing of outputs
+_MAX_FDS = 4
+_INT = struct.Struct("i")
 
 
 def send(stream: socket.socket, message: Mapping[str, Any], limit: int, fd: int | None = None) -> None:
@@ -55,8 +58,13 @@ def _exactly(stream: socket.socket, size: int, fds: list[int]) -> bytes | None:
     """``size`` bytes; None when the stream ended before the first."""
     parts = bytearray()
     while len(parts) < size:
-        data, received, flags, _ = socket.recv_fds(stream, size - len(parts), 4, socket.MSG_CMSG_CLOEXEC)
-        fds.extend(received)
+        # Not socket.recv_fds: it drops the flag that closes descriptors on exec.
+        room = socket.CMSG_SPACE(_MAX_FDS * _INT.size)
+        data, notes, flags, _ = stream.recvmsg(size - len(parts), room, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, content in notes:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                whole = len(content) - len(content) % _INT.size
+                fds.extend(number for (number,) in _INT.iter_unpack(content[:whole]))
         if flags & socket.MSG_CTRUNC:
             raise ProtocolError("too many descriptors")
         if not data:

@@ -105,7 +105,7 @@ class AuditService:
             # Nothing is ever deleted, so the largest row number counts the events without reading them
             events = connection.exec_driver_sql("SELECT coalesce(max(rowid), 0) FROM audit_event").scalar_one()
             sealed = connection.scalar(select(func.coalesce(func.max(_leaf.c.seq) + 1, 0))) or 0
-            last = connection.scalar(select(func.max(_batch.c.at)))
+            last = connection.scalar(select(_batch.c.at).order_by(_batch.c.number.desc()).limit(1))
             return {"events": events, "sealed": sealed, "unsealed": max(0, events - sealed), "last_sealed_at": last}
 
         return self._db.read(unit)
@@ -119,7 +119,7 @@ class AuditService:
             yield from _sealed_lines(connection, writer, tenant_id)
             fresh = ~select(_leaf.c.seq).where(_leaf.c.event_id == _event.c.id).exists()
             unsealed = select(*_EVENT).where(_event.c.tenant_id == tenant_id, fresh).order_by(_event.c.id)
-            for row in connection.execution_options(yield_per=_CHUNK).execute(unsealed):
+            for row in connection.execute(unsealed, execution_options={"yield_per": _CHUNK}):
                 yield writer.event(Event._make(row), None, None)
         yield writer.end(self._keyring)
 
@@ -168,8 +168,16 @@ def _item(row: Any, people: Mapping[str, str]) -> dict[str, Any]:
         "request_id": row.request_id,
         "token_id": row.token_id,
         "reason": row.reason,
-        "details": json.loads(row.details),
+        "details": _details(row.details),
     }
+
+
+def _details(text: str) -> Any:
+    """The details; the stored text itself where somebody made it unreadable, for a page must still show that event."""
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return str(text)
 
 
 def _shown(column: str, people: Mapping[str, str]) -> str:

@@ -33,6 +33,8 @@ def incoming(name: str | None, limit: int) -> Upload:
         TooLarge, LengthRequired, UnsupportedMedia, BadRequest, Invalid.
     """
     announced = request.content_length
+    if announced is None and "Transfer-Encoding" not in request.headers:
+        announced = 0
     if announced is not None and announced > limit + _MAX_HEAD:
         raise TooLarge(f"The upload has {announced} bytes; this server takes at most {limit}.")
     if request.content_encoding:

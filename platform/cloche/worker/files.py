@@ -79,4 +79,6 @@ def _check(staged: list[StagedFile], manifest: Manifest) -> None:
     for file in staged:
         if not matches(manifest.accept, file.path):
             accepted = ", ".join(manifest.accept)
-            raise PluginFailure(Reason.INPUT_UNAVAILABLE, f"{file.path!a} is not what {manifest.name} accepts: {accepted}")
+            raise PluginFailure(
+                Reason.INPUT_UNAVAILABLE, f"{file.path!a} is not what {manifest.name} accepts: {accepted}"
+            )

@@ -54,7 +54,13 @@ def run(settings: Settings, worker_id: str | None = None) -> int:
     remotes = RemoteService(db, audit, OptionVault.load_or_create(settings.home / "keys" / "remotes.key"), rclone)
     work = settings.home / "work" / worker_id
     stager = Stager(ArtifactStore(settings.home / "artifacts"), rclone, remotes.config_for, work=work)
-    files = JobFiles(db, BundleStore(settings.home, catalog), backend.image_python, stager, work)
+    files = JobFiles(
+        db,
+        BundleStore(settings.home, catalog, wheel_cache=settings.plugin.wheel_cache),
+        backend.image_python,
+        stager,
+        work,
+    )
     recorder = AttemptRecorder(db, worker_id)
     tools = Tools(db, broker, backend, transitions, recorder, files, worker_id)
     lease_ms = settings.worker.lease

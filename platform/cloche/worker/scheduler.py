@@ -1,4 +1,4 @@
-"""The scheduler process: relay, sweeper and sealer, each in a thread of its own so that none waits for another."""
+"""The scheduler process: relay, sweeper, sealer and the sweep of files, each in a thread of its own so that none waits for another."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from cloche.domain.retries import PlatformBudget
 from cloche.errors import ClocheError
 from cloche.isolation.client import SandboxdBackend
 from cloche.queueing.redis_broker import RedisBroker
+from cloche.services.files import FileService
 from cloche.services.relay import Relay
 from cloche.services.sealer import Sealer
 from cloche.services.sweeper import Sweeper
 from cloche.services.transitions import Transitions
 from cloche.services.workers import WorkerService
+from cloche.staging.artifacts import ArtifactStore
 
 _log = logs.get(__name__)
 _BACKOFF_MAX_S = 5.0
+_FILES_EVERY_S = 3_600.0
 
 
 def run(settings: Settings) -> int:
@@ -32,8 +35,9 @@ def run(settings: Settings) -> int:
     db = Database(settings.database_url)
     broker = RedisBroker(settings.redis_url)
     keyring = KeyRing.load_or_create(settings.home / "keys")
+    audit = AuditLog(keyring.hmac_key)
     budget = PlatformBudget(settings.retry.platform_budget, settings.retry.worker_deaths)
-    transitions = Transitions(AuditLog(keyring.hmac_key), budget)
+    transitions = Transitions(audit, budget)
     workers = WorkerService(db)
     backend = SandboxdBackend(settings.sandboxd_socket, owner=f"scheduler:{owner}")
 
@@ -45,19 +49,21 @@ def run(settings: Settings) -> int:
 
     sweeper = Sweeper(db, broker, transitions, workers, confirm_dead, f"scheduler:{owner}")
     relay = Relay(db, broker)
+    files = FileService(db, ArtifactStore(settings.home / "artifacts"), audit)
     sealer = Sealer(db, keyring, owner)
     batch, pause_s = settings.scheduler.batch_size, settings.scheduler.poll_interval / 1000
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    rounds: dict[str, Callable[[], int]] = {
-        "sweeper": lambda: sweeper.run_once(batch),
-        "relay": lambda: relay.run_once(batch),
-        "sealer": sealer.run_once,
+    rounds: dict[str, tuple[Callable[[], int], float]] = {
+        "sweeper": (lambda: sweeper.run_once(batch), pause_s),
+        "relay": (lambda: relay.run_once(batch), pause_s),
+        "sealer": (sealer.run_once, pause_s),
+        "files": (files.sweep, _FILES_EVERY_S),
     }
     threads = [
-        threading.Thread(target=_repeat, args=(name, once, pause_s, batch, stop), name=name)
-        for name, once in rounds.items()
+        threading.Thread(target=_repeat, args=(name, once, every_s, batch, stop), name=name)
+        for name, (once, every_s) in rounds.items()
     ]
     _log.info("scheduler started", owner=owner)
     for thread in threads:

@@ -1,0 +1,288 @@
+"""Jobs over REST: accepted, found, waited for, canceled, read from the inside; those of others are not there."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+from sqlalchemy import insert, select, update
+
+from cloche.clock import now_ms, uuid7
+from cloche.db import tables as t
+from tests.support.web import API, problem, running_site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    with running_site(tmp_path_factory.mktemp("home"), max_waits=2) as running:
+        running.add("anna", "submitter")
+        running.add("bert", "submitter")
+        running.add("olga", "operator")
+        running.add("vera", "viewer")
+        yield running
+
+
+@pytest.fixture
+def job(site):
+    return submit(site)
+
+
+def submit(site, user: str = "anna", **body):
+    upload = site.upload(user=user)
+    body = {"type": "csv_profile", "inputs": [{"from": f"artifact:{upload['id']}"}], **body}
+    answer = site.request("POST", "/jobs", user, json=body)
+    assert answer.status_code == 202, answer.text
+    assert answer.headers["Location"] == f"{API}/jobs/{answer.json['id']}"
+    return answer.json
+
+
+def change(site, job, **columns):
+    site.services.db.write(lambda c: c.execute(update(t.job).where(t.job.c.id == job["id"]).values(**columns)))
+
+
+def finish(site, job, **columns):
+    change(
+        site,
+        job,
+        state="completed",
+        reason="succeeded",
+        attempt=1,
+        finished_at=now_ms(),
+        started_at=now_ms() - 20,
+        **columns,
+    )
+
+
+def add(site, table, *rows):
+    site.services.db.write(lambda c: c.execute(insert(table), list(rows)))
+
+
+def log_rows(job, attempt, *texts):
+    return [
+        {"job_id": job["id"], "attempt": attempt, "seq": n, "at": now_ms(), "stream": "stdout", "text": text}
+        for n, text in enumerate(texts)
+    ]
+
+
+def test_a_job_is_accepted_and_shown(site, job):
+    assert (job["status"], job["reason"], job["submitted_by"], job["tenant"]) == (
+        "pending",
+        "submitted",
+        "anna",
+        "default",
+    )
+    assert job["plugin"]["version"] == "1.0.0"
+    assert site.request("GET", f"/jobs/{job['id']}", "vera").json["id"] == job["id"]
+    assert [event["event_type"] for event in site.request("GET", f"/trace/{job['id']}", "vera").json["items"]][
+        0
+    ] == "accepted"
+
+
+def test_every_field_of_a_body_arrives(site):
+    asked = {
+        "name": "profile",
+        "version": "==1.*",
+        "priority": 9,
+        "labels": {"team": "a"},
+        "payload": {"max_distinct": 5},
+        "retry": {"max_retries": 1, "backoff": "exponential", "initial_delay": "2s", "max_delay": 60},
+        "timeout": "30s",
+        "limits": {"memory": "128MB", "cpu": 0.5},
+        "outputs": [{"match": "*.md"}],
+    }
+    made = submit(site, **asked)
+    for field in ("name", "priority", "labels"):
+        assert made[field] == asked[field]
+    assert made["payload"]["max_distinct"] == 5
+    assert (made["limits"]["time_ms"], made["limits"]["memory"], made["limits"]["cpu"]) == (30_000, 128 << 20, 0.5)
+    assert made["retry"]["initial_delay_ms"] == 2_000
+
+
+def test_an_idempotency_key_makes_one_job(site):
+    upload = site.upload(user="anna")
+    body = {"type": "csv_profile", "inputs": [{"from": f"artifact:{upload['id']}"}]}
+    headers = {"Idempotency-Key": "order-1"}
+    first = site.request("POST", "/jobs", "anna", json=body, headers=headers)
+    again = site.request("POST", "/jobs", "anna", json=body, headers=headers)
+    assert (first.status_code, again.status_code, again.json) == (202, 202, first.json)
+    problem(site.request("POST", "/jobs", "anna", json={**body, "priority": 1}, headers=headers), 422, "key-reused")
+    assert site.request("POST", "/jobs", "bert", json=body, headers=headers).json["id"] != first.json["id"]
+
+
+def test_pages_by_cursor_and_link(site):
+    made = [submit(site, labels={"page": "x"})["id"] for _ in range(5)]
+    seen, path = [], "/jobs?label=page=x&limit=2"
+    while path:
+        answer = site.request("GET", path)
+        seen += [item["id"] for item in answer.json["items"]]
+        link = answer.headers.get("Link")
+        assert (link is None) == (answer.json["next_cursor"] is None)
+        path = link.split(">")[0].removeprefix(f"<{API}") if link else None
+        assert path is None or "label=page" in path
+    assert seen == made[::-1]
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("status=pending", True),
+        ("status=completed", False),
+        ("type=csv_profile", True),
+        ("type=other", False),
+        ("version=1.0.0", True),
+        ("priority=3", True),
+        ("submitted_by=bert", True),
+        ("submitted_by=anna", False),
+        ("label=colour", True),
+        ("label=colour=red", True),
+        ("label=colour=blue", False),
+        ("since=2020-01-01T00:00:00Z", True),
+        ("until=2020-01-01T00:00:00Z", False),
+        ("queue=default", True),
+    ],
+)
+def test_filters(site, query, found):
+    made = submit(site, "bert", labels={"colour": "red"}, priority=3)
+    ids = [item["id"] for item in site.request("GET", f"/jobs?limit=100&{query}").json["items"]]
+    assert (made["id"] in ids) is found
+
+
+def test_canceling(site, job):
+    problem(site.request("POST", f"/jobs/{job['id']}/cancel", "vera"), 403)
+    problem(site.request("POST", f"/jobs/{job['id']}/cancel", "bert"), 403)
+    answer = site.request("POST", f"/jobs/{job['id']}/cancel", "anna")
+    assert (answer.status_code, answer.json["status"]) == (202, "canceled")
+    other = submit(site)
+    assert site.request("DELETE", f"/jobs/{other['id']}/cancel", "olga").json["status"] == "canceled"
+    problem(site.request("POST", f"/jobs/{job['id']}/cancel", "anna"), 409)
+
+
+def test_another_tenants_job_is_not_there(site, job):
+    other = uuid7()
+
+    def move(connection):
+        connection.execute(insert(t.tenant).values(id=other, name=other[:20], created_at=now_ms()))
+        connection.execute(update(t.job).where(t.job.c.id == job["id"]).values(tenant_id=other))
+
+    site.services.db.write(move)
+    for path in ("", "/attempts", "/logs", "/events", "/outputs", "/outputs/x"):
+        problem(site.request("GET", f"/jobs/{job['id']}{path}"), 404)
+    problem(site.request("GET", f"/trace/{job['id']}"), 404)
+    problem(site.request("POST", f"/jobs/{job['id']}/cancel"), 404)
+    assert job["id"] not in site.request("GET", "/jobs?limit=100").text
+
+
+def test_waiting_answers_when_the_job_ends(site, job):
+    done = threading.Timer(0.3, lambda: finish(site, job, result={"rows": 1}))
+    done.start()
+    answer = site.request("GET", f"/jobs/{job['id']}?wait=30s")
+    done.join()
+    assert (answer.json["status"], answer.json["result"]) == ("completed", {"rows": 1})
+
+
+def test_waiting_ends_with_its_time_and_beyond_the_cap_at_once(site, job):
+    assert site.request("GET", f"/jobs/{job['id']}?wait=10ms").json["status"] == "pending"
+    slots = site.app.extensions["cloche_slots"]
+    held = [slots.take(), slots.take()]
+    try:
+        answer = site.request("GET", f"/jobs/{job['id']}?wait=60s")
+        assert (answer.status_code, answer.json["status"], answer.headers["Retry-After"]) == (200, "pending", "1")
+        refused = site.request("GET", f"/jobs/{job['id']}/events")
+        problem(refused, 503)
+        assert refused.headers["Retry-After"]
+    finally:
+        for slot in held:
+            slot.release()
+
+
+def events(text: str) -> list[tuple[str, str | None, dict]]:
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and not line.startswith(":"))
+        if "event" in fields:
+            found.append((fields["event"], fields.get("id"), json.loads(fields["data"])))
+    return found
+
+
+def test_the_live_stream_tells_all_and_ends(site, job):
+    add(site, t.job_log, *log_rows(job, 1, "one\n", "two\n"), *log_rows(job, 2, "three\n"))
+    finish(site, job)
+    change(site, job, attempt=2)
+    answer = site.request("GET", f"/jobs/{job['id']}/events")
+    assert answer.mimetype == "text/event-stream"
+    got = events(answer.text)
+    assert [name for name, _, _ in got] == ["log", "log", "log", "job", "end"]
+    assert [data["text"] for name, _, data in got if name == "log"] == ["one\n", "two\n", "three\n"]
+    resumed = events(site.request("GET", f"/jobs/{job['id']}/events", headers={"Last-Event-ID": got[1][1]}).text)
+    assert [data["text"] for name, _, data in resumed if name == "log"] == ["three\n"]
+
+
+def test_the_stream_gives_its_slot_back(site, job):
+    slots = site.app.extensions["cloche_slots"]
+    finish(site, job)
+    for method in ("GET", "HEAD"):
+        for _ in range(4):
+            site.request(method, f"/jobs/{job['id']}/events").close()
+    held = [slots.take(), slots.take()]
+    assert all(held)
+    for slot in held:
+        slot.release()
+
+
+def test_a_stopping_process_ends_its_streams(site, job):
+    slots = site.app.extensions["cloche_slots"]
+    slots.stopping.set()
+    try:
+        assert "event: end" not in site.request("GET", f"/jobs/{job['id']}/events").text
+        assert site.request("GET", f"/jobs/{job['id']}?wait=60s").json["status"] == "pending"
+    finally:
+        slots.stopping.clear()
+
+
+def test_logs_are_text_of_one_attempt_or_all(site, job):
+    add(site, t.job_log, *log_rows(job, 1, "<script>a", "b\n"), *log_rows(job, 2, "c\n"))
+    change(site, job, attempt=2)
+    answer = site.request("GET", f"/jobs/{job['id']}/logs", "vera")
+    assert (answer.mimetype, answer.text) == ("text/plain", "<script>ab\nc\n")
+    assert site.request("GET", f"/jobs/{job['id']}/logs?attempt=2").text == "c\n"
+    problem(site.request("GET", f"/jobs/{job['id']}/logs?attempt=0"), 422)
+
+
+def test_outputs_are_listed_and_downloaded_by_path(site, job):
+    stored = site.upload(b"# report\n", "report.md", user="anna")
+    shared = {"job_id": job["id"], "attempt": 1, "size": 9, "sha256": stored["sha256"]}
+    add(
+        site,
+        t.job_output,
+        {**shared, "path": "a/report.md", "artifact_id": stored["id"], "destination": None},
+        {**shared, "path": "away.md", "artifact_id": None, "destination": "box:away.md"},
+    )
+    finish(site, job)
+    items = site.request("GET", f"/jobs/{job['id']}/outputs").json["items"]
+    assert [item["path"] for item in items] == ["a/report.md", "away.md"]
+    got = site.request("GET", f"/jobs/{job['id']}/outputs/a/report.md")
+    assert got.data == b"# report\n"
+    part = site.request("GET", f"/jobs/{job['id']}/outputs/a/report.md", headers={"Range": "bytes=2-7"})
+    assert (part.status_code, part.data) == (206, b"report")
+    for path in ("away.md", "nothing", "a/../a/report.md", "%2e%2e/x"):
+        problem(site.request("GET", f"/jobs/{job['id']}/outputs/{path}"), 404)
+
+
+def test_attempts(site, job):
+    row = {
+        "job_id": job["id"],
+        "number": 1,
+        "worker_id": "w",
+        "phase": "running",
+        "outcome": "failed",
+        "reason": "timed_out",
+    }
+    add(site, t.attempt, {**row, "error": None, "usage": None, "started_at": 1_000, "finished_at": 3_500})
+    item = site.request("GET", f"/jobs/{job['id']}/attempts").json["items"][0]
+    assert (item["number"], item["reason"], item["duration_ms"]) == (1, "timed_out", 2_500)
+
+
+def test_an_accepted_job_has_its_audit_event(site, job):
+    query = select(t.audit_event.c.action).where(t.audit_event.c.object == f"job:{job['id']}")
+    assert site.services.db.read(lambda c: c.execute(query).scalars().all()) == ["job:submit"]
