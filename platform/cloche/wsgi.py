@@ -72,6 +72,7 @@ def _run(settings: Settings, host: str, port: int) -> None:
     )
     stopped = threading.Event()
     place = settings.home / "run" / "web.json"
+    place.unlink(missing_ok=True)  # of a process that was killed
     announcer = threading.Thread(target=_announce, args=(place, host, port, stopped), name="announce", daemon=True)
     try:
         announcer.start()

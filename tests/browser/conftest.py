@@ -13,7 +13,9 @@ from cloche.domain.permissions import Actor
 from tests.support.browser import PASSWORD, Site, running_site
 
 # An HTTP error that a test provoked, and what htmx says of a stream that was refused or cut.
-ALLOWED = re.compile(r"^error: (Failed to load resource: the server responded with a status of (4\d\d|503)|\[object Event\]$)")
+ALLOWED = re.compile(
+    r"^error: (Failed to load resource: the server responded with a status of (4\d\d|503)|\[object Event\]$)"
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,7 +48,12 @@ def complaints(context: BrowserContext) -> Iterator[list[str]]:
     found: list[str] = []
 
     def watch(page: Page) -> None:
-        page.on("console", lambda message: found.append(f"{message.type}: {message.text}") if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: (
+                found.append(f"{message.type}: {message.text}") if message.type in ("error", "warning") else None
+            ),
+        )
         page.on("pageerror", lambda error: found.append(f"script: {error}"))
         page.on("dialog", lambda dialog: (found.append(f"dialog: {dialog.message}"), dialog.dismiss()))
 

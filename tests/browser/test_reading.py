@@ -10,7 +10,14 @@ from playwright.sync_api import expect
 from cloche.domain.events import Trace
 from tests.support.browser import PASSWORD
 
-PAGES = ["/ui/jobs", "/ui/submit?plugin=echo@1.0.0", "/ui/plugins", "/ui/plugins/echo/1.0.0", "/ui/workers", "/ui/audit"]
+PAGES = [
+    "/ui/jobs",
+    "/ui/submit?plugin=echo@1.0.0",
+    "/ui/plugins",
+    "/ui/plugins/echo/1.0.0",
+    "/ui/workers",
+    "/ui/audit",
+]
 
 
 @pytest.fixture
@@ -112,7 +119,22 @@ def test_text_stands_out_from_what_is_behind_it(visit, site, person, finished, s
     page.emulate_media(color_scheme=scheme)
     for path in [*PAGES, f"/ui/jobs/{finished['id']}"]:
         page.goto(path)
-        for selector in ("h1", ".muted", ".chip", "td", "dt", "dd", "a", "button", "pre", "label", ".hint", ".tag", ".live", "summary"):
+        for selector in (
+            "h1",
+            ".muted",
+            ".chip",
+            "td",
+            "dt",
+            "dd",
+            "a",
+            "button",
+            "pre",
+            "label",
+            ".hint",
+            ".tag",
+            ".live",
+            "summary",
+        ):
             for element in page.locator(f"body {selector}:visible").all()[:6]:
                 found = contrast(element)
                 assert found >= 4.5, f"{path} {selector} {scheme}: {found:.2f} ({element.inner_text()[:30]!r})"
@@ -133,7 +155,9 @@ def contrast(element) -> float:
 
 
 def luminance(colour: list[float]) -> float:
-    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in (c / 255 for c in colour[:3])]
+    linear = [
+        part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in (c / 255 for c in colour[:3])
+    ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 

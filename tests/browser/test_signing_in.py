@@ -34,7 +34,9 @@ def test_signing_in_leads_to_the_page_that_was_asked_for_and_signing_out_closes_
     expect(page.get_by_label("Password")).to_be_visible()
 
 
-@pytest.mark.parametrize("target", ["//evil.example/ui/jobs", "https://evil.example/ui/", "/ui/\\evil", "/api/v1/me", "javascript:alert(1)"])
+@pytest.mark.parametrize(
+    "target", ["//evil.example/ui/jobs", "https://evil.example/ui/", "/ui/\\evil", "/api/v1/me", "javascript:alert(1)"]
+)
 def test_signing_in_never_leads_to_another_place(visit, site, person, target):
     page = visit(None, "/ui/sign-in")
     page.goto(f"/ui/sign-in?next={target}")

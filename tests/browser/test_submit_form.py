@@ -69,14 +69,18 @@ def test_text_that_is_not_json_is_told_with_its_place(visit, site, person):
     page = visit(person, SUBMIT)
     page.get_by_label("Payload").fill('{"title": "x",\n "width" 3}')
     send(page)
-    expect(page.locator("#wrong-payload")).to_contain_text("This is not valid JSON: Expecting ':' delimiter at line 2, column 10.")
+    expect(page.locator("#wrong-payload")).to_contain_text(
+        "This is not valid JSON: Expecting ':' delimiter at line 2, column 10."
+    )
     assert site.services.jobs.list(person, {})["items"] == []
 
 
 def test_files_and_remotes_that_do_not_fit_are_told_at_their_fields(visit, site, person):
     page = visit(person, SUBMIT)
     page.get_by_label("Payload").fill('{"title": "x"}')
-    page.get_by_label("Files", exact=True).set_input_files({"name": "page.html", "mimeType": "text/html", "buffer": b"<p>"})
+    page.get_by_label("Files", exact=True).set_input_files(
+        {"name": "page.html", "mimeType": "text/html", "buffer": b"<p>"}
+    )
     page.get_by_text("Files from and to remotes").click()
     page.get_by_label("Inputs from remotes").fill("nowhere:folder/*.csv\n:local:/etc/passwd => p.txt")
     page.get_by_label("Outputs to remotes").fill("*.png => nowhere:thumbs")

@@ -6,9 +6,17 @@ import json
 
 import pytest
 
+from cloche.clock import now_ms
 from cloche.errors import Unavailable
 from tests.support.web import problem, running_site, where
 
+S3 = {
+    "provider": "AWS",
+    "region": "eu-central-1",
+    "bucket": "demo",
+    "access_key_id": "AKIDEXAMPLE12",
+    "secret_access_key": "secret-of-the-remote",
+}
 DAV = {"url": "https://192.0.2.10/dav", "user": "u", "pass": "secret-of-the-remote"}
 
 
@@ -30,14 +38,6 @@ def remote(site, request):
     return answer
 
 
-S3 = {
-    "provider": "AWS",
-    "region": "eu-central-1",
-    "access_key_id": "AKIDEXAMPLE12",
-    "secret_access_key": "secret-of-the-remote",
-}
-
-
 def test_secrets_go_in_and_never_come_out(site, remote):
     name = remote.json["name"]
     for answer in (remote, site.request("GET", f"/remotes/{name}", "anna"), site.request("GET", "/remotes", "anna")):
@@ -48,7 +48,7 @@ def test_secrets_go_in_and_never_come_out(site, remote):
 
 def test_a_remote_changes_only_at_the_version_one_has_read(site, remote):
     name, etag = remote.json["name"], remote.headers["ETag"]
-    path, body = f"/remotes/{name}", {"options": {"region": "eu-west-1"}}
+    path, body = f"/remotes/{name}", {"options": {"region": "eu-west-1", "secret_access_key": "another-secret"}}
     problem(site.request("PATCH", path, json=body), 428)
     problem(site.request("DELETE", path), 428)
     for wrong in ('"v99"', "nonsense", 'W/"v1"', etag.strip('"')):
@@ -133,18 +133,10 @@ def test_health_tells_people_and_readiness_tells_machines(site):
     site.services.workers.register(worker, "host", 1, ["default"], 2)
     assert client.get("/readyz").json == {"ready": True, "reasons": []}
     assert client.get("/health").json["status"] == "ok"
-    beat = lambda reason: site.services.db.write(  # noqa: E731
-        lambda c: site.services.workers.beat(c, worker, "alive", reason, now())
-    )
-    beat("the container engine does not answer")
-    assert client.get("/readyz").json["reasons"] == ["no worker takes jobs: the container engine does not answer"]
+    why = "the container engine does not answer"
+    site.services.db.write(lambda c: site.services.workers.beat(c, worker, "alive", why, now_ms()))
+    assert client.get("/readyz").json["reasons"] == [f"no worker takes jobs: {why}"]
     site.services.workers.leave(worker, "stopped")
-
-
-def now() -> int:
-    from cloche.clock import now_ms
-
-    return now_ms()
 
 
 def test_redis_being_away_is_said(site, monkeypatch):

@@ -74,9 +74,8 @@ def test_a_job_is_accepted_and_shown(site, job):
     )
     assert job["plugin"]["version"] == "1.0.0"
     assert site.request("GET", f"/jobs/{job['id']}", "vera").json["id"] == job["id"]
-    assert [event["event_type"] for event in site.request("GET", f"/trace/{job['id']}", "vera").json["items"]][
-        0
-    ] == "accepted"
+    trace = site.request("GET", f"/trace/{job['id']}", "vera").json["items"]
+    assert trace[0]["event_type"] == "accepted"
 
 
 def test_every_field_of_a_body_arrives(site):

@@ -112,7 +112,8 @@ class Hand:
     def write(self, *texts: str, stream: str = "stdout", progress: dict[str, Any] | None = None) -> None:
         """Pieces of the log, and what is told of them."""
         pieces = [
-            {"seq": self._seq + n, "at": now_ms(), "stream": stream, "text": text} for n, text in enumerate(texts, start=1)
+            {"seq": self._seq + n, "at": now_ms(), "stream": stream, "text": text}
+            for n, text in enumerate(texts, start=1)
         ]
         self._seq += len(pieces)
         AttemptRecorder(self._site.services.db, self._worker).logged(self.job, pieces, progress)
@@ -124,10 +125,14 @@ class Hand:
     def succeed(self, actor: Actor, result: Any, files: dict[str, bytes] | None = None) -> None:
         outputs = tuple(self._stored(actor, path, content) for path, content in (files or {}).items())
         outcome = Success(result, outputs, {"cpu_ms": 12, "memory_peak": 40 << 20})
-        self._settle(lambda c: self._transitions.succeed(c, self.job.id, self.job.attempt, self._worker, outcome, now_ms()))
+        self._settle(
+            lambda c: self._transitions.succeed(c, self.job.id, self.job.attempt, self._worker, outcome, now_ms())
+        )
 
     def fail(self, failure: JobFailure) -> None:
-        self._settle(lambda c: self._transitions.fail(c, self.job.id, self.job.attempt, self._worker, failure, now_ms()))
+        self._settle(
+            lambda c: self._transitions.fail(c, self.job.id, self.job.attempt, self._worker, failure, now_ms())
+        )
 
     def _settle(self, unit: Any) -> None:
         effects.apply(self._site.services.broker, self._site.services.db.write(unit))

@@ -40,7 +40,7 @@ class Site:
         password = ADMIN_PASSWORD if username == "admin" else PASSWORD
         answer = self.client().post(f"{API}/tokens", json={"name": "test", **body}, auth=(username, password))
         assert answer.status_code == 201, answer.text
-        return str(answer.json["token"])
+        return str(answer.get_json()["token"])
 
     def add(self, username: str, *roles: str) -> None:
         answer = self.request("POST", "/users", json={"username": username, "password": PASSWORD, "roles": list(roles)})
@@ -62,7 +62,7 @@ class Site:
         password = ADMIN_PASSWORD if username == "admin" else PASSWORD
         answer = client.post(f"{API}/session", json={"username": username, "password": password})
         assert answer.status_code == 200, answer.text
-        return client, str(answer.json["csrf_token"])
+        return client, str(answer.get_json()["csrf_token"])
 
     def upload(self, content: bytes = b"a,b\n1,2\n", name: str = "table.csv", user: str = "admin") -> dict[str, Any]:
         answer = self.request("POST", "/files", user, query_string={"name": name}, data=content)

@@ -52,7 +52,9 @@ def test_every_state_and_trace_event_has_a_word():
     assert {str(event) for event in Trace} == show.TRACE_WORD.keys()
 
 
-@pytest.mark.parametrize(("name", "kind", "shown"), [("a.PNG", None, True), ("a.svg", None, False), ("a.png", "text/html", False)])
+@pytest.mark.parametrize(
+    ("name", "kind", "shown"), [("a.PNG", None, True), ("a.svg", None, False), ("a.png", "text/html", False)]
+)
 def test_previews(name, kind, shown):
     assert show.previewable(name, kind) is shown
 

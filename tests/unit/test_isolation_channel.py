@@ -42,9 +42,9 @@ def guest() -> Iterator[Guest]:
 
 def test_frames_arrive_whatever_the_pieces(guest: Guest) -> None:
     data = encode({"type": "ready", "protocol": 1, "python": "3.11"}) + encode({"type": "result", "value": [1]})
-    for start in range(0, len(data), 3):
-        for byte in struct.pack(">BxxxI", 1, len(data[start : start + 3])) + data[start : start + 3]:
-            guest.stream.send(bytes([byte]))
+    pieces = [data[start : start + 3] for start in range(0, len(data), 3)]
+    raw = b"".join(struct.pack(">BxxxI", 1, len(piece)) + piece for piece in pieces)
+    threading.Thread(target=lambda: [guest.stream.send(bytes([byte])) for byte in raw], daemon=True).start()
     assert guest.channel.receive(5) == {"type": "ready", "protocol": 1, "python": "3.11"}
     assert guest.channel.receive(5) == {"type": "result", "value": [1]}
     assert guest.channel.receive(0.01) is None

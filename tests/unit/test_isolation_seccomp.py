@@ -6,6 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 FOLDER = Path(__file__).parents[2] / "sandbox" / "image"
 
@@ -46,7 +47,7 @@ def test_what_must_be_denied_is_not_allowed() -> None:
 
 def test_calls_that_are_allowed_only_with_some_arguments() -> None:
     rules = json.loads((FOLDER / "seccomp.json").read_text())["syscalls"]
-    conditional = {}
+    conditional: dict[str, list[dict[str, Any]]] = {}
     for rule in rules:
         for name in rule["names"]:
             conditional.setdefault(name, []).append(rule)

@@ -215,15 +215,16 @@ def _result(frame: dict[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _error(frame: dict[str, Any]) -> Mapping[str, Any] | None:
-    message, trace = frame.get("message"), frame.get("traceback")
+    reason, message, trace = frame.get("reason"), frame.get("message"), frame.get("traceback")
     if (
-        frame.get("reason") not in _ERROR_REASONS
+        not isinstance(reason, str)
+        or reason not in _ERROR_REASONS
         or not _text(message, 4 * MAX_MESSAGE)
         or not _text(trace, MAX_TRACEBACK)
     ):
         return None
     clean = {"message": str(message).replace("\0", "\ufffd"), "traceback": str(trace).replace("\0", "\ufffd")}
-    return {"type": "error", "reason": Reason(frame["reason"]), **clean}
+    return {"type": "error", "reason": Reason(reason), **clean}
 
 
 def _text(value: Any, limit: int) -> bool:

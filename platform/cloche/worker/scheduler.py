@@ -72,6 +72,7 @@ def run(settings: Settings) -> int:
     for thread in threads:
         thread.join()
     _last_seal(sealer)
+    sealer.close()
     backend.close()
     db.close()
     broker.close()

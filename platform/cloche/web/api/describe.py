@@ -29,6 +29,6 @@ def openapi(_call: Call) -> Any:
     responses={200: Raw(("text/html",), "A page to read and try the API.")},
     summary="The API as a page.",
 )
-def docs(_call: Call) -> Response:
-    return Response(render_template("api/docs.html"), mimetype="text/html")
-
+def docs(call: Call) -> Response:
+    csrf = call.auth.csrf_token() if call.auth.actor() is not None else None
+    return Response(render_template("api/docs.html", csrf=csrf), mimetype="text/html")

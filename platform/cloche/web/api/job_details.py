@@ -13,7 +13,7 @@ from cloche.web import models, shapes
 from cloche.web.content import download
 from cloche.web.job_stream import JobStream
 from cloche.web.routing import Call, Raw, RouteGroup
-from cloche.web.slots import Slots
+from cloche.web.slots import Slot, Slots
 
 group = RouteGroup("jobs")
 _TEXT = Raw(("text/plain",), "What the job printed, in order.")
@@ -70,9 +70,17 @@ def events(call: Call, job_id: str) -> Response:
         raise Unavailable("All live streams of this server are taken.", retry_after=5)
     resume = request.headers.get("Last-Event-ID") or call.query.last_event_id
     stream = JobStream(call.services.jobs, call.services.hub, call.actor, job_id, slots.stopping)
-    response = Response(stream.events(resume), mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
-    response.call_on_close(slot.release)
+    body = _released(stream.events(resume), slot)
+    response = Response(body, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    response.call_on_close(slot.release)  # for an answer whose body is never begun, as with HEAD
     return response
+
+
+def _released(parts: Iterator[str], slot: Slot) -> Iterator[str]:
+    try:
+        yield from parts
+    finally:
+        slot.release()
 
 
 @group.route(

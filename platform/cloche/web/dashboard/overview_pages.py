@@ -8,8 +8,10 @@ from typing import Any
 from flask import request
 
 from cloche.domain.permissions import Actor, Permission
+from cloche.errors import NotFound
 from cloche.web.dashboard.site import Answer, Page, Site, is_part
 from cloche.web.dashboard.skeleton import fields
+from cloche.web.routing import SIGNED_IN
 
 _PAGE = 50
 _VERDICTS = {
@@ -84,9 +86,14 @@ def _verdict(found: dict[str, Any]) -> dict[str, Any]:
     return {"good": status == "valid", "word": _VERDICTS.get(status, status), "text": " ".join(parts)}
 
 
+def missing(_site: Site, _actor: Actor, rest: str) -> Answer:
+    raise NotFound(f"There is no page at /ui/{rest[:80]}.")
+
+
 PAGES = (
     Page("/ui/plugins", "plugins", plugins, Permission.PLUGIN_READ, label="Plugins", under=("plugin",)),
     Page("/ui/plugins/<name>/<version>", "plugin", plugin, Permission.PLUGIN_READ),
     Page("/ui/workers", "workers", workers, Permission.WORKER_READ, label="Workers"),
     Page("/ui/audit", "audit", audit, Permission.AUDIT_READ, methods=("GET", "POST"), label="Audit"),
+    Page("/ui/<path:rest>", "missing", missing, SIGNED_IN),
 )
