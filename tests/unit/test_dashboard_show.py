@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
+from cloche.clock import from_rfc3339
 from cloche.domain.events import Trace
 from cloche.domain.states import State
 from cloche.web.dashboard import show
@@ -95,7 +96,8 @@ def test_bars_lie_where_their_time_was_spent():
         _event("claimed", 2, waited_ms=2_000),
         _event("staged_in", 3, duration_ms=1_000, count=1, files=[{"size": 2048}]),
         _event("progress", 4),
-        _event("finished", 9, duration_ms=6_000),
+        _event("started", 4),
+        _event("finished", 9.5, duration_ms=5_000),
         _event("failed", 10, reason="out_of_memory"),
     ]
     drawn = bars(trace)
@@ -103,12 +105,20 @@ def test_bars_lie_where_their_time_was_spent():
         ("Accepted", None),
         ("Waited in its queue", 2_000),
         ("Inputs brought in", 1_000),
-        ("Plugin ran", 6_000),
+        ("Plugin loaded", 1_000),
+        ("Plugin ran", 5_000),
         ("Failed", None),
     ]
-    assert [(bar.x, bar.width) for bar in drawn][1:4] == [(0, 200), (200, 100), (300, 600)]
+    assert [(bar.x, bar.width) for bar in drawn][1:5] == [(0, 200), (200, 100), (300, 100), (400, 500)]
     assert drawn[2].note == "1 file, 2 KB"
-    assert drawn[4].note == "the plugin used more memory than its limit"
+    assert drawn[5].note == "the plugin used more memory than its limit"
+
+
+def test_a_running_plugin_has_a_bar_until_now():
+    trace = [_event("accepted", 0), _event("started", 4)]
+    last = bars(trace, from_rfc3339("2026-01-01T00:00:08Z"))[-1]
+    assert (last.label, last.length_ms, last.x, last.width) == ("Plugin is running", 4_000, 500, 500)
+    assert len(bars(trace)) == 2
 
 
 @given(st.lists(st.tuples(st.sampled_from([*Trace]), st.floats(0, 59), st.integers(0, 10**9)), max_size=12))

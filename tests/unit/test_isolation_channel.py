@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
@@ -103,6 +105,37 @@ def test_garbage_is_the_plugins_fault(guest: Guest, data: bytes) -> None:
     with pytest.raises(PluginFailure) as caught:
         guest.channel.receive(5)
     assert caught.value.reason == Reason.BAD_RESULT
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+FIELDS = ["protocol", "python", "stream", "text", "current", "total", "message", "value", "reason", "traceback"]
+
+
+@given(
+    st.sampled_from(["ready", "log", "progress", "result", "error"]) | json_values,
+    st.dictionaries(st.sampled_from(FIELDS), json_values | st.sampled_from(["stdout", "plugin_failed"]), max_size=6),
+)
+def test_any_frame_comes_through_whole_or_is_the_plugins_fault(kind: Any, fields: dict[str, Any]) -> None:
+    guest = Guest(Limits())
+    try:
+        guest.frame(**{"type": kind, **fields})
+        try:
+            frame = guest.channel.receive(5)
+        except PluginFailure:
+            return
+        assert frame is not None
+        assert frame["type"] == kind
+    finally:
+        guest.channel.close()
+        guest.stream.close()
 
 
 def test_a_result_over_its_limit(guest: Guest) -> None:

@@ -69,6 +69,11 @@ class GuestChannel:
         return None
 
     @property
+    def cut_off(self) -> bool:
+        """Whether the stream ended without process 1 saying so, and without our closing it."""
+        return self._ended and self.exit_code is None and not self._closed
+
+    @property
     def note(self) -> str:
         """The end of what the container itself wrote to standard error, such as a crash of the interpreter."""
         lines = self._note.decode("utf-8", "replace").splitlines()

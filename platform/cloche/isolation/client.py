@@ -103,8 +103,10 @@ class SandboxdSandbox:
         self.channel: Channel = channel
         self._guest = channel
         self._session = session
+        self._killed = False
 
     def kill(self) -> None:
+        self._killed = True
         try:
             self._session.call("kill", id=self.id)
         except PlatformFailure as error:
@@ -115,9 +117,12 @@ class SandboxdSandbox:
     def finish(self) -> Remains:
         remains = self._session.call("finish", id=self.id)[0]["remains"]
         exit_code = self._guest.exit_code
-        if exit_code is None and remains["died_alone"] and not remains["oom_killed"]:
-            # Nothing inside can end process 1: the host or the engine did.
-            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container was ended from outside")
+        if exit_code is None and not self._killed and not remains["oom_killed"]:
+            # Nothing inside can end process 1, and process 1 alone keeps the stream open: the host or the engine did it.
+            if remains["died_alone"]:
+                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container was ended from outside")
+            if self._guest.cut_off:
+                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the engine dropped the sandbox's channel")
         return Remains(
             exit_code=exit_code,
             oom_killed=bool(remains["oom_killed"]),

@@ -287,7 +287,8 @@ class AccessService(Tokens):
         connection.execute(insert(tables.user).values(password_hash=encoded, **row))
         rows = [{"user_id": user_id, "tenant_id": actor.tenant_id, "role": role} for role in roles]
         connection.execute(insert(tables.user_role), rows)
-        details = {"username": name, "roles": list(roles), "platform_admin": platform_admin}
+        # Not the name: the record outlives the person, and they may ask to be forgotten.
+        details = {"roles": list(roles), "platform_admin": platform_admin}
         self._audit.record(connection, AuditEntry(actor, Action.USER_CREATE, f"user:{user_id}", details=details))
 
 

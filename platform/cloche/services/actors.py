@@ -5,13 +5,28 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from cloche.db import tables
 from cloche.domain.permissions import Actor, permissions_of
 from cloche.errors import Unauthenticated
 
 SEEN_MS = 60_000  # "last used" and "last seen" are written at most this often
+
+# Built once: one of them runs on every request.
+_ROLES = (
+    select(
+        tables.user.c.username,
+        tables.user.c.platform_admin,
+        tables.user.c.disabled,
+        tables.user_role.c.tenant_id,
+        tables.user_role.c.role,
+    )
+    .join(tables.user_role, tables.user_role.c.user_id == tables.user.c.id)
+    .where(tables.user.c.id == bindparam("user_id"))
+    .order_by(tables.user_role.c.tenant_id)
+)
+_ROLES_IN_TENANT = _ROLES.where(tables.user_role.c.tenant_id == bindparam("tenant_id"))
 
 
 @dataclass(frozen=True)
@@ -33,14 +48,8 @@ def actor_of(connection: Connection, user_id: str, tenant_id: str | None, origin
     Raises:
         Unauthenticated: the account is disabled or has no role left.
     """
-    user, role = tables.user, tables.user_role
-    query = (
-        select(user.c.username, user.c.platform_admin, user.c.disabled, role.c.tenant_id, role.c.role)
-        .join(role, role.c.user_id == user.c.id)
-        .where(user.c.id == user_id)
-        .order_by(role.c.tenant_id)
-    )
-    rows = connection.execute(query if tenant_id is None else query.where(role.c.tenant_id == tenant_id)).all()
+    query = _ROLES if tenant_id is None else _ROLES_IN_TENANT
+    rows = connection.execute(query, {"user_id": user_id, "tenant_id": tenant_id}).all()
     if not rows or rows[0].disabled:
         raise Unauthenticated("The account is disabled.", code="account-disabled")
     home = rows[0].tenant_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -44,25 +44,14 @@ def verify(
     if database and export:
         raise click.UsageError("give --database or --export, not both")
     settings = load_settings("audit", home, config)
-    from cloche.audit.database import DatabaseTrail
-    from cloche.audit.export import ExportTrail
-    from cloche.audit.keys import PUBLIC_FILE, read_hmac_key, read_public_key
-    from cloche.audit.verify import verify as check
-    from cloche.clock import now_ms
+    from cloche.audit.offline import verify_database, verify_export
 
     keys = settings.home / "keys"
-    arguments: dict[str, Any] = {
-        "key": read_public_key(public_key or keys / PUBLIC_FILE),
-        # With another's public key, the home's HMAC key is not the trail's.
-        "hmac_key": None if public_key else read_hmac_key(keys),
-        "checkpoint": checkpoint.read_text("utf-8") if checkpoint else None,
-        "now_ms": now_ms(),
-    }
     if export:
-        verdict = check(ExportTrail(export), **arguments)
+        verdict = verify_export(export, keys=keys, checkpoint=checkpoint, public_key=public_key)
     else:
-        with DatabaseTrail(database or _database(settings.database_url)) as trail:
-            verdict = check(trail, **arguments)
+        path = database or _database(settings.database_url)
+        verdict = verify_database(path, keys=keys, checkpoint=checkpoint, public_key=public_key)
     _show(form, verdict)
     return verdict.exit_code
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from flask import Response, current_app, request, url_for
 
+from cloche.clock import now_ms
 from cloche.domain.permissions import Actor, Permission
 from cloche.domain.states import TERMINAL, State
 from cloche.errors import Conflict, NotFound
@@ -58,7 +59,7 @@ def job(site: Site, actor: Actor, job_id: str) -> Answer:
         "inputs": _inputs(site, actor, found, trace),
         "outputs": [_output(actor, item) for item in site.services.jobs.outputs(actor, job_id)],
         "attempts": site.services.jobs.attempts(actor, job_id),
-        "bars": bars(trace),
+        "bars": bars(trace, now_ms() if found["status"] == State.PROCESSING else None),
     }
     if is_part():
         return site.render("_job.html", **values)

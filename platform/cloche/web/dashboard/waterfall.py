@@ -15,6 +15,7 @@ _STEPS = {
     "claimed": ("Waited in its queue", "wait"),
     "sandbox_started": ("Sandbox readied", "start"),
     "staged_in": ("Inputs brought in", "stage"),
+    "started": ("Plugin loaded", "start"),
     "finished": ("Plugin ran", "run"),
     "staged_out": ("Outputs taken out", "stage"),
     "due": ("Waited for the next attempt", "wait"),
@@ -40,28 +41,50 @@ class Bar:
     note: str
 
 
-def bars(events: Sequence[Mapping[str, Any]]) -> list[Bar]:
-    """Each event as a bar that ends when it was written, or as a moment. Progress events are left to the progress bar."""
+def bars(events: Sequence[Mapping[str, Any]], now_ms: int | None = None) -> list[Bar]:
+    """Each event as a step since the one before, or as a moment. Progress events are left to the progress bar.
+
+    Args:
+        now_ms: the time by our clock while the job runs: its plugin gets a bar that reaches to it.
+    """
     shown = [event for event in events if event["event_type"] != "progress"]
     if not shown:
         return []
     times = [from_rfc3339(event["timestamp"]) for event in shown]
+    if now_ms is not None and shown[-1]["event_type"] == "started":
+        shown.append({**shown[-1], "event_type": "finished", "details": {"running": True}})
+        times.append(max(now_ms, times[-1]))
     origin = min(times)
     whole = max(max(times) - origin, 1)
-    return [
-        _bar(event, at - origin, times[max(index - 1, 0)] - origin, whole)
-        for index, (event, at) in enumerate(zip(shown, times, strict=True))
-    ]
+    found: list[Bar] = []
+    reached = 0  # where the step before ended, which may be before its event was written
+    for event, at in zip(shown, times, strict=True):
+        start, length = _extent(event, at - origin, reached)
+        found.append(_bar(event, start, length, whole))
+        # A plugin loads while its inputs come in: both are written when it is ready.
+        reached = start + (length or 0) if event["event_type"] == "staged_in" else at - origin
+    return found
 
 
-def _bar(event: Mapping[str, Any], end: int, previous: int, whole: int) -> Bar:
+def _extent(event: Mapping[str, Any], at: int, reached: int) -> tuple[int, int | None]:
+    """Start and length of what the event ended, in ms; no length for a moment."""
+    name, details = event["event_type"], event.get("details") or {}
+    if name not in _STEPS:
+        return at, None
+    if name == "claimed" and isinstance(details.get("waited_ms"), int):
+        length = min(max(0, details["waited_ms"]), at)
+        return at - length, length
+    start = min(reached, at)
+    measured = details.get("duration_ms")
+    return start, min(max(0, measured), at - start) if isinstance(measured, int) else at - start
+
+
+def _bar(event: Mapping[str, Any], start: int, length: int | None, whole: int) -> Bar:
     name, details = event["event_type"], event.get("details") or {}
     label, kind = _STEPS.get(name, (trace_word(name), _POINTS.get(name, "point")))
-    length = _length(name, details, end - previous)
-    start = max(0, end - (length or 0))
-    width = min(WIDTH, max(_LEAST, WIDTH * (end - start) / whole))
+    width = min(WIDTH, max(_LEAST, WIDTH * (length or 0) / whole))
     return Bar(
-        label=label,
+        label="Plugin is running" if details.get("running") else label,
         kind=kind,
         at=event["timestamp"],
         attempt=int(event.get("attempt") or 0),
@@ -71,16 +94,6 @@ def _bar(event: Mapping[str, Any], end: int, previous: int, whole: int) -> Bar:
         width=round(width, 2),
         note=_note(name, details),
     )
-
-
-def _length(name: str, details: Mapping[str, Any], since_previous: int) -> int | None:
-    """How long the step took, by its own measure where it brought one."""
-    if name not in _STEPS:
-        return None
-    for key in ("duration_ms", "waited_ms"):
-        if isinstance(details.get(key), int):
-            return max(0, int(details[key]))
-    return max(0, since_previous)
 
 
 def _note(name: str, details: Mapping[str, Any]) -> str:
