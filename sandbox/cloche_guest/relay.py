@@ -87,7 +87,8 @@ class Relay:
                     self._pump(fd)
             with self._lock:
                 self._send_progress()
-            time.sleep(_PACE_S)
+            if not self._truncated:
+                time.sleep(_PACE_S)  # beyond its budget the plugin's output is thrown away, and need not be waited for
 
     def _pump(self, fd: int) -> int:
         """Relay one chunk; the number of bytes read, 0 when none wait."""

@@ -30,7 +30,9 @@ def test_jobs_outlive_their_engine():
         assert done["status"] == "completed", done
         assert done["attempt"] >= 2
         assert running.finished(waiting["id"], 90)["status"] == "completed"
-        failed = [a for a in running.client.get(f"/jobs/{job['id']}/attempts").json()["items"] if a["outcome"] != "completed"]
+        failed = [
+            a for a in running.client.get(f"/jobs/{job['id']}/attempts").json()["items"] if a["outcome"] != "completed"
+        ]
         assert {a["reason"] for a in failed} <= {"engine_unavailable", "lease_lapsed"}
         until(lambda: httpx.get(f"{running.url}/readyz").status_code == 200, 30, "/readyz is well again")
 

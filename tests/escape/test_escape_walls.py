@@ -55,7 +55,7 @@ def test_there_is_no_network(run: Run) -> None:
         def connect(address):
             with socket.create_connection(address, timeout=5):
                 pass
-        names = [name for _, name in socket.if_nameindex()]
+        names = [line.split(':')[0].strip() for line in Path('/proc/self/net/dev').read_text().splitlines()[2:]]
         hosts = [('1.1.1.1', 53), ('172.17.0.1', 22), ('169.254.169.254', 80), ('10.0.0.1', 80), ('2606:4700::1', 53)]
         lookup = tried(socket.getaddrinfo, 'example.org', 80)
         return {'names': names, 'connects': [tried(connect, host) for host in hosts], 'lookup': lookup}

@@ -19,6 +19,7 @@ from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.tree import Node, Tree, add
 from cloche_guest.protocol import PROTOCOL
 
+HOST = "host"
 DEFAULT_BASE = "python:3.12-slim"
 PULL_SECONDS = 60
 _FORMAT = "1"  # change it when the way images are put together changes
@@ -47,36 +48,37 @@ class ImageInfo:
 def ensure_image(client: Engine, tag: str, base: str = "auto", emit: Callable[[str], None] = print) -> ImageInfo:
     """The image behind ``tag``, built first if it is missing or was made from other contents.
 
-    ``base``: ``host`` (this host's interpreter), a reference to build on, or ``auto`` (what is there if it is current, else the
-    default base if it can be pulled within a minute, else the host's interpreter).
+    ``base``: ``host`` (this host's interpreter), a reference to build on, or ``auto``: the kind that the tag has already; with no image
+    yet, the default base if it can be pulled within a minute, else the host's interpreter.
 
     Raises:
         EnvironmentProblem: it cannot be built, or breaks a rule (VOLUME, HEALTHCHECK, ONBUILD).
+        EngineRefused: the base can be had from nowhere.
         PlatformFailure: the engine does not answer.
     """
     present = client.image(tag)
-    host = _host_recipe() if base in ("auto", "host") else None
-    if present is not None and _is_current(present, base, host):
-        return _info(present)
     if base == "auto":
-        base = DEFAULT_BASE if _can_pull(client, emit) else "host"
-    own = host if base == "host" else None
-    info = _load_host(client, tag, *own) if own else _build_on_base(client, tag, base, emit)
+        base = _label(present or {}, "source") or (DEFAULT_BASE if _can_pull(client, emit) else HOST)
+    tree = image_parts.host_tree() if base == HOST else image_parts.guest_tree()
+    content = _content(tree, base)
+    if present is not None and _label(present, "content") == content and _label(present, "source") == base:
+        return _info(present)
+    info = (
+        _load_host(client, tag, tree, content)
+        if base == HOST
+        else _build_on_base(client, tag, base, tree, content, emit)
+    )
     if present is not None and present["Id"] != info.id:
-        with contextlib.suppress(EngineRefused):  # a container still runs it, or another tag names it
-            client.remove_image(str(present["Id"]))
+        _drop_untagged(client, str(present["Id"]))
     return info
 
 
-def _host_recipe() -> tuple[Tree, str]:
-    tree = image_parts.host_tree()
-    return tree, _content(tree, "host")
-
-
-def _is_current(image: Mapping[str, Any], base: str, host: tuple[Tree, str] | None) -> bool:
-    if host is not None and _label(image, "content") == host[1]:
-        return True
-    return base != "host" and _is_current_base(image, DEFAULT_BASE if base == "auto" else base)
+def _drop_untagged(client: Engine, image_id: str) -> None:
+    """Remove a superseded image, unless a tag names it (removing by id would take a single tag along) or a container runs it."""
+    image = client.image(image_id)
+    if image is not None and not image.get("RepoTags"):
+        with contextlib.suppress(EngineRefused):
+            client.remove_image(image_id)
 
 
 def _can_pull(client: Engine, emit: Callable[[str], None]) -> bool:
@@ -133,7 +135,7 @@ def write_image(out: Any, tree: Tree, tag: str, content: str) -> str:
                 "org.cloche.python": image_parts.PYTHON,
                 "org.cloche.protocol": str(PROTOCOL),
                 "org.cloche.content": content,
-                "org.cloche.source": "host",
+                "org.cloche.source": HOST,
             },
         },
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff_id}"]},
@@ -150,7 +152,9 @@ def write_image(out: Any, tree: Tree, tag: str, content: str) -> str:
     return f"sha256:{digest}"
 
 
-def _build_on_base(client: Engine, tag: str, base: str, emit: Callable[[str], None]) -> ImageInfo:
+def _build_on_base(
+    client: Engine, tag: str, base: str, tree: Tree, content: str, emit: Callable[[str], None]
+) -> ImageInfo:
     image = client.image(base)
     if image is None:
         client.pull(base, PULL_SECONDS)
@@ -158,8 +162,6 @@ def _build_on_base(client: Engine, tag: str, base: str, emit: Callable[[str], No
     if image is None:
         raise EnvironmentProblem(f"the base image {base} is not on this engine and cannot be pulled")
     check_rules(image)
-    tree = image_parts.guest_tree()
-    content = _content(tree, f"base {base} {image['Id']}")
     python = client.ask_python(image["Id"])
     if tuple(map(int, python.split("."))) < (3, 11):
         raise EnvironmentProblem(f"the base image {base} has Python {python}; a sandbox needs 3.11 or newer")
@@ -178,23 +180,12 @@ def _build_on_base(client: Engine, tag: str, base: str, emit: Callable[[str], No
     built = client.image(tag)
     if built is None:
         raise EnvironmentProblem(f"the engine built the image and does not show it as {tag}")
-    return _info(built, base)
+    return _info(built)
 
 
-def _is_current_base(image: Mapping[str, Any], base: str) -> bool:
-    """Built on this very reference from the guest as it is now. A base that moved on since is taken up only when it is asked for anew."""
-    label = _label(image, "content")
-    return (
-        label.startswith(_content(image_parts.guest_tree(), f"base {base} ")[:32]) and _label(image, "source") == "base"
-    )
-
-
-def _content(tree: Tree, kind: str) -> str:
-    """Digest of what goes in. For a base: 32 digits for the guest and the reference, then 32 that also cover the base's id."""
-    words = kind.split(" ")
-    stable = " ".join(words[:2])
-    head = hashlib.sha256(f"{_FORMAT} {PROTOCOL} {stable} {tree.digest()}".encode()).hexdigest()[:32]
-    return head + hashlib.sha256(f"{head} {kind}".encode()).hexdigest()[:32]
+def _content(tree: Tree, base: str) -> str:
+    """Digest of what goes in. A base counts by its reference: one that moved on is taken up when its image is removed or named anew."""
+    return hashlib.sha256(f"{_FORMAT} {PROTOCOL} {base} {tree.digest()}".encode()).hexdigest()
 
 
 def _label(image: Mapping[str, Any], name: str) -> str:
@@ -202,10 +193,10 @@ def _label(image: Mapping[str, Any], name: str) -> str:
     return str(labels.get(f"org.cloche.{name}", ""))
 
 
-def _info(image: Mapping[str, Any], source: str | None = None) -> ImageInfo:
+def _info(image: Mapping[str, Any]) -> ImageInfo:
     check_rules(image)
     if _label(image, "protocol") != str(PROTOCOL) or not _label(image, "python"):
         raise EnvironmentProblem(
             "the sandbox image was built for another version of Cloche; remove its tag and start again"
         )
-    return ImageInfo(id=str(image["Id"]), python=_label(image, "python"), source=source or _label(image, "source"))
+    return ImageInfo(id=str(image["Id"]), python=_label(image, "python"), source=_label(image, "source"))

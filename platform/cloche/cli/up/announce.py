@@ -1,4 +1,4 @@
-"""Watches the web process come up, and says when the address can be used and what is still missing."""
+"""Watches the web process: says when the address can be used, what is missing, and when that changes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from cloche.cli.output import printable
 
 _EVERY_S = 0.2
+_STEADY_S = 3.0  # while all is well
 _TIMEOUT_S = 5.0
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -21,7 +22,7 @@ def address(host: str, port: int) -> str:
 
 
 class Announcer:
-    """Asks ``/readyz`` in a thread until it is 200. ``listening`` is called once; ``waiting`` with each new reason; ``ready`` once."""
+    """Asks ``/readyz`` in a thread. ``listening`` is called once, ``waiting`` with each new reason, ``ready`` whenever jobs can run again."""
 
     def __init__(
         self,
@@ -47,21 +48,20 @@ class Announcer:
             self._thread.join()
 
     def _watch(self) -> None:
-        heard, last = False, ""
+        heard, ready, last = False, False, ""
         while not self._stopped.is_set():
             answer = self._ask()
-            if answer is not None:
-                if not heard:
-                    heard = True
-                    self._listening()
-                status, reason = answer
-                if status == 200:
-                    self._ready()
-                    return
-                if reason != last:
-                    last = reason
-                    self._waiting(reason)
-            self._stopped.wait(_EVERY_S)
+            if answer is not None and not heard:
+                heard = True
+                self._listening()
+            status, reason = answer or (0, "the web process does not answer")
+            if status == 200 and not ready:
+                ready, last = True, ""
+                self._ready()
+            elif status != 200 and heard and reason != last:
+                ready, last = False, reason
+                self._waiting(reason)
+            self._stopped.wait(_STEADY_S if ready else _EVERY_S)
 
     def _ask(self) -> tuple[int, str] | None:
         connection = http.client.HTTPConnection(*self._where, timeout=_TIMEOUT_S)

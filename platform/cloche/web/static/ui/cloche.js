@@ -82,10 +82,13 @@
     if (event.detail.xhr.status === 401) window.location.reload();
     remember();
   });
-  document.addEventListener("htmx:afterSwap", restore);
-  document.addEventListener("htmx:oobAfterSwap", restore);
+  for (const name of ["htmx:afterSwap", "htmx:oobAfterSwap"]) {
+    document.addEventListener(name, () => {
+      restore();
+      tellTimes(document); /* before the browser paints, so that no time is seen in UTC first */
+    });
+  }
   document.addEventListener("htmx:afterSettle", (event) => {
-    tellTimes(document);
     if (event.target.closest("#log")) follow();
   });
   document.addEventListener("visibilitychange", () => {
