@@ -55,18 +55,24 @@ def test_usage_that_cannot_be_read_is_absent(tmp_path: Path) -> None:
 
 
 def test_every_sandbox_has_a_user_id_of_its_own(tmp_path: Path) -> None:
-    first = UidPool(1_000, 3, tmp_path, start=1)
-    second = UidPool(1_000, 3, tmp_path)
+    locks = tmp_path / "run" / "uids"
+    first = UidPool(1_000, 3, locks, start=1)
+    second = UidPool(1_000, 3, locks)
     assert [first.take(), first.take(), second.take()] == [1001, 1002, 1000]
     with pytest.raises(NoUidLeft):
         second.take()
     first.give_back(1001)
     first.give_back(1001)
     assert second.take() == 1001
+    for uid in (1000, 1001):
+        second.give_back(uid)
+    first.give_back(1002)
+    assert not (tmp_path / "run").exists()
+    assert first.take() == 1000
 
 
 def test_a_freed_user_id_rests_longest(tmp_path: Path) -> None:
-    pool = UidPool(1_000, 3, tmp_path)
+    pool = UidPool(1_000, 3, tmp_path / "a" / "b")
     uid = pool.take()
     pool.give_back(uid)
     assert [pool.take(), pool.take(), pool.take()] == [1001, 1002, 1000]

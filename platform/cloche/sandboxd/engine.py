@@ -150,6 +150,7 @@ class Engine:
                 custom_context=True,
                 tag=tag,
                 buildargs=dict(arguments),
+                network_mode="none",
                 rm=True,
                 forcerm=True,
                 decode=True,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import threading
 from pathlib import Path
 
 LOCKS = Path("/run/cloche/uids")
+_TRIES = 10
 
 
 class NoUidLeft(Exception):
@@ -35,7 +38,6 @@ class UidPool:
             OSError: the lock folder cannot be used.
         """
         with self._lock:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for step in range(self._count):
                 uid = self._base + (self._next + step) % self._count
                 if uid not in self._held and self._claim(uid):
@@ -44,18 +46,41 @@ class UidPool:
         raise NoUidLeft
 
     def give_back(self, uid: int) -> None:
-        """Free the id; more than once does no harm."""
+        """Free the id; more than once does no harm. The last one to go takes the folders along."""
         with self._lock:
             fd = self._held.pop(uid, None)
-        if fd is not None:
+            if fd is None:
+                return
+            (self._folder / str(uid)).unlink(
+                missing_ok=True
+            )  # before the lock goes: whoever waits sees that the file changed
             os.close(fd)
+            if not self._held:
+                with contextlib.suppress(OSError):
+                    self._folder.rmdir()
+                    self._folder.parent.rmdir()
 
     def _claim(self, uid: int) -> bool:
-        fd = os.open(self._folder / str(uid), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        path = self._folder / str(uid)
+        fd = self._open(path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.fstat(fd).st_nlink == 1  # 0: its holder removed it between our open and our lock
         except BlockingIOError:
+            mine = False
+        if mine:
+            self._held[uid] = fd
+        else:
             os.close(fd)
-            return False
-        self._held[uid] = fd
-        return True
+        return mine
+
+    def _open(self, path: Path) -> int:
+        """
+        Raises:
+            OSError: the folder cannot be made, or goes away again and again.
+        """
+        for _ in range(_TRIES):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process removed the empty folder just now
+                return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        raise FileNotFoundError(errno.ENOENT, "the folder does not stay", str(self._folder))

@@ -36,10 +36,15 @@ class Announcer:
         self._where = (_ANY.get(host, host), port)
         self._listening, self._waiting, self._ready = listening, waiting, ready
         self._stopped = threading.Event()
+        self._quiet = False
         self._thread = threading.Thread(target=self._watch, name="announcer", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    def hush(self) -> None:
+        """Say nothing more: what goes away now is meant to. Safe in a signal handler, for it takes no lock."""
+        self._quiet = True
 
     def stop(self) -> None:
         """Return once the thread has ended; safe more than once."""
@@ -51,6 +56,8 @@ class Announcer:
         heard, ready, last = False, False, ""
         while not self._stopped.is_set():
             answer = self._ask()
+            if self._quiet:
+                return
             if answer is not None and not heard:
                 heard = True
                 self._listening()

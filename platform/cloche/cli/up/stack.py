@@ -26,10 +26,13 @@ class Stack:
         self._out = out
         self._log = log
         self._supervisor: Supervisor | None = None
+        self._announcer: Announcer | None = None
         self._stopped = False
 
     def stop(self) -> None:
         self._stopped = True
+        if self._announcer is not None:
+            self._announcer.hush()
         if self._supervisor is not None:
             self._supervisor.stop()
 
@@ -70,7 +73,7 @@ class Stack:
 
             self._first_start(aftermath)
             self._supervisor = Supervisor(planned, sink, gone, keep=[lock])
-            announcer = self._announcer(sink, port)
+            self._announcer = announcer = self._make_announcer(sink, port)
             if self._stopped:
                 self._supervisor.stop()
             sink.say(_uid_note(settings.home))
@@ -89,7 +92,7 @@ class Stack:
         self._out.write(f"\nFirst start. User: admin   Password: {password}\nIt is not shown again. Keep it.\n\n")
         self._out.flush()
 
-    def _announcer(self, sink: Sink, port: int) -> Announcer:
+    def _make_announcer(self, sink: Sink, port: int) -> Announcer:
         where = address(self._settings.server.host, port)
 
         def listening() -> None:
