@@ -88,7 +88,9 @@ def engine_rate(image: str, count: int) -> float:
     client = docker.DockerClient(base_url="unix:///var/run/docker.sock", timeout=60)
 
     def once(_n: int) -> None:
-        made = client.containers.create(image, ["/bin/sh", "-c", "sleep 60"], entrypoint=[], network_mode="none", read_only=True)
+        made = client.containers.create(
+            image, ["/bin/sh", "-c", "sleep 60"], entrypoint=[], network_mode="none", read_only=True
+        )
         made.start()
         made.remove(force=True)
 
@@ -103,11 +105,20 @@ def engine_rate(image: str, count: int) -> float:
 def figures(what: str, seconds: list[float]) -> Row:
     ordered = sorted(seconds)
     p95 = ordered[min(len(ordered) - 1, round(len(ordered) * 0.95))]
-    return {"what": what, "median_ms": round(statistics.median(ordered) * 1000, 1), "p95_ms": round(p95 * 1000, 1), "n": len(ordered)}
+    return {
+        "what": what,
+        "median_ms": round(statistics.median(ordered) * 1000, 1),
+        "p95_ms": round(p95 * 1000, 1),
+        "n": len(ordered),
+    }
 
 
 def main() -> None:
-    known: dict[str, Callable[[Stack, str, int], list[Row]]] = {"latency": latency, "throughput": throughput, "submit": submits}
+    known: dict[str, Callable[[Stack, str, int], list[Row]]] = {
+        "latency": latency,
+        "throughput": throughput,
+        "submit": submits,
+    }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help="latency, throughput, submit; all when none is named")
     parser.add_argument("--count", type=int, default=40, help="jobs per part")

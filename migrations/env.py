@@ -1,8 +1,9 @@
 """Alembic's entry: each migration runs in one transaction, on the URL that ``cloche.db.migrate`` hands over."""
 
 from alembic import context
-from cloche.db.tables import metadata
 from sqlalchemy import create_engine, event
+
+from cloche.db.tables import metadata
 
 
 def _on_connect(raw, _record):

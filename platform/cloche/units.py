@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_SIZE = re.compile(r"^(\d{1,12})\s?(B|KB|MB|GB|KiB|MiB|GiB)?$")
+_SIZE = re.compile(r"^(\d{1,12})\s?(B|KB|MB|GB|KiB|MiB|GiB)?\Z")
 # 1 MB is 1 MiB here, as it is for Docker's and systemd's own limits.
 _FACTOR = {None: 1, "B": 1, "KB": 1 << 10, "KiB": 1 << 10, "MB": 1 << 20, "MiB": 1 << 20, "GB": 1 << 30, "GiB": 1 << 30}
 

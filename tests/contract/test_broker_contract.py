@@ -11,10 +11,7 @@ from cloche.queueing.redis_broker import RedisBroker
 
 @pytest.fixture(params=["redis", "memory"])
 def broker(request):
-    if request.param == "memory":
-        made = MemoryBroker()
-    else:
-        made = RedisBroker(request.getfixturevalue("valkey").url)
+    made = MemoryBroker() if request.param == "memory" else RedisBroker(request.getfixturevalue("valkey").url)
     yield made
     made.close()
 

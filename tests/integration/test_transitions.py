@@ -76,7 +76,12 @@ def test_success_stores_result_outputs_and_one_terminal_record(db, broker, admin
     jobs.claim(db, broker, [job_id])
     finish(db, job_id, 1, result={"n": 3}, outputs=(OutputFile("a.txt", 4, HASH, None, "store:a.txt"),))
     row = jobs.job(db, job_id)
-    assert (row["state"], row["result"], row["usage"], row["lease_owner"]) == ("completed", {"n": 3}, {"cpu_ms": 12}, None)
+    assert (row["state"], row["result"], row["usage"], row["lease_owner"]) == (
+        "completed",
+        {"n": 3},
+        {"cpu_ms": 12},
+        None,
+    )
     assert jobs.audit_actions(db, job_id) == ["job:submit", "job:start", "job:complete"]
     with pytest.raises(StaleAttempt):
         finish(db, job_id, 1)

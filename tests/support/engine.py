@@ -28,7 +28,9 @@ class Engine:
             "--bridge", "none", "--iptables=false", "--ip6tables=false",
         ]  # fmt: skip
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
         until(self.answers, 60, f"the engine answers; see {self.folder}/log")
 
     def kill(self) -> None:

@@ -31,7 +31,9 @@ def test_ids_of_many_threads_do_not_collide():
     assert len(made) == 8_000
 
 
-@pytest.mark.parametrize("text", ["", "x", "01a201a1-8a2f-408e-8cd6-7c52cb44148e", "01A201A1-8A2F-708E-8CD6-7C52CB44148E"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "01a201a1-8a2f-408e-8cd6-7c52cb44148e", "01A201A1-8A2F-708E-8CD6-7C52CB44148E"]
+)
 def test_what_is_no_uuid7(text):
     assert not clock.is_uuid7(text)
 
@@ -43,7 +45,17 @@ def test_times_round_trip(ms):
 
 @pytest.mark.parametrize(
     ("text", "ms"),
-    [("5s", 5_000), ("500ms", 500), ("1.5m", 90_000), ("2h", 7_200_000), ("1d", 86_400_000), ("PT5M", 300_000), ("P1DT1S", 86_401_000), (2, 2_000), (0.25, 250)],
+    [
+        ("5s", 5_000),
+        ("500ms", 500),
+        ("1.5m", 90_000),
+        ("2h", 7_200_000),
+        ("1d", 86_400_000),
+        ("PT5M", 300_000),
+        ("P1DT1S", 86_401_000),
+        (2, 2_000),
+        (0.25, 250),
+    ],
 )
 def test_durations(text, ms):
     assert clock.parse_duration(text) == ms

@@ -13,7 +13,7 @@ import click
 from cloche.cli import output
 from cloche.cli.client import Api
 
-_SOURCE = re.compile(r"^(artifact:[0-9a-f-]{36}|[a-z0-9_-]{1,32}:.+)$")
+_SOURCE = re.compile(r"^(artifact:[0-9a-f-]{36}|[a-z0-9_-]{1,32}:.+)\Z")
 
 
 def job_body(

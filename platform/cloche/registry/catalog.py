@@ -18,7 +18,7 @@ from cloche.registry.manifest import MAX_MANIFEST, Manifest, ManifestError, pars
 
 MANIFEST_NAME = "plugin.toml"
 _MAX_SPEC = 100  # characters; the width of the job's column
-_BARE = re.compile(r"^\d+(\.\d+)*([-.]?(a|b|rc|alpha|beta)\.?\d+)?$")
+_BARE = re.compile(r"^\d+(\.\d+)*([-.]?(a|b|rc|alpha|beta)\.?\d+)?\Z")
 
 _log = logs.get(__name__)
 

@@ -14,7 +14,7 @@ from cloche.errors import ClocheError
 LOCK_NAME = "wheels.lock"
 _FORMAT = 1
 _MAX_BYTES = 1 << 20
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_SHA256 = re.compile(r"^[0-9a-f]{64}\Z")
 _FIELDS = frozenset({"name", "version", "filename", "sha256"})
 
 

@@ -37,11 +37,11 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 """Every table with its keys. ``params`` is a table too: a JSON Schema, so its keys are the schema's."""
 
-_NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
+_NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}\Z")
 # Semantic versions that PEP 440 reads too, so that a job's specifier means the same to both.
-_VERSION = re.compile(r"^(0|[1-9]\d{0,8})(\.(0|[1-9]\d{0,8})){2}(-(alpha|beta|rc)\.(0|[1-9]\d{0,3}))?$")
-_MEDIA = re.compile(r"^(\*|[a-z0-9][a-z0-9.+-]*)/(\*|[a-z0-9][a-z0-9.+-]*)$")
-_SUFFIX = re.compile(r"^\.[a-z0-9]{1,16}$")
+_VERSION = re.compile(r"^(0|[1-9]\d{0,8})(\.(0|[1-9]\d{0,8})){2}(-(alpha|beta|rc)\.(0|[1-9]\d{0,3}))?\Z")
+_MEDIA = re.compile(r"^(\*|[a-z0-9][a-z0-9.+-]*)/(\*|[a-z0-9][a-z0-9.+-]*)\Z")
+_SUFFIX = re.compile(r"^\.[a-z0-9]{1,16}\Z")
 _SIZES = ("memory", "output", "tmp", "shm", "log", "result")
 _COUNTS = ("pids", "output_files", "nofile")
 

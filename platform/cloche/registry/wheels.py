@@ -32,7 +32,7 @@ PYTHONS = ("cp311", "cp312", "cp313", "cp314")
 MACHINES = ("x86_64", "aarch64")
 # glibc 2.28 is that of Debian 10 and Red Hat 8: every image this platform builds has a newer one.
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
-_PYTHON = re.compile(r"^(?:cp)?3\.?(\d{1,2})$")
+_PYTHON = re.compile(r"^(?:cp)?3\.?(\d{1,2})\Z")
 _PIP_TIMEOUT_S = 600
 _HOW_TO_LOCK = "make it with 'python -m cloche.registry.wheels FOLDER'"
 

@@ -23,7 +23,7 @@ from cloche.staging.accept import matches
 from cloche.staging.paths import check_relative
 from cloche.staging.sources import ArtifactSource, RemoteSource, parse_destination, parse_source
 
-_LABEL = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")
+_LABEL = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?\Z")
 _MAX_LABELS = 32
 _MAX_DELAY_MS = 7 * 86_400_000
 _TIGHTEN: dict[str, Callable[[Any], float | int]] = {

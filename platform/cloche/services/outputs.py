@@ -31,4 +31,3 @@ def record_outputs(connection: Connection, job: ClaimedJob, outputs: Sequence[Ou
     ]
     if rows:
         connection.execute(insert(t.artifact), rows)
-

@@ -17,7 +17,7 @@ from cloche.errors import Invalid, Problem, Unavailable
 
 MIN_PASSWORD = 12  # characters
 MAX_PASSWORD = 1_024  # characters; longer ones only cost time
-_USERNAME = re.compile(r"^[a-z0-9][a-z0-9._-]{1,62}$")
+_USERNAME = re.compile(r"^[a-z0-9][a-z0-9._-]{1,62}\Z")
 _WAIT_S = 10.0
 
 

@@ -25,7 +25,10 @@ class WorkerService:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def register(self, worker_id: str, host: str, pid: int, queues: Sequence[str], slots: int) -> None:
+    def register(
+        self, worker_id: str, host: str, pid: int, queues: Sequence[str], slots: int, reason: str | None = None
+    ) -> None:
+        """``reason``: why it takes no jobs yet, or None."""
         now = now_ms()
         row = {
             "id": worker_id,
@@ -33,7 +36,7 @@ class WorkerService:
             "pid": pid,
             "version": __version__,
             "status": "alive",
-            "status_reason": None,
+            "status_reason": reason,
             "queues": list(queues),
             "slots": slots,
             "started_at": now,

@@ -21,7 +21,7 @@ from cloche.services.watch import EventHub, Subscription
 _LOOK_S = 2.0  # look at the database this often even when no event comes
 _SLICE_S = 0.5  # and this often at whether the process is stopping
 _MAX_LIFE_S = 600.0  # then the client connects anew, and its credential is checked anew
-_RESUME = re.compile(r"^(\d{1,6})\.(\d{1,9})$")
+_RESUME = re.compile(r"^(\d{1,6})\.(\d{1,9})\Z")
 
 
 class JobStream:

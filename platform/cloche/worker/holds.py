@@ -18,6 +18,7 @@ from cloche.services.transitions import Transitions
 from cloche.services.watch import EventHub
 from cloche.services.workers import WorkerService
 
+STARTING = "the worker is starting"
 _log = logs.get(__name__)
 # A worker that could not renew for this share of its lease kills its own sandboxes: before anybody else may take the attempt.
 _FENCE_SHARE = 2 / 3
@@ -64,17 +65,24 @@ class Holds:
         self._holds: dict[str, Hold] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._now = threading.Event()  # beat at once
         self._renewed = time.monotonic()
         self._threads = [
             threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True),
             threading.Thread(target=self._listen, name="cancel-listener", daemon=True),
         ]
         self.status = "alive"
-        self.reason: str | None = None  # why this worker takes no jobs; shown to operators
+        self.reason: str | None = STARTING  # why this worker takes no jobs; shown to operators
 
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
+
+    def unable(self, reason: str | None) -> None:
+        """Say why this worker takes no jobs (None: it does), to operators too, and at once."""
+        if reason != self.reason:
+            self.reason = reason
+            self._now.set()
 
     def add(self, job: ClaimedJob) -> Hold:
         hold = Hold(job)
@@ -93,12 +101,17 @@ class Holds:
 
     def close(self) -> None:
         self._stop.set()
+        self._now.set()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(timeout=5)
 
     def _beat_forever(self) -> None:
-        while not self._stop.wait(self._heartbeat_s if self._healthy() else min(1.0, self._heartbeat_s)):
+        while True:
+            self._now.wait(self._heartbeat_s if self._healthy() else min(1.0, self._heartbeat_s))
+            self._now.clear()
+            if self._stop.is_set():
+                return
             try:
                 self._beat()
             except ClocheError as error:

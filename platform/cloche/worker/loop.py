@@ -83,7 +83,7 @@ class WorkerLoop:
             reason = self._tools.backend.health()
             if reason != self._holds.reason:
                 _log.warning("taking no jobs" if reason else "taking jobs again", reason=reason)
-            self._holds.reason = reason
+            self._holds.unable(reason)
         return self._holds.reason is not None
 
     def _acquire(self) -> int:

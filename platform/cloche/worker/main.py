@@ -30,7 +30,7 @@ from cloche.staging.stager import Stager
 from cloche.staging.vault import OptionVault
 from cloche.worker.execute import Tools
 from cloche.worker.files import JobFiles
-from cloche.worker.holds import Holds
+from cloche.worker.holds import STARTING, Holds
 from cloche.worker.loop import WorkerLoop
 
 _log = logs.get(__name__)
@@ -77,7 +77,7 @@ def run(settings: Settings, worker_id: str | None = None) -> int:
         signal.signal(number, lambda *_: loop.stop())
     _log.info("worker started", worker_id=worker_id, slots=settings.worker.slots)
     try:
-        workers.register(worker_id, socket.gethostname(), os.getpid(), [DEFAULT_QUEUE], settings.worker.slots)
+        workers.register(worker_id, socket.gethostname(), os.getpid(), [DEFAULT_QUEUE], settings.worker.slots, STARTING)
         holds.start()
         loop.run()
         workers.leave(worker_id, "stopped")
