@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
+from contextlib import closing
 from pathlib import Path
 
+import docker
 import pytest
 import redis
 
@@ -39,10 +40,9 @@ def terminal_events(running, job_id: str) -> list[str]:
 
 
 def sandboxes(job_id: str) -> list[str]:
-    shown = subprocess.run(
-        ["docker", "ps", "-aq", "--filter", f"label=cloche.job={job_id}"], capture_output=True, text=True, check=True
-    )
-    return shown.stdout.split()
+    with closing(docker.DockerClient(base_url="unix:///var/run/docker.sock")) as engine:
+        found = engine.containers.list(all=True, filters={"label": f"cloche.job={job_id}"}, ignore_removed=True)
+        return [str(container.id) for container in found]
 
 
 def test_a_killed_workers_job_runs_again_and_completes_once(running):
