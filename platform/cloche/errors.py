@@ -20,7 +20,9 @@
     │   ├── PluginFailure        the plugin's or its input's fault; charged to the job's retries
     │   └── PlatformFailure      ours; never charged to the job's retries
     ├── StaleAttempt             a write by a worker that no longer holds the attempt
-    └── IllegalTransition        a state change that the table does not list
+    ├── IllegalTransition        a state change that the table does not list
+    └── …                        errors of one package, defined where they are raised: registry (ManifestError, BundleError, …),
+                                 staging (RemoteFault, Stopped), audit (TamperedTrail), sandboxd (EngineRefused)
 """
 
 from __future__ import annotations

@@ -25,12 +25,14 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
-from cloche import logs, wiring
+from cloche import __version__, logs, wiring
 from cloche.audit.keys import KeyRing
 from cloche.config import Settings
 from cloche.db import migrate
-from cloche.db.audit_log import AuditLog
+from cloche.db.audit_log import AuditEntry, AuditLog
 from cloche.db.engine import Database, check_home
+from cloche.domain.events import Action
+from cloche.domain.permissions import system_actor
 from cloche.errors import ClocheError, EnvironmentProblem
 from cloche.services.access import AccessService
 from cloche.web.app import create_app
@@ -91,7 +93,9 @@ def load(settings: Settings) -> Callable[..., Any]:
     _watch_parent()
     try:
         services = wiring.build(settings, "web")
-        services.plugins.sync(services.access.default_tenant())
+        tenant_id = services.access.default_tenant()
+        services.plugins.sync(tenant_id)
+        _record_start(services, tenant_id)
         app = create_app(services, stopping)
     except ClocheError as error:
         _log.error("cannot start", error=str(error))
@@ -111,6 +115,12 @@ def _first_start(settings: Settings) -> None:
         # To the terminal, not through the log: this is the one time that anybody sees it.
         sys.stdout.write(f"First start. User: admin   Password: {first.password}\nIt is not shown again. Keep it.\n")
         sys.stdout.flush()
+
+
+def _record_start(services: wiring.Services, tenant_id: str) -> None:
+    details = {"version": __version__, "plugins": len(services.catalog.bundles())}
+    entry = AuditEntry(system_actor(tenant_id, "web"), Action.PLATFORM_START, "platform:web", details=details)
+    services.db.write(lambda connection: services.audit_log.record(connection, entry))
 
 
 def _close_at_exit(services: wiring.Services) -> None:
