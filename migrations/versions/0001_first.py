@@ -219,8 +219,12 @@ def upgrade() -> None:
         sqlite_where=sa.text("state = 'processing'"),
         postgresql_where=sa.text("state = 'processing'"),
     )
-    op.create_index("ix_job_state_ready_at", "job", ["state", "ready_at"], unique=False)
+    op.create_index("ix_job_state_ready_at", "job", ["state", "ready_at", "id"], unique=False)
+    op.create_index("ix_job_tenant_id_created_at", "job", ["tenant_id", "created_at"], unique=False)
     op.create_index("ix_job_tenant_id_id", "job", ["tenant_id", "id"], unique=False)
+    op.create_index("ix_job_tenant_id_state", "job", ["tenant_id", "state", "id"], unique=False)
+    op.create_index("ix_job_tenant_id_submitted_by", "job", ["tenant_id", "submitted_by", "id"], unique=False)
+    op.create_index("ix_job_tenant_id_type", "job", ["tenant_id", "type", "id"], unique=False)
     op.create_table(
         "remote",
         sa.Column("id", sa.String(length=36), nullable=False),
@@ -330,7 +334,11 @@ def downgrade() -> None:
     op.drop_table("token")
     op.drop_table("session")
     op.drop_table("remote")
+    op.drop_index("ix_job_tenant_id_type", table_name="job")
+    op.drop_index("ix_job_tenant_id_submitted_by", table_name="job")
+    op.drop_index("ix_job_tenant_id_state", table_name="job")
     op.drop_index("ix_job_tenant_id_id", table_name="job")
+    op.drop_index("ix_job_tenant_id_created_at", table_name="job")
     op.drop_index("ix_job_state_ready_at", table_name="job")
     op.drop_index(
         "ix_job_lease_until",

@@ -32,6 +32,7 @@ class Relay:
         self._lock = threading.RLock()
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_writer, False)
+        self._held = ""  # of job.log, for the next frame
         self._pending: dict[str, object] | None = None
         self._last_progress = 0.0
 
@@ -45,9 +46,15 @@ class Relay:
             self._truncated = False
 
     def log(self, text: str) -> None:
+        """Send it with the next frame, so that a plugin that logs a line at a time does not flood the host with frames."""
         with self._lock:
+            if self._truncated:
+                return
             for part in _pieces(text):
-                self._emit("stdout", part)
+                self._held += part
+                if len(self._held) >= _CHUNK:
+                    self._send_held()
+        self._wake()
 
     def progress(self, current: float, total: float | None, message: str | None) -> None:
         """Send it now, or keep the newest until the pace allows.
@@ -71,6 +78,7 @@ class Relay:
             for fd in self._names:
                 while left > 0 and (size := self._pump(fd)):
                     left -= size
+            self._send_held()
             self._send_progress(now=True)
 
     def _loop(self) -> None:
@@ -86,6 +94,7 @@ class Relay:
                 with self._lock:
                     self._pump(fd)
             with self._lock:
+                self._send_held()
                 self._send_progress()
             if not self._truncated:
                 time.sleep(_PACE_S)  # beyond its budget the plugin's output is thrown away, and need not be waited for
@@ -98,6 +107,11 @@ class Relay:
             return 0
         self._emit(self._names[fd], self._decoders[fd].decode(data))
         return len(data)
+
+    def _send_held(self) -> None:
+        held, self._held = self._held, ""
+        for part in _pieces(held):
+            self._emit("stdout", part)
 
     def _emit(self, stream: str, text: str) -> None:
         if not text:

@@ -3,10 +3,13 @@
 import threading
 
 import pytest
+import redis
 
+from cloche.errors import Unavailable
 from cloche.queueing.broker import NoIndex, Ready
 from cloche.queueing.memory_broker import MemoryBroker
 from cloche.queueing.redis_broker import RedisBroker
+from cloche.queueing.scripts import EVENTS
 
 
 @pytest.fixture(params=["redis", "memory"])
@@ -102,6 +105,32 @@ def test_events_come_in_order_after_an_id(broker):
     assert [event["n"] for _, event in broker.events(events[0][0], 1)] == [1, 2]
     assert broker.has_event(events[0][0])
     assert broker.events(events[-1][0], 0.05) == []
+
+
+def test_a_stream_entry_that_is_not_ours_is_an_event_of_no_type(broker, valkey):
+    if isinstance(broker, MemoryBroker):
+        return
+    start = broker.last_event_id()
+    with redis.Redis(unix_socket_path=str(valkey.socket)) as raw:
+        raw.xadd(EVENTS, {"foo": "bar"})
+        raw.xadd(EVENTS, {"e": "not json"})
+    broker.publish({"n": 1})
+    assert [event for _, event in broker.events(start, 1)] == [{}, {}, {"n": 1}]
+
+
+def test_a_server_out_of_memory_is_unavailable_and_not_a_crash(broker, valkey):
+    if isinstance(broker, MemoryBroker):
+        return
+    broker.rebuild([])
+    with redis.Redis(unix_socket_path=str(valkey.socket)) as raw:
+        raw.config_set("maxmemory", "100kb")
+        try:
+            with pytest.raises(Unavailable):
+                broker.push([Ready("a", "q", 1)])
+        finally:
+            raw.config_set("maxmemory", "0")
+    broker.push([Ready("a", "q", 1)])
+    assert list(broker.take("q", 1)) == ["a"]
 
 
 def test_two_takers_never_get_the_same_job(broker):

@@ -182,6 +182,20 @@ def test_the_sweeper_confirms_the_dead_before_it_takes_their_leases(db, broker, 
     assert list(broker.take("default", 1)) == [job_id]
 
 
+def test_a_lease_that_lapses_during_the_confirmation_waits_for_its_own(db, broker, admin):
+    first, second = jobs.submit(db, broker, admin), jobs.submit(db, broker, admin)
+    jobs.claim(db, broker, [first], "w1", lease_ms=-1)
+    jobs.claim(db, broker, [second], "w2")
+
+    def confirm(worker):
+        assert worker == "w1"
+        db.write(lambda c: c.execute(update(t.job).where(t.job.c.id == second).values(lease_until=now_ms() - 1)))
+
+    Sweeper(db, broker, jobs.transitions(), WorkerService(db), confirm, "scheduler:test").run_once(100)
+    assert jobs.job(db, first)["state"] == "pending"
+    assert jobs.job(db, second)["state"] == "processing"
+
+
 def test_a_flushed_index_is_rebuilt_with_every_pending_job(db, broker, admin):
     ids = {jobs.submit(db, broker, admin) for _ in range(50)}
     broker.flush()
@@ -195,6 +209,20 @@ def test_an_id_that_was_taken_and_never_claimed_comes_back(db, broker, admin):
     db.write(lambda c: c.execute(update(t.job).values(ready_at=now_ms() - 10_000)))
     sweeper(db, broker).run_once(100)
     assert list(broker.take("default", 1)) == [job_id]
+
+
+def test_an_urgent_job_that_the_index_lost_does_not_wait_behind_the_backlog(db, broker, admin):
+    old = now_ms() - 60_000
+
+    def many(connection):
+        for n in range(600):
+            jobs.transitions().submit(connection, admin, jobs.row(admin, priority=0), old + n)
+
+    db.write(many)
+    urgent = jobs.submit(db, MemoryBroker(), admin, priority=9)
+    db.write(lambda c: c.execute(update(t.job).where(t.job.c.id == urgent).values(ready_at=now_ms() - 10_000)))
+    sweeper(db, broker).run_once(100)
+    assert list(broker.take("default", 1)) == [urgent]
 
 
 def test_the_relay_pushes_what_its_writer_could_not_and_forgets_it(db, broker, admin):

@@ -51,6 +51,39 @@ def test_a_failing_unit_takes_nothing_from_its_neighbours(db):
     assert names(db) == ["a", "b"]
 
 
+def test_a_full_disk_under_a_group_loses_nothing_that_was_accepted(db):
+    def cap(connection):
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 3}")
+
+    db.write(cap)
+    gate = threading.Event()
+    db.submit(lambda _c: gate.wait(5))  # so that all that follows shares one transaction
+    futures = []
+    for n in range(30):
+        size = 10 if n < 3 else 60_000  # SQLite gives up the whole transaction when it cannot grow
+        row = {"id": f"t{n}", "name": f"t{n}" + "x" * size, "created_at": 1}
+        futures.append((f"t{n}", db.submit(lambda c, row=row: c.execute(insert(t.tenant), row))))
+    gate.set()
+    accepted = []
+    for name, future in futures:
+        try:
+            future.result(20)
+            accepted.append(name)
+        except Unavailable as error:
+            assert "full" in str(error)
+    stored = db.read(lambda c: c.execute(select(t.tenant.c.id)).scalars().all())
+    assert sorted(stored) == sorted(accepted)
+    assert {"t0", "t1", "t2"} <= set(accepted) < {name for name, _ in futures}
+
+
+def test_a_statements_values_are_not_in_its_error(db):
+    add(db, "twice")
+    with pytest.raises(Exception, match="UNIQUE") as caught:
+        db.write(lambda c: c.execute(insert(t.tenant), {"id": "other", "name": "twice", "created_at": 777}))
+    assert "777" not in str(caught.value)
+
+
 def test_what_write_returned_for_is_seen_by_another_connection(db):
     add(db, "seen")
     with sqlite3.connect(db.path) as other:

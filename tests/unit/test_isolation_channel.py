@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -32,6 +33,16 @@ class Guest:
 
     def frame(self, **fields: Any) -> None:
         self.out(encode(fields))
+
+    def read_to_the_end(self) -> None:
+        while True:
+            self.channel.receive(5)
+
+    def flood(self, text: str, count: int) -> None:
+        """Log frames until the host closes."""
+        with contextlib.suppress(OSError):
+            for _ in range(count):
+                self.frame(type="log", stream="stdout", text=text)
 
 
 @pytest.fixture
@@ -154,15 +165,37 @@ def test_logs_beyond_the_budget_are_dropped(guest: Guest) -> None:
     assert [frame and frame["type"] for frame in frames] == ["log", "result"]
 
 
-def test_too_many_frames(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_FRAME_RATE", 0.0)
-    guest.channel._bucket = 10.0
+    monkeypatch.setattr(module, "_FRAME_BURST", 10.0)
+    guest = Guest(Limits())
     for _ in range(11):
         guest.frame(type="progress", current=1, total=None, message=None)
     for _ in range(10):
         assert guest.channel.receive(5) is not None
-    with pytest.raises(PluginFailure, match="too many"):
+    with pytest.raises(PluginFailure, match="too many frames"):
         guest.channel.receive(5)
+    guest.channel.close()
+    guest.stream.close()
+
+
+def test_too_many_bytes_in_few_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BYTE_RATE", 0.0)
+    monkeypatch.setattr(module, "_BYTE_BURST", 0.0)
+    guest = Guest(Limits(result=1, log=0))
+    sender = threading.Thread(target=guest.flood, args=("x" * 60_000, 400), daemon=True)
+    sender.start()
+    with pytest.raises(PluginFailure, match="too many bytes"):
+        guest.read_to_the_end()
+    guest.channel.close()
+    sender.join(10)
+    guest.stream.close()
+
+
+def test_what_cannot_be_sent_is_the_jobs_fault(guest: Guest) -> None:
+    with pytest.raises(PluginFailure) as caught:
+        guest.channel.send({"type": "job", "payload": "x" * (9 << 20)})
+    assert caught.value.reason == Reason.INPUT_UNAVAILABLE
 
 
 def test_the_end_and_the_exit_code(guest: Guest) -> None:

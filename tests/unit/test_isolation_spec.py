@@ -18,6 +18,7 @@ from cloche.isolation.spec import (
     check_owner,
     container_config,
     memory_limit,
+    out_on_disk,
     out_options,
     parse_spec,
     spec_to_json,
@@ -120,6 +121,12 @@ def test_without_wheels_nothing_is_mounted_for_them() -> None:
 def test_memory_covers_every_tmpfs() -> None:
     limits = replace(Limits(), memory=100 * MIB, output=10 * MIB, tmp=20 * MIB, shm=5 * MIB)
     assert memory_limit(limits) == 135 * MIB
+
+
+def test_outputs_on_disk_are_not_memory() -> None:
+    limits = replace(Limits(), memory=100 * MIB, output=64 * MIB + 1, tmp=20 * MIB, shm=5 * MIB)
+    assert memory_limit(limits) == 125 * MIB
+    assert not out_on_disk(replace(limits, output=64 * MIB))
 
 
 def test_no_shared_memory_is_not_the_engines_default_of_64_mb() -> None:

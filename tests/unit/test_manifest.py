@@ -46,7 +46,7 @@ cpu = 0.5
 memory = "128MB"
 pids = 20
 time = "90s"
-output = "512MB"
+output = "512GB"
 log = 4096
 [sandbox]
 isolation = "container"

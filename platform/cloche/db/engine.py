@@ -8,7 +8,6 @@ from its neighbours. A unit must do no I/O but its statements.
 from __future__ import annotations
 
 import queue
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, create_engine, event, make_url
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import OperationalError
 
 from cloche.errors import EnvironmentProblem, SettingsError, Unavailable
 
@@ -45,6 +44,7 @@ class Database:
             parsed,
             pool_size=readers,
             max_overflow=readers,
+            hide_parameters=True,  # a statement's values, password hashes among them, never reach a log
             connect_args={"timeout": _BUSY_MS / 1000, "check_same_thread": False},
         )
         event.listen(self._engine, "connect", _on_connect)
@@ -121,7 +121,15 @@ class Database:
             with self._begun() as connection:
                 for unit, future in group:
                     done.append((future, *_run_unit(connection, unit)))
-        except (SQLAlchemyError, sqlite3.Error) as error:
+        except _TransactionGone as gone:
+            # SQLite gave up the whole transaction (disk full, I/O error): nothing of the group is stored. Each unit gets its own try.
+            if len(group) == 1:
+                group[0][1].set_exception(_explained(gone.cause))
+            else:
+                for single in group:
+                    self._commit([single])
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it was, nobody may be left waiting, and the writer goes on
             for _, future in group:
                 future.set_exception(_explained(error))
             return
@@ -153,18 +161,33 @@ class Database:
             connection.close()
 
 
+class _TransactionGone(Exception):
+    """The transaction that held the group was rolled back by SQLite itself."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 def _run_unit(connection: Connection, unit: Unit[Any]) -> tuple[Any, BaseException | None]:
     savepoint = connection.begin_nested()
     try:
         value = unit(connection)
         savepoint.commit()
-    except BaseException as error:  # noqa: BLE001 - handed to the caller through its future
+    except BaseException as error:
+        if not _in_transaction(connection):
+            raise _TransactionGone(error) from error
         if savepoint.is_active:
             savepoint.rollback()
         if isinstance(error, OperationalError):
             return None, _explained(error)
         return None, error
     return value, None
+
+
+def _in_transaction(connection: Connection) -> bool:
+    raw = connection.connection.dbapi_connection
+    return bool(raw is not None and raw.in_transaction)
 
 
 def _on_connect(raw: Any, _record: object) -> None:

@@ -13,6 +13,7 @@ class Permission(StrEnum):
     JOB_CANCEL_ANY = "job:cancel_any"
     FILE_READ = "file:read"
     FILE_WRITE = "file:write"
+    FILE_DELETE_ANY = "file:delete_any"
     PLUGIN_READ = "plugin:read"
     QUEUE_READ = "queue:read"
     WORKER_READ = "worker:read"
@@ -34,6 +35,7 @@ PERMISSION_TEXT: dict[Permission, str] = {
     Permission.JOB_CANCEL_ANY: "Cancel anybody's jobs in the tenant.",
     Permission.FILE_READ: "Download stored files.",
     Permission.FILE_WRITE: "Upload files and delete one's own.",
+    Permission.FILE_DELETE_ANY: "Delete anybody's files in the tenant.",
     Permission.PLUGIN_READ: "See which job types and versions there are.",
     Permission.QUEUE_READ: "See queues and how full they are.",
     Permission.WORKER_READ: "See workers and what they do.",

@@ -33,7 +33,12 @@ _MAX_NOTE = 4 << 10  # bytes kept of what the container writes to standard error
 _SEND_SECONDS = 30.0  # a guest that does not read its job for this long is given up
 _QUIET_SECONDS = 0.1  # after process 1 said that the agent died: how long the other stream may still bring something
 _FRAME_BURST = 20_000.0  # frames at once, and
-_FRAME_RATE = 500.0  # frames a second after that; an honest guest stays below 120
+_FRAME_RATE = 500.0  # frames a second after that; an honest guest stays below 200
+_BYTE_BURST = 64.0 * (1 << 20)  # bytes at once beyond the largest frame, and
+_BYTE_RATE = 10.0 * (
+    1 << 20
+)  # bytes a second after that: what parsing them costs the worker stays a small part of one CPU
+_ENVELOPE = len(encode({"value": None})) - len("null")  # bytes around a result's JSON
 _ERROR_REASONS = frozenset({Reason.PLUGIN_FAILED, Reason.BAD_RESULT, Reason.NO_RESULT, Reason.RESULT_TOO_LARGE})
 
 
@@ -48,12 +53,13 @@ class GuestChannel:
         self._stream.setblocking(False)
         self._limits = limits
         # Escapes can make a text six times as long; a result's own limit counts its JSON.
-        self._frames = FrameReader(max(limits.result, 6 * MAX_LOG_TEXT, 6 * (MAX_TRACEBACK + MAX_MESSAGE)) + 1_024)
+        largest = max(limits.result, 6 * MAX_LOG_TEXT, 6 * (MAX_TRACEBACK + MAX_MESSAGE)) + 1_024
+        self._frames = FrameReader(largest)
         self._raw = bytearray()
         self._note = bytearray()
         self._log_left = limits.log + MAX_LOG_TEXT  # the guest's own budgets: before the job, and for it
-        self._bucket = _FRAME_BURST
-        self._filled = time.monotonic()
+        self._frame_allowance = Allowance(_FRAME_BURST, _FRAME_RATE)
+        self._byte_allowance = Allowance(_BYTE_BURST + largest, _BYTE_RATE)
         self._ended = False
         self._close_lock = threading.Lock()
         self._closed = False
@@ -82,7 +88,10 @@ class GuestChannel:
     def send(self, frame: Mapping[str, Any]) -> None:
         if self._ended:
             raise PluginFailure(Reason.PLUGIN_CRASHED, "the guest is gone")
-        data = memoryview(encode(frame))
+        try:
+            data = memoryview(encode(frame))
+        except ProtocolError as error:
+            raise PluginFailure(Reason.INPUT_UNAVAILABLE, f"the job cannot be sent to its sandbox: {error}") from None
         deadline = time.monotonic() + _SEND_SECONDS
         try:
             while data:
@@ -137,6 +146,8 @@ class GuestChannel:
         except (OSError, ValueError):
             data = b""
         if data:
+            if not self._byte_allowance.take(len(data)):
+                raise PluginFailure(Reason.BAD_RESULT, "the guest sent too many bytes")
             self._take(data)
         else:
             self._ended = True
@@ -167,7 +178,8 @@ class GuestChannel:
 
     def _checked(self, frame: dict[str, Any]) -> Mapping[str, Any] | None:
         """The frame with exactly its known fields, or None when it is one log line too many."""
-        self._count()
+        if not self._frame_allowance.take(1):
+            raise PluginFailure(Reason.BAD_RESULT, "the guest sent too many frames")
         checker = _CHECKERS.get(frame.get("type")) if isinstance(frame.get("type"), str) else None
         if checker is None:
             raise PluginFailure(Reason.BAD_RESULT, "the guest sent a frame of an unknown type")
@@ -179,16 +191,32 @@ class GuestChannel:
             if size > self._log_left:
                 return None
             self._log_left -= size
-        elif checked["type"] == "result" and len(encode({"value": checked["value"]})) > self._limits.result + 16:
-            raise PluginFailure(Reason.RESULT_TOO_LARGE, "the plugin's result is larger than its limit")
+        elif checked["type"] == "result":
+            self._check_result(checked["value"])
         return checked
 
-    def _count(self) -> None:
+    def _check_result(self, value: Any) -> None:
+        limit, size = self._limits.result, len(encode({"value": value})) - _ENVELOPE
+        if size > limit:
+            message = f"the plugin's result has {size} bytes of JSON; its limit is {limit}"
+            raise PluginFailure(Reason.RESULT_TOO_LARGE, message, {"limit": limit, "used": size})
+
+
+class Allowance:
+    """So much at once, and so much a second after that."""
+
+    def __init__(self, burst: float, rate: float) -> None:
+        self._burst = burst
+        self._rate = rate
+        self._left = burst
+        self._filled = time.monotonic()
+
+    def take(self, amount: float) -> bool:
+        """Whether so much was left."""
         now = time.monotonic()
-        self._bucket = min(_FRAME_BURST, self._bucket + (now - self._filled) * _FRAME_RATE) - 1
+        self._left = min(self._burst, self._left + (now - self._filled) * self._rate) - amount
         self._filled = now
-        if self._bucket < 0:
-            raise PluginFailure(Reason.BAD_RESULT, "the guest sent too many frames")
+        return self._left >= 0
 
 
 def _ready(frame: dict[str, Any]) -> Mapping[str, Any] | None:

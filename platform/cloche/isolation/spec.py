@@ -18,6 +18,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _IMAGE = re.compile(r"sha256:[0-9a-f]{64}")
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 _MIN_SHM = 64 << 10  # bytes; the engine takes 0 for its own default of 64 MB
+MAX_TMPFS_OUTPUT = 64 << 20  # bytes; larger outputs do not belong in memory
 _TMP_INODES = 4_096
 _SPARE_INODES = 64  # of out/, for its root and folders
 _LIMIT_TYPES = {name: type(value) for name, value in CEILINGS.to_dict().items()}
@@ -114,15 +115,25 @@ def check_owner(owner: Any) -> str:
     return owner
 
 
+def out_on_disk(limits: Limits) -> bool:
+    """Whether ``out/`` is a file system on the host's disk; a tmpfs otherwise."""
+    return limits.output > MAX_TMPFS_OUTPUT
+
+
+def out_inodes(limits: Limits) -> int:
+    """The inodes of ``out/``: its files, its root and some folders."""
+    return limits.output_files + max(_SPARE_INODES, limits.output_files // 4)
+
+
 def out_options(limits: Limits, uid: int) -> str:
     """The tmpfs options of ``out/``: a hard quota of bytes and of inodes."""
-    inodes = limits.output_files + max(_SPARE_INODES, limits.output_files // 4)
-    return f"size={limits.output},nr_inodes={inodes},uid={uid},gid={uid},mode=0700"
+    return f"size={limits.output},nr_inodes={out_inodes(limits)},uid={uid},gid={uid},mode=0700"
 
 
 def memory_limit(limits: Limits) -> int:
     """Bytes for the container's cgroup: tmpfs pages count as the job's memory, so they are added to what was asked."""
-    return limits.memory + limits.output + limits.tmp + max(limits.shm, _MIN_SHM)
+    out = 0 if out_on_disk(limits) else limits.output
+    return limits.memory + out + limits.tmp + max(limits.shm, _MIN_SHM)
 
 
 def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEILINGS) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class RedisBroker:
         found = []
         for entries in streams:
             flat = entries[0] if entries and isinstance(entries[0], list) else entries
-            found += [(str(key), json.loads(fields["e"])) for key, fields in flat]
+            found += [(str(key), _event(fields)) for key, fields in flat]
         return found
 
     def last_event_id(self) -> str:
@@ -115,8 +115,17 @@ class RedisBroker:
     def _guarded(self, call: Callable[[], T]) -> T:
         try:
             return call()
-        except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, redis.ReadOnlyError) as error:
+        except redis.RedisError as error:  # away, loading, read-only, out of memory: all are waited out
             raise Unavailable(f"Redis does not answer ({error})") from error
+
+
+def _event(fields: dict[str, str]) -> dict[str, Any]:
+    """The event of a stream entry; one that is not ours is an event of no type."""
+    try:
+        event = json.loads(fields.get("e", "{}"))
+    except (ValueError, AttributeError):
+        return {}
+    return event if isinstance(event, dict) else {}
 
 
 def _order(event_id: str) -> tuple[int, int]:

@@ -17,7 +17,7 @@ class Cgroup:
     controllers: Mapping[str, Path]
 
     def usage(self) -> dict[str, int]:
-        """``cpu_ms``, ``memory_peak`` (bytes), ``oom_kills``, ``pids_denied`` (forks refused). What cannot be read is absent."""
+        """``cpu_ms``, ``memory_peak`` (bytes), ``oom_kills``, ``pids_denied`` (forks refused), ``pids_peak``. What cannot be read is absent."""
         return self._version2(self.unified) if self.unified is not None else self._version1()
 
     def _version1(self) -> dict[str, int]:
@@ -39,6 +39,7 @@ class Cgroup:
             "memory_peak": _number(folder / "memory.peak"),  # Linux 5.19 and newer
             "oom_kills": _table(folder / "memory.events").get("oom_kill"),
             "pids_denied": _table(folder / "pids.events").get("max"),
+            "pids_peak": _number(folder / "pids.peak"),  # Linux 6.1 and newer
         }
         return {name: value for name, value in found.items() if value is not None}
 

@@ -19,10 +19,14 @@ _BAD_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 @dataclass
 class Collected:
-    """``files``: (relative POSIX path, bytes). ``refused``: (path made printable, reason)."""
+    """``files``: (relative POSIX path, bytes). ``refused``: (path made printable, reason).
+
+    ``over``: 1 for each limit some file was refused for, ``output_over`` (bytes) and ``output_files_over``.
+    """
 
     files: list[tuple[str, int]] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
+    over: dict[str, int] = field(default_factory=dict)
     unlisted: int = 0
 
     @property
@@ -153,8 +157,10 @@ class _Walk:
             if facts.st_nlink != 1:
                 return "a hard link"
             if len(self._result.files) >= self._caps.files:
+                self._result.over["output_files_over"] = 1
                 return "more files than the limit"
             if self._size + facts.st_size > self._caps.size:
+                self._result.over["output_over"] = 1
                 return "more bytes than the limit"
             writer = os.open(
                 name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=target

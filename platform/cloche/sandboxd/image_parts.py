@@ -51,6 +51,15 @@ def image_folder() -> Path:
     raise EnvironmentProblem("the sandbox's files (Dockerfile, seccomp.json) are missing from this installation")
 
 
+def probes_folder() -> Path:
+    """The folder with the hostile plugin that ``cloche doctor --sandbox`` runs."""
+    package = Path(cloche.__file__).resolve().parent
+    for folder in (package / "_probes", package.parents[1] / "sandbox" / "probes"):
+        if (folder / "plugin.py").is_file():
+            return folder
+    raise EnvironmentProblem("the sandbox probes are missing from this installation")
+
+
 def guest_tree() -> Tree:
     """Our guest and pluggy under ``/opt/cloche``, and the mount points."""
     tree = Tree()

@@ -14,8 +14,8 @@ from pathlib import Path
 from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import EnvironmentProblem, PlatformFailure
-from cloche.isolation.spec import Folders, out_options
-from cloche.sandboxd import syscalls
+from cloche.isolation.spec import MAX_TMPFS_OUTPUT, Folders, out_inodes, out_on_disk, out_options
+from cloche.sandboxd import disk, syscalls
 
 VAR = Path("/var/lib/cloche")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -95,7 +95,7 @@ class Places:
             if wheels is not None:
                 (root / "wheels").mkdir(mode=0o755)
                 self._bind_frozen(("wheels", wheels, "site"), root / "wheels")
-            syscalls.mount_tmpfs(root / "out", out_options(limits, uid))
+            self._mount_out(root, limits, uid)
             folders = Folders(
                 inputs=root / "in",
                 out=root / "out",
@@ -111,8 +111,22 @@ class Places:
             self.remove(sandbox_id)
             raise
 
+    def _mount_out(self, root: Path, limits: Limits, uid: int) -> None:
+        if not out_on_disk(limits):
+            syscalls.mount_tmpfs(root / "out", out_options(limits, uid))
+            return
+        try:
+            disk.mount(root / "out.img", root / "out", limits.output, out_inodes(limits), uid)
+        except disk.NoDisk as error:
+            # Not made smaller in silence, and not in memory: the plugin was promised this room.
+            raise PlatformFailure(
+                Reason.ENGINE_UNAVAILABLE,
+                f"outputs of more than {MAX_TMPFS_OUTPUT >> 20} MB cannot be had on this host: {error}; "
+                f"install it, or ask for limits.output of at most {MAX_TMPFS_OUTPUT >> 20}MB",
+            ) from None
+
     def remove(self, sandbox_id: str) -> None:
-        """Unmount and delete a site. Nothing happens when it is gone; links are not followed."""
+        """Unmount and delete a site; its loop device frees itself. Nothing happens when it is gone; links are not followed."""
         root = self.root / sandbox_id
         for point in syscalls.mounts_below(root):
             syscalls.unmount(point)

@@ -13,6 +13,8 @@ from typing import Any
 from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
+from cloche.isolation.spec import out_on_disk
+from cloche.sandboxd import disk
 from cloche.sandboxd.cgroups import Cgroup
 from cloche.sandboxd.collect import Caps, Collected, collect
 from cloche.sandboxd.engine import Engine, EngineRefused
@@ -72,7 +74,7 @@ class Running:
                 raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the sandbox's processes do not die")
             exit_code, oom = self._verdict(engine) if died_alone else (None, False)
             found = self._collect(caps_owner)
-        usage |= {"output_bytes": found.size, "output_files": len(found.files)}
+        usage |= {"output_bytes": found.size, "output_files": len(found.files), **found.over}
         return {
             "exit_code": exit_code,
             "oom_killed": oom or usage.get("oom_kills", 0) > 0,
@@ -102,9 +104,14 @@ class Running:
         return (None if state.get("Running") else int(state.get("ExitCode", -1))), bool(state.get("OOMKilled"))
 
     def _room(self) -> dict[str, int]:
-        """Whether out/ is full, by bytes and by files: what turns a plugin's "no space left" into a reason."""
+        """What out/ holds, and whether it is full, by bytes and by files: what turns a plugin's "no space left" into a reason."""
         facts = os.statvfs(self.site.folders.out)
-        return {"output_full": int(facts.f_bavail == 0), "output_inodes_full": int(facts.f_favail == 0)}
+        return {
+            "output_used": (facts.f_blocks - facts.f_bfree) * facts.f_frsize,
+            "output_inodes": facts.f_files - facts.f_ffree,
+            "output_full": int(facts.f_bavail <= (disk.OWN_BLOCKS if out_on_disk(self.limits) else 0)),
+            "output_inodes_full": int(facts.f_favail == 0),
+        }
 
     def _collect(self, owner: tuple[int, int]) -> Collected:
         caps = Caps(size=self.limits.output, files=self.limits.output_files, uid=owner[0], gid=owner[1])

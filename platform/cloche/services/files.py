@@ -13,8 +13,8 @@ from cloche.db import tables as t
 from cloche.db.audit_log import AuditEntry, AuditLog
 from cloche.db.engine import Database
 from cloche.domain.events import Action
-from cloche.domain.permissions import Actor
-from cloche.domain.states import TERMINAL
+from cloche.domain.permissions import Actor, Permission
+from cloche.domain.states import TERMINAL, State
 from cloche.errors import Conflict, Forbidden, Invalid, NotFound, Problem, Unavailable
 from cloche.staging.accept import DEFAULT_TYPE, media_type
 from cloche.staging.artifacts import GRACE_S, ArtifactStore, Readable
@@ -98,7 +98,7 @@ class FileService:
 
         def unit(connection: Connection) -> str:
             row = _found(connection, actor, file_id)
-            if row["created_by"] != actor.user_id and not (actor.platform_admin or "admin" in actor.roles):
+            if row["created_by"] != actor.user_id and not actor.may(Permission.FILE_DELETE_ANY):
                 raise Forbidden("the file belongs to somebody else")
             if job_id := _waiting_job(connection, actor.tenant_id, file_id):
                 raise Conflict(f"job {job_id} has not ended and reads this file", code="file-in-use")
@@ -141,9 +141,9 @@ def _found(connection: Connection, actor: Actor, file_id: str) -> RowMapping:
 
 
 def _waiting_job(connection: Connection, tenant_id: str, file_id: str) -> str | None:
-    job, ended = t.job, [state.value for state in TERMINAL]
+    job, alive = t.job, [state.value for state in State if state not in TERMINAL]
     source = f"artifact:{file_id}"
-    query = select(job.c.id, job.c.inputs).where(job.c.tenant_id == tenant_id, job.c.state.not_in(ended))
+    query = select(job.c.id, job.c.inputs).where(job.c.tenant_id == tenant_id, job.c.state.in_(alive))
     for row in connection.execute(query):
         if any(entry["from"] == source for entry in row.inputs):
             return str(row.id)

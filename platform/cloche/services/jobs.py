@@ -107,7 +107,9 @@ class JobService:
     def wait(self, actor: Actor, job_id: str, timeout_s: float) -> dict[str, Any]:
         """The job once it has ended, or as it is after ``timeout_s`` seconds."""
         deadline = time.monotonic() + timeout_s
-        with self._hub.subscribe(lambda event: event.get("id") == job_id and event["type"] == "job") as subscription:
+        with self._hub.subscribe(
+            lambda event: event.get("id") == job_id and event.get("type") == "job"
+        ) as subscription:
             while True:
                 job = self.get(actor, job_id)
                 left = deadline - time.monotonic()

@@ -53,9 +53,14 @@ class Leases:
         """Release everything the worker holds; returns how many attempts that was."""
         return self._release(lambda connection: held_by(connection, worker_id), reason, actor_name)
 
-    def take_back_lapsed(self, limit: int, actor_name: str) -> int:
-        """Release attempts whose lease is over."""
-        return self._release(lambda connection: lapsed(connection, now_ms(), limit), Reason.LEASE_LAPSED, actor_name)
+    def take_back_lapsed(self, worker_id: str, actor_name: str) -> int:
+        """Release those of the worker's attempts whose lease is over."""
+
+        def find(connection: Connection) -> list[Row]:
+            now = now_ms()
+            return [row for row in held_by(connection, worker_id) if row["lease_until"] < now]
+
+        return self._release(find, Reason.LEASE_LAPSED, actor_name)
 
     def _release(self, find: Callable[[Connection], list[Row]], reason: Reason, actor_name: str) -> int:
         def unit(connection: Connection) -> tuple[int, effects.Effects]:

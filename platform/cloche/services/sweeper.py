@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import ColumnElement, Connection, Select, select, tuple_
 
 from cloche import logs
 from cloche.clock import now_ms
 from cloche.db import tables as t
 from cloche.db.engine import Database
+from cloche.domain.jobs import DEFAULT_PRIORITY
 from cloche.domain.states import Reason, State
 from cloche.queueing.broker import Broker, Ready
 from cloche.services import effects
@@ -30,6 +31,13 @@ _REPUSH_AGE_MS = 5_000
 _REPUSH_LIMIT = 500
 _PURGE_EVERY_S = 600.0
 _REBUILD_PAGE = 5_000
+
+_START = (-1, "")  # before every (ready_at, id)
+_PENDING = (
+    select(t.job.c.id, t.job.c.queue, t.job.c.ready_at, t.job.c.priority)
+    .where(t.job.c.state == State.PENDING.value)
+    .order_by(t.job.c.ready_at, t.job.c.id)
+)
 
 Confirm = Callable[[str], None]
 
@@ -57,6 +65,7 @@ class Sweeper:
         self._name = name
         self._next_repush = 0.0
         self._next_purge = 0.0
+        self._walked = _START  # how far the walk over all pending jobs has come
 
     def run_once(self, limit: int) -> int:
         """One round. Returns 0: what is left over waits for the next.
@@ -89,34 +98,32 @@ class Sweeper:
         rows = self._db.read(lambda c: lapsed(c, now_ms(), limit))
         for owner in {row["lease_owner"] for row in rows}:
             self._confirm_dead(owner)
-        if rows:
-            count = self._leases.take_back_lapsed(limit, self._name)
-            _log.warning("leases lapsed", count=count, reason=Reason.LEASE_LAPSED)
+            # Only this worker's: another's lease may lapse while this one's sandboxes are being killed.
+            count = self._leases.take_back_lapsed(owner, self._name)
+            _log.warning("leases lapsed", worker=owner, count=count, reason=Reason.LEASE_LAPSED)
 
     def _overdue(self) -> list[Ready]:
-        """The longest-waiting pending jobs; those that are in the index already stay where they are."""
+        """Pending jobs that an index which lost something may lack: those whose turn it is, and the next page of a walk over all.
+
+        What is in the index already stays where it is.
+        """
         job = t.job
-        columns = (job.c.id, job.c.queue, job.c.ready_at, job.c.priority)
-        late = (job.c.state == State.PENDING.value) & (job.c.ready_at < now_ms() - _REPUSH_AGE_MS)
-        query = select(*columns).where(late).order_by(job.c.ready_at).limit(_REPUSH_LIMIT)
-        return [ready(*row) for row in self._db.read(_all(query))]
+        late = job.c.ready_at < now_ms() - _REPUSH_AGE_MS
+        first = self._db.read(_all(_PENDING.where(late).limit(_REPUSH_LIMIT)))
+        urgent = self._db.read(_all(_PENDING.where(late, job.c.priority > DEFAULT_PRIORITY).limit(_REPUSH_LIMIT)))
+        walked = self._db.read(_all(_PENDING.where(late, _behind(*self._walked)).limit(_REPUSH_LIMIT)))
+        self._walked = (walked[-1].ready_at, walked[-1].id) if len(walked) == _REPUSH_LIMIT else _START
+        return [ready(*row) for row in {row.id: row for row in (*first, *urgent, *walked)}.values()]
 
     def _pending(self) -> list[Ready]:
-        job = t.job
         found: list[Ready] = []
-        last = ""
+        last = _START
         while True:
-            query = (
-                select(job.c.id, job.c.queue, job.c.ready_at, job.c.priority)
-                .where(job.c.state == State.PENDING.value, job.c.id > last)
-                .order_by(job.c.id)
-                .limit(_REBUILD_PAGE)
-            )
-            page = self._db.read(_all(query))
+            page = self._db.read(_all(_PENDING.where(_behind(*last)).limit(_REBUILD_PAGE)))
             found += [ready(*row) for row in page]
             if len(page) < _REBUILD_PAGE:
                 return found
-            last = page[-1].id
+            last = (page[-1].ready_at, page[-1].id)
 
     def _purge(self) -> None:
         old = t.idempotency.c.created_at < now_ms() - IDEMPOTENCY_MS
@@ -125,6 +132,10 @@ class Sweeper:
             connection.execute(t.idempotency.delete().where(old))
 
         self._db.write(unit)
+
+
+def _behind(ready_at: int, job_id: str) -> ColumnElement[bool]:
+    return tuple_(t.job.c.ready_at, t.job.c.id) > tuple_(ready_at, job_id)
 
 
 def _all(query: Select[Any]) -> Callable[[Connection], Sequence[Any]]:

@@ -20,6 +20,7 @@ from cloche.errors import Forbidden, Invalid, NotFound, Problem, Unauthenticated
 from cloche.services.actors import SEEN_MS, Origin, actor_of, digest
 
 TOKEN_PREFIX = "cloche_pat_"  # noqa: S105 - marks a token, so that scanners find a leaked one
+_LONGEST_MS = 3_650 * 86_400_000
 # Built once: this one runs on every request of every program.
 _BY_ID = select(tables.token).where(tables.token.c.id == bindparam("id"))
 
@@ -34,12 +35,17 @@ class Tokens:
     def create_token(
         self, actor: Actor, name: str, scopes: Sequence[str] | None = None, expires_in_ms: int | None = None
     ) -> dict[str, Any]:
-        """A new token of the actor; its text is in the answer, this once. One made with a token never reaches further than that one.
+        """A new token of the actor; its text is in the answer, this once.
 
         Raises:
             Invalid: a scope does not exist, or the life is not positive.
-            Forbidden: a scope allows what the actor may not do.
+            Forbidden: a scope allows what the actor may not do, or the actor came with a token: a leaked one must not be able to outlive
+                its revocation by way of a child.
         """
+        if actor.token_id is not None:
+            raise Forbidden("A token cannot make tokens. Sign in, or send user name and password (HTTP Basic).")
+        if expires_in_ms is not None and expires_in_ms > _LONGEST_MS:
+            raise Invalid("The token would live too long.", problems=[Problem("/expires_in", "is at most 3650 days")])
         if expires_in_ms is not None and expires_in_ms <= 0:
             raise Invalid(
                 "The token would never be valid.", problems=[Problem("/expires_in", "has to be longer than 0")]
@@ -48,12 +54,6 @@ class Tokens:
         token_id, secret, now = uuid7(), secrets.token_urlsafe(32), now_ms()
 
         def unit(connection: Connection) -> dict[str, Any]:
-            ends = [now + expires_in_ms] if expires_in_ms is not None else []
-            if actor.token_id is not None:
-                parent = connection.execute(
-                    select(tables.token.c.expires_at).where(tables.token.c.id == actor.token_id)
-                ).scalar()
-                ends += [parent] if parent is not None else []
             row: dict[str, Any] = {
                 "id": token_id,
                 "tenant_id": actor.tenant_id,
@@ -61,7 +61,7 @@ class Tokens:
                 "name": name,
                 "scopes": limited,
                 "created_at": now,
-                "expires_at": min(ends, default=None),
+                "expires_at": now + expires_in_ms if expires_in_ms is not None else None,
                 "last_used_at": None,
                 "revoked_at": None,
             }
@@ -122,7 +122,12 @@ class Tokens:
                 raise Unauthenticated("The token has expired.", code="token-expired")
             actor = actor_of(connection, row.user_id, row.tenant_id, origin)
             allowed = actor.permissions if row.scopes is None else actor.permissions & frozenset(row.scopes)
-            return row.last_used_at, replace(actor, permissions=frozenset(allowed), token_id=token_id)
+            return row.last_used_at, replace(
+                actor,
+                permissions=frozenset(allowed),
+                token_id=token_id,
+                platform_admin=actor.platform_admin and row.scopes is None,
+            )
 
         used_at, actor = self._db.read(unit)
         if used_at is None or used_at < now - SEEN_MS:

@@ -95,8 +95,11 @@ class EventHub:
                 for event_id, event in self._broker.events(last, 2.0):
                     last = event_id
                     self._deliver(event_id, event)
-            except Unavailable as error:
-                _log.debug("event stream away", error=str(error))
+            except Exception as error:  # noqa: BLE001 - without this thread nobody in the process hears anything any more
+                known = isinstance(error, Unavailable)
+                (_log.debug if known else _log.warning)(
+                    "event stream away", error=str(error), kind=type(error).__name__
+                )
                 last = None
                 self._stop.wait(0.5)
 

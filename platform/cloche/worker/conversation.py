@@ -47,7 +47,8 @@ class Conversation:
         while True:
             frame = self._next(deadline)
             if frame is None:
-                raise PluginFailure(Reason.TIMED_OUT, f"the plugin's setup took longer than {SETUP_S:.0f} s")
+                numbers: dict[str, object] = {"limit": round(SETUP_S * 1000)}
+                raise PluginFailure(Reason.TIMED_OUT, f"the plugin's setup took longer than {SETUP_S:.0f} s", numbers)
             if frame.get("type") == "ready":
                 return frame
             if frame.get("type") == "error":
@@ -72,17 +73,22 @@ class Conversation:
                 "limits": limits,
             }
         )
-        deadline = time.monotonic() + limits["time_ms"] / 1000
+        began = time.monotonic()
+        deadline = began + limits["time_ms"] / 1000
         while True:
             frame = self._next(deadline)
             if frame is None:
+                numbers = {"limit": limits["time_ms"], "used": round((time.monotonic() - began) * 1000)}
                 self._soften()
-                raise PluginFailure(Reason.TIMED_OUT, f"it ran longer than its {limits['time_ms'] / 1000:g} s")
+                raise PluginFailure(Reason.TIMED_OUT, f"it ran longer than its {limits['time_ms'] / 1000:g} s", numbers)
             kind = frame.get("type")
             if kind == "result":
                 return frame.get("value")
             if kind == "error":
-                raise _failure(frame)
+                failure = _failure(frame)
+                if failure.reason == Reason.RESULT_TOO_LARGE:
+                    failure.details["limit"] = limits["result"]
+                raise failure
 
     def _next(self, deadline: float) -> Mapping[str, Any] | None:
         """The next frame that is not a log or a progress; None at the deadline."""

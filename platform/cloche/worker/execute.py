@@ -37,12 +37,17 @@ _log = logs.get(__name__)
 _SETTLE_RETRY_S = 0.5
 
 
-# What the kernel counted, the name it gives a failure, the limit it means. A job that ran into one and still succeeded has succeeded.
+# What the kernel counted, the name it gives a failure, the limit it means, and what was used of it.
 _NAMED = (
-    ("pids_denied", Reason.TOO_MANY_PROCESSES, "pids", "it tried to start more processes than its"),
-    ("output_inodes_full", Reason.TOO_MANY_FILES, "output_files", "it wrote more files than its"),
-    ("output_full", Reason.OUTPUT_TOO_LARGE, "output", "it wrote more bytes of output than its"),
+    ("pids_denied", Reason.TOO_MANY_PROCESSES, "pids", "pids_peak", "it tried to start more processes than its"),
+    ("output_inodes_full", Reason.TOO_MANY_FILES, "output_files", "output_inodes", "it wrote more files than its"),
+    ("output_full", Reason.OUTPUT_TOO_LARGE, "output", "output_used", "it wrote more bytes of output than its"),
+    ("output_files_over", Reason.TOO_MANY_FILES, "output_files", "output_inodes", "it wrote more files than its"),
+    ("output_over", Reason.OUTPUT_TOO_LARGE, "output", "output_used", "it wrote more bytes of output than its"),
 )
+# A job that ran into the others and still succeeded has succeeded; with these, something it made would be lost.
+_NEVER_FINE = {"output_files_over", "output_over"}
+_SHOWN_LIMITS = ("memory", "pids", "time_ms", "output", "output_files", "log", "result")
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class Execution:
 
     def _received(self, sandbox: Sandbox, duration_ms: int) -> None:
         self._hold.on_interrupt = sandbox.kill
-        if self._hold.lost.is_set() or self._hold.handed_back.is_set():
+        if self._not_ours():
             raise Interrupted
         details = {"duration_ms": duration_ms, "sandbox": sandbox.id}
         self._trace("starting", (Trace.SANDBOX_STARTED, details), image=sandbox.image)
@@ -129,17 +134,27 @@ class Execution:
             began = time.monotonic()
             result = talk.run([file.path for file in staged])
         except (PluginFailure, EOFError) as error:
-            ran_ms = _ms(began)
-            remains = self._bury(sandbox)
-            failure = _verdict(error, remains, self._limits)
-            self._trace(None, (Trace.FINISHED, {"duration_ms": ran_ms, "reason": failure.reason, **self._usage}))
-            raise failure from None
+            if self._not_ours():
+                raise Interrupted from None  # we killed it ourselves; that is nobody's failure
+            raise self._named(sandbox, _ms(began), error) from None
         ran_ms = _ms(began)
-        remains = self._bury(sandbox)
-        if remains.oom_killed:
-            raise _verdict(EOFError(), remains, self._limits)
+        remains = self._bury(sandbox, ran_ms)
+        if remains.oom_killed or any(remains.usage.get(name) for name in _NEVER_FINE):
+            failure = _verdict(EOFError(), remains, self._limits)
+            self._trace_failure(failure, ran_ms)
+            raise failure
         self._trace("staging_out", (Trace.FINISHED, {"duration_ms": ran_ms, **self._usage}))
         return self._stage_out(remains, result)
+
+    def _named(self, sandbox: Sandbox, ran_ms: int, error: BaseException) -> JobFailure:
+        """Bury the sandbox of an attempt that failed, and find out why it did."""
+        failure = _verdict(error, self._bury(sandbox, ran_ms), self._limits)
+        self._trace_failure(failure, ran_ms)
+        return failure
+
+    def _trace_failure(self, failure: JobFailure, ran_ms: int) -> None:
+        numbers: dict[str, Any] = {name: failure.details[name] for name in ("limit", "used") if name in failure.details}
+        self._trace(None, (Trace.FINISHED, {"duration_ms": ran_ms, "reason": failure.reason, **numbers, **self._usage}))
 
     def _stage_out(self, remains: Remains, result: Any) -> Success:
         began = time.monotonic()
@@ -153,20 +168,27 @@ class Execution:
         self._trace(None, (Trace.STAGED_OUT, details))
         return Success(result=result, outputs=tuple(outputs), usage=self._usage)
 
-    def _bury(self, sandbox: Sandbox) -> Remains:
-        """Make sure that it is dead; note what it used."""
+    def _bury(self, sandbox: Sandbox, ran_ms: int | None = None) -> Remains:
+        """Make sure that it is dead; note what it used, beside what it might have used."""
         self._buried = True
         remains = sandbox.finish()
-        self._usage = {**remains.usage}
+        limits = self._limits.to_dict()
+        self._usage = {**remains.usage, "log_bytes": self._journal.kept}
+        self._usage |= {f"{name}_limit": limits[name] for name in _SHOWN_LIMITS}
+        if ran_ms is not None:
+            self._usage["ran_ms"] = ran_ms
         self._journal.flush()
         if self._journal.truncated:
-            self._trace(None, (Trace.LOG_TRUNCATED, {"limit": self._limits.log}))
+            self._trace(None, (Trace.LOG_TRUNCATED, {"limit": self._limits.log, "used": self._journal.kept}))
         return remains
 
     def _stopped(self) -> bool:
         """Whether staging should end: nobody wants this attempt's outcome any more."""
-        hold = self._hold
-        return hold.cancel.is_set() or hold.lost.is_set() or hold.handed_back.is_set()
+        return self._hold.cancel.is_set() or self._not_ours()
+
+    def _not_ours(self) -> bool:
+        """Whether the lease was lost, or the worker's stop gives the attempt back: nothing may be settled then."""
+        return self._hold.lost.is_set() or self._hold.handed_back.is_set()
 
     # --- settling -----------------------------------------------------------------------------------------------------------
 
@@ -182,6 +204,8 @@ class Execution:
 
     def _settle_failure(self, failure: JobFailure) -> None:
         job, tools = self._job, self._tools
+        if self._not_ours():
+            return
         level = _log.info if isinstance(failure, PluginFailure) else _log.warning
         level("attempt failed", job_id=job.id, attempt=job.attempt, reason=failure.reason, message=failure.message)
         self._settle(
@@ -191,9 +215,9 @@ class Execution:
         )
 
     def _settle_interrupted(self) -> None:
-        job, tools, hold = self._job, self._tools, self._hold
-        if hold.lost.is_set() or hold.handed_back.is_set():
-            return  # not ours any more, or the worker's stop gives it back
+        job, tools = self._job, self._tools
+        if self._not_ours():
+            return
         self._settle(
             lambda c: tools.transitions.canceled(c, job.id, job.attempt, tools.worker_id, now_ms(), self._usage or None)
         )
@@ -239,24 +263,34 @@ class Execution:
 def _verdict(error: BaseException, remains: Remains, limits: Limits) -> JobFailure:
     """Whose fault the end was, and its name: what the kernel saw outweighs what the guest said."""
     if remains.oom_killed:
-        megabytes = limits.memory >> 20
-        return PluginFailure(Reason.OUT_OF_MEMORY, f"it needed more than its {megabytes} MB", {"limit": limits.memory})
-    for counter, reason, limit, words in _NAMED:
+        numbers = _numbers(limits.memory, remains.usage.get("memory_peak"))
+        return PluginFailure(Reason.OUT_OF_MEMORY, f"it needed more than its {limits.memory >> 20} MB", numbers)
+    for counter, reason, limit, used, words in _NAMED:
         if remains.usage.get(counter, 0) > 0:
-            cause = error.message if isinstance(error, JobFailure) else ""
             allowed = getattr(limits, limit)
-            return PluginFailure(reason, f"{words} {allowed}", {"limit": allowed, "said": cause})
+            numbers = _numbers(allowed, remains.usage.get(used))
+            if isinstance(error, JobFailure):
+                numbers["said"] = error.message
+            return PluginFailure(reason, f"{words} {allowed}", numbers)
     if isinstance(error, JobFailure):
         return error
-    code = remains.exit_code
-    if code is not None and code > 128:
-        try:
-            name = signal.Signals(code - 128).name
-        except ValueError:
-            name = f"signal {code - 128}"
-        return PluginFailure(Reason.PLUGIN_CRASHED, f"its process was killed by {name}", {"exit_code": code})
+    return _crash(remains.exit_code)
+
+
+def _numbers(limit: int, used: int | None) -> dict[str, object]:
+    return {"limit": limit} if used is None else {"limit": limit, "used": used}
+
+
+def _crash(code: int | None) -> PluginFailure:
+    """A process that ended without a verdict. ``code``: its exit code, or minus the number of the signal that killed it."""
     if code == 0:
         return PluginFailure(Reason.NO_RESULT, "its process ended without a result", {"exit_code": 0})
+    if code is not None and code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return PluginFailure(Reason.PLUGIN_CRASHED, f"its process was killed by {name}", {"signal": name})
     return PluginFailure(Reason.PLUGIN_CRASHED, f"its process ended with exit code {code}", {"exit_code": code})
 
 

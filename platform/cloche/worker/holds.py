@@ -13,7 +13,6 @@ from cloche import logs
 from cloche.clock import now_ms
 from cloche.db.engine import Database
 from cloche.domain.jobs import ClaimedJob
-from cloche.errors import ClocheError
 from cloche.services.transitions import Transitions
 from cloche.services.watch import EventHub
 from cloche.services.workers import WorkerService
@@ -114,8 +113,8 @@ class Holds:
                 return
             try:
                 self._beat()
-            except ClocheError as error:
-                _log.warning("leases could not be renewed", error=str(error))
+            except Exception as error:  # noqa: BLE001 - a worker without heartbeat must fence itself, whatever went wrong
+                _log.warning("leases could not be renewed", error=str(error), kind=type(error).__name__)
                 self._fence()
 
     def _healthy(self) -> bool:

@@ -25,6 +25,7 @@ class Journal:
         self._recorder = recorder
         self._broker = broker
         self._job = job
+        self._limit = limit
         self._left = limit
         self._seq = 0
         self._pieces: list[dict[str, Any]] = []
@@ -32,6 +33,11 @@ class Journal:
         self._progress: dict[str, Any] | None = None
         self._flushed = time.monotonic()
         self.truncated = False
+
+    @property
+    def kept(self) -> int:
+        """Bytes of output kept so far, at most the limit."""
+        return self._limit - max(0, self._left)
 
     def log(self, stream: str, text: str) -> None:
         """Keep a piece of output; what is beyond the limit is dropped and said so once."""

@@ -81,6 +81,12 @@ def run(settings: Settings, worker_id: str | None = None) -> int:
         holds.start()
         loop.run()
         workers.leave(worker_id, "stopped")
+    except Exception:  # noqa: BLE001 - see below
+        # A worker that cannot go on must not linger with its slots' threads and no heartbeat: its sandboxes die, then it does, and whoever
+        # started it starts another.
+        _log.exception("the worker failed", worker_id=worker_id)
+        backend.close()
+        os._exit(1)
     finally:
         holds.close()
         backend.close()

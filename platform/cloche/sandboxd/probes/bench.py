@@ -1,0 +1,284 @@
+"""Where probes run: a sandboxd of its own on a temporary home, driven over the same socket and channel as by a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cloche import clock
+from cloche.config import Settings
+from cloche.domain.limits import Limits
+from cloche.errors import EnvironmentProblem, PluginFailure
+from cloche.isolation.backend import Remains, Sandbox, SandboxSpec
+from cloche.isolation.client import SandboxdBackend
+from cloche.sandboxd import image_parts, syscalls
+from cloche.sandboxd.main import Sandboxd
+from cloche.sandboxd.running import Running
+
+READY_SECONDS = 120  # the first use on a machine makes the image
+MIB = 1 << 20
+SMALL = replace(
+    Limits(),
+    memory=64 * MIB,
+    output=2 * MIB,
+    output_files=50,
+    tmp=2 * MIB,
+    shm=MIB,
+    pids=32,
+    nofile=512,
+    log=100_000,
+    result=100_000,
+)
+INPUT = b"mine"
+
+
+class ProbeBroken(Exception):
+    """A probe could not be carried to its end, or a sandbox left something on the host."""
+
+
+class Bench:
+    """Use :func:`open_bench`. One thread. ``once`` keeps what several probes look at together."""
+
+    def __init__(self, daemon: Sandboxd, home: Path, bundle: str) -> None:
+        self.home = home
+        self._daemon = daemon
+        self._bundle = bundle
+        self._backend = SandboxdBackend(home / "run" / "sandboxd.sock", "doctor")
+        self._seen: dict[Callable[[Bench], Any], Any] = {}
+
+    def close(self) -> None:
+        self._backend.close()
+
+    def once(self, observe: Callable[[Bench], Any]) -> Any:
+        """What the function observes; it is called at most once, and what it raised is raised again."""
+        if observe not in self._seen:
+            try:
+                self._seen[observe] = observe(self)
+            except Exception as error:  # noqa: BLE001 - the same for every probe that looks at it
+                self._seen[observe] = error
+        found = self._seen[observe]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def run(
+        self, act: str, payload: Mapping[str, Any] | None = None, seconds: float = 30, **limits: Any
+    ) -> dict[str, Any]:
+        """One job from create to destroy; see :meth:`Live.facts`."""
+        with self.live(act, payload, **limits) as live:
+            live.drive(seconds)
+            return live.facts()
+
+    @contextlib.contextmanager
+    def live(self, act: str, payload: Mapping[str, Any] | None = None, **limits: Any) -> Iterator[Live]:
+        """A sandbox that has just been given its job. Afterwards it is destroyed, and nothing of it may be left.
+
+        Raises:
+            ProbeBroken: something is.
+        """
+        spec = SandboxSpec(
+            job_id=clock.uuid7(),
+            attempt=1,
+            bundle=self._bundle,
+            wheels=None,
+            limits=replace(SMALL, **limits),
+            lease_until=clock.now_ms() + 60_000,
+        )
+        sandbox = self._backend.create(spec)
+        try:
+            running = self._daemon.host.find(sandbox.id)
+            if running is None:
+                raise ProbeBroken("the sandbox ended as it started")
+            live = Live(sandbox, running)
+            uid = running.uid
+            (sandbox.in_folder / "a.txt").write_bytes(INPUT)
+            live.send({"type": "job", "id": spec.job_id, "attempt": 1, "payload": {"act": act, **(payload or {})}, "inputs": ["a.txt"],
+                       "limits": spec.limits.to_dict()})  # fmt: skip
+            yield live
+        finally:
+            sandbox.destroy()
+        if left := [*processes_of(uid), *syscalls.mounts_below(running.site.root)]:
+            raise ProbeBroken(f"left on the host: {left}")
+        if running.site.root.exists():
+            raise ProbeBroken(f"left on the host: {running.site.root}")
+
+
+class Live:
+    """One running job, seen from the host. ``overdue``: it did not end in the time :meth:`drive` gave it."""
+
+    def __init__(self, sandbox: Sandbox, running: Running) -> None:
+        self.sandbox = sandbox
+        self.running = running
+        self.overdue = False
+        self._frames: list[Mapping[str, Any]] = []
+        self._failure: PluginFailure | None = None
+        self._remains: Remains | None = None
+
+    def send(self, frame: Mapping[str, Any]) -> None:
+        try:
+            self.sandbox.channel.send(frame)
+        except PluginFailure as error:
+            self._failure = error
+
+    @property
+    def log(self) -> str:
+        return "".join(frame["text"] for frame in self._frames if frame["type"] == "log")
+
+    def until(self, word: str, seconds: float = 20) -> None:
+        """Wait until the log has the word.
+
+        Raises:
+            ProbeBroken: it ended before, or the time is over.
+        """
+        deadline = time.monotonic() + seconds
+        while word not in self.log:
+            if not self._step(deadline):
+                raise ProbeBroken(f"the job never said {word!r}; its frames: {self._frames[-3:]}")
+
+    def drive(self, seconds: float) -> None:
+        """Read until a result, an error, a breach of the protocol, the end, or the end of the time."""
+        deadline = time.monotonic() + seconds
+        while self._failure is None and self._step(deadline):
+            if self._frames[-1]["type"] in ("result", "error"):
+                return
+
+    def facts(self) -> dict[str, Any]:
+        """Kill, collect, and tell: ``last`` (type of the last word), ``value``, ``reason``, ``message``, ``exit_code``, ``oom``, ``usage``,
+        ``files`` (path → text), ``modes``, ``refused``, ``frames`` (how many of each type), ``log`` (bytes), ``log_end``, ``overdue``."""
+        remains = self.finish()
+        last = self._frames[-1] if self._frames else {"type": None}
+        counts: dict[str, int] = {}
+        for frame in self._frames:
+            counts[frame["type"]] = counts.get(frame["type"], 0) + 1
+        facts: dict[str, Any] = {
+            "last": last["type"],
+            "value": last.get("value"),
+            "reason": self._failure.reason if self._failure else last.get("reason"),
+            "message": self._failure.message if self._failure else last.get("message"),
+            "exit_code": remains.exit_code,
+            "oom": remains.oom_killed,
+            "usage": dict(remains.usage),
+            "refused": dict(remains.refused),
+            "frames": counts,
+            "log": len(self.log.encode()),
+            "log_end": self.log[-200:],
+            "overdue": self.overdue,
+        }
+        return facts | self._files(remains)
+
+    def finish(self) -> Remains:
+        """As the sandbox's own; more than once answers the same."""
+        if self._remains is None:
+            self._remains = self.sandbox.finish()
+        return self._remains
+
+    def _files(self, remains: Remains) -> dict[str, Any]:
+        files, modes = {}, set()
+        for item in remains.files:
+            path = (remains.folder or Path()) / item.path
+            files[item.path] = path.read_bytes()[:64].decode("utf-8", "replace")
+            modes.add(oct(path.lstat().st_mode))
+        return {"files": files, "modes": sorted(modes)}
+
+    def _step(self, deadline: float) -> bool:
+        """One more frame; False when there is none, and why is then known."""
+        left = deadline - time.monotonic()
+        try:
+            frame = self.sandbox.channel.receive(left) if left > 0 else None
+        except EOFError:
+            return False
+        except PluginFailure as error:
+            self._failure = error
+            return False
+        if frame is None:
+            self.overdue = True
+            return False
+        self._frames.append(frame)
+        return True
+
+
+def processes_of(uid: int) -> list[str]:
+    """Numbers of the host's processes that run under this user."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{name}").st_uid == uid:
+                    found.append(name)
+    return found
+
+
+@contextlib.contextmanager
+def open_bench(settings: Settings) -> Iterator[Bench]:
+    """A bench on these settings' engine and image, in a home of its own that is gone afterwards.
+
+    Raises:
+        EnvironmentProblem: not root, or no sandbox can be made; says why.
+    """
+    home = Path(tempfile.mkdtemp(prefix="cl-"))
+    try:
+        daemon = Sandboxd(settings.model_copy(update={"home": home}))
+        try:
+            daemon.start()
+            _wait_ready(daemon)
+            bench = Bench(daemon, home, _write_bundle(home))
+            try:
+                yield bench
+            finally:
+                bench.close()
+        finally:
+            daemon.close()
+    finally:
+        for point in syscalls.mounts_below(home):
+            syscalls.unmount(point)
+        shutil.rmtree(home)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[dict[str, Any]]:
+    """Doors of the host that a sandbox must not reach: a port on both loopbacks and a name without a file. Nobody ever accepts."""
+    name = f"cloche-doctor-{os.getpid()}"
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        port = first.getsockname()[1]
+        with contextlib.suppress(OSError):  # a host without IPv6
+            stack.enter_context(socket.create_server(("::1", port), family=socket.AF_INET6))
+        abstract = stack.enter_context(socket.socket(socket.AF_UNIX))
+        abstract.bind("\0" + name)
+        abstract.listen()
+        yield {"port": port, "abstract": name, "pid": os.getpid()}
+
+
+def _wait_ready(daemon: Sandboxd) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while (problem := daemon.host.health()["problem"]) is not None:
+        if time.monotonic() > deadline:
+            raise EnvironmentProblem(f"no sandbox can be made on this host: {problem}")
+        time.sleep(0.1)
+
+
+def _write_bundle(home: Path) -> str:
+    """Freeze the hostile plugin under the home, as the registry would; returns its digest."""
+    source = image_parts.probes_folder()
+    contents = {f"probes/{path.name}": path.read_bytes() for path in sorted(source.glob("*.py"))}
+    contents["plugin.toml"] = (
+        b'[plugin]\nname = "probes"\nversion = "1.0.0"\napi = 1\nsummary = "Hostile probes."\nentry = "probes.plugin"\n'
+    )
+    digest = hashlib.sha256(
+        json.dumps(sorted((n, hashlib.sha256(d).hexdigest()) for n, d in contents.items())).encode()
+    ).hexdigest()
+    for name, data in contents.items():
+        path = home / "bundles" / digest / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return digest

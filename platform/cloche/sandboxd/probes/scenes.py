@@ -1,0 +1,161 @@
+"""Probes that need the host's eyes: two sandboxes at once, a kill, a collection, a count of what is left."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cloche.isolation.spec import memory_limit
+from cloche.sandboxd.probes.bench import MIB, Bench, Live, listening, processes_of
+from cloche.sandboxd.probes.probe import Observe
+
+OVERDUE_SECONDS = 1.5  # for jobs that never end: how long the host listens before it kills them
+
+
+def job(act: str, payload: dict[str, Any] | None = None, seconds: float = 30, **limits: Any) -> Observe:
+    """One job of this act; the facts are :meth:`Live.facts`."""
+    return lambda bench: bench.run(act, payload, seconds, **limits)
+
+
+def walls(names: list[str]) -> Callable[[Bench], dict[str, Any]]:
+    """All probes of these names in one sandbox, each in a child of its own; facts by name."""
+
+    def observe(bench: Bench) -> dict[str, Any]:
+        with listening() as host:
+            facts = bench.run("walls", {"probes": names, "host": {**host, "home": str(bench.home)}}, seconds=120, result=1 << 20, pids=16)
+        if facts["last"] != "result":
+            return {name: {"sandbox ended": facts} for name in names}
+        return dict(facts["value"])
+
+    return observe
+
+
+def refuse_frame(text: str) -> Observe:
+    """One frame with this JSON, sent past the agent."""
+    return job("raw", {"text": text}, seconds=5)
+
+
+def ignores_signals(bench: Bench) -> Any:
+    with bench.live("deaf") as live:
+        live.until("deaf")
+        live.send({"type": "cancel"})
+        live.sandbox.kill()
+        live.drive(5)
+        return live.facts() | {"left": len(processes_of(live.running.uid))}
+
+
+def stops_itself(bench: Bench) -> Any:
+    with bench.live("stop_all") as live:
+        live.drive(OVERDUE_SECONDS)
+        return live.facts() | {"left": len(processes_of(live.running.uid))}
+
+
+def daemons(bench: Bench) -> Any:
+    with bench.live("daemons") as live:
+        live.drive(20)
+        before = len(processes_of(live.running.uid))
+        return live.facts() | {"before": before, "left": len(processes_of(live.running.uid))}
+
+
+def fork_bomb_for_ever(bench: Bench) -> Any:
+    with bench.live("fork_bomb_for_ever") as live:
+        live.until("forking")
+        most = max(len(processes_of(live.running.uid)) for _ in range(20))
+        neighbour = bench.run("tick")
+        return live.facts() | {"most": most, "neighbour": neighbour["value"], "left": len(processes_of(live.running.uid))}
+
+
+def spin(bench: Bench) -> Any:
+    """A neighbour's ordinary work beside four processes that compute for ever on half a CPU; and what those got."""
+    with bench.live("spin", cpu=0.5) as live:
+        live.until("spinning")
+        before, start = live.running.cgroup.usage().get("cpu_ms", 0), time.monotonic()
+        neighbour = bench.run("tick", seconds=60)
+        wall_ms = (time.monotonic() - start) * 1000
+        share = (live.running.cgroup.usage().get("cpu_ms", 0) - before) / wall_ms
+        return {"neighbour": neighbour["value"], "share": round(share, 2), "left": live.finish().exit_code}
+
+
+def hoard(bench: Bench) -> Any:
+    """One job holds all it can of what the kernel counts by user; another starts beside it."""
+    name = {"name": "cloche-neighbour"}
+    with bench.live("hoard", name) as live:
+        live.until("hoarded")
+        beside = bench.run("live_beside", name)
+        return {"hoarded": live.log, "uid": live.running.uid, "beside": beside["value"], "last": beside["last"]}
+
+
+def leftovers(bench: Bench) -> Any:
+    """One job after the other, both on this host."""
+    first, second = bench.run("leave"), bench.run("find")
+    return {"first": first["value"], "second": second["value"]}
+
+
+def changing(bench: Bench) -> Any:
+    """Files that never hold still: read the copies twice, after the host said that it had collected them."""
+    with bench.live("changing", output_files=10) as live:
+        live.drive(20)
+        live.finish()
+        folder = live.running.site.collected
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        left = len(processes_of(live.running.uid))
+        facts = live.facts()
+        links = [path.name for path in folder.iterdir() if path.is_symlink()]
+        return facts | {"still": before == {p.name: p.read_bytes() for p in folder.iterdir()}, "links": links, "left": left}
+
+
+def kernel_limits(bench: Bench) -> Any:
+    """The limits as the kernel has them, beside those that were asked."""
+    with bench.live("deaf", cpu=0.5) as live:
+        live.until("deaf")
+        return {"asked": _asked(live), "kernel": _kernel(live)}
+
+
+def _asked(live: Live) -> dict[str, int]:
+    memory = memory_limit(live.running.limits)
+    return {"memory": memory, "swap": 0, "pids": live.running.limits.pids, "cpu_percent": 50}
+
+
+def _kernel(live: Live) -> dict[str, int]:
+    group = live.running.cgroup
+    if group.unified is not None:
+        quota, period = (group.unified / "cpu.max").read_text().split()
+        return {
+            "memory": _number(group.unified / "memory.max"),
+            "swap": _number(group.unified / "memory.swap.max"),
+            "pids": _number(group.unified / "pids.max"),
+            "cpu_percent": 100 * int(quota) // int(period),
+        }
+    memory, cpu = group.controllers["memory"], group.controllers["cpu"]
+    limit = _number(memory / "memory.limit_in_bytes")
+    return {
+        "memory": limit,
+        "swap": _number(memory / "memory.memsw.limit_in_bytes") - limit,
+        "pids": _number(group.controllers["pids"] / "pids.max"),
+        "cpu_percent": 100 * _number(cpu / "cpu.cfs_quota_us") // _number(cpu / "cpu.cfs_period_us"),
+    }
+
+
+def _number(path: Path) -> int:
+    return int(path.read_text())
+
+
+def own_uids(bench: Bench) -> Any:
+    """Two at once, and one after them."""
+    with bench.live("deaf") as one, bench.live("deaf") as two:
+        together = [one.running.uid, two.running.uid]
+        dumpable = [os.stat(f"/proc/{name}").st_uid for uid in together for name in processes_of(uid)]
+    with bench.live("deaf") as three:
+        return {"together": together, "later": three.running.uid, "processes": sorted(set(dumpable))}
+
+
+def log_flood(bench: Bench) -> Any:
+    return bench.run("flood_log", seconds=60, log=50_000)
+
+
+def big_tmp(folder: str, act: str) -> Observe:
+    """Fill a folder with more than enough memory left."""
+    return job(act, {"folder": folder}, output=2 * MIB)

@@ -1,0 +1,228 @@
+"""What can be read, written, opened and executed of the file system, ``/proc``, ``/sys`` and ``/dev``."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from cloche_guest import Job
+
+from .base import tried, wall
+
+
+@wall
+def docker_socket(_: Job) -> Any:
+    def connect(path: str) -> None:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+
+    names = ["docker.sock", "containerd/containerd.sock", "podman/podman.sock", "crio/crio.sock", "dbus/system_bus_socket", "systemd/private"]
+    return {path: tried(connect, path) for folder in ("/run", "/var/run", "/proc/1/root/run") for path in [f"{folder}/{n}" for n in names]}
+
+
+@wall
+def host_files(job: Job) -> Any:
+    paths = ["/etc/shadow", "/etc/machine-id", "/root/.ssh", "/home", "/boot", "/var/lib/docker", "/var/lib/cloche", "/run/cloche/uids", "/mnt"]
+    both = [*paths, job.payload["host"]["home"], "/proc/1/root" + job.payload["host"]["home"], "/job/in/../../.." + job.payload["host"]["home"]]
+    return {path: tried(lambda p=path: os.close(os.open(p, os.O_RDONLY))) for path in both}  # type: ignore[misc]
+
+
+@wall
+def descriptors(_: Job) -> Any:
+    """Everything that is open, here and in process 1. Ours: /dev/null, pipes, and this listing's own folder."""
+    found: dict[str, list[str]] = {}
+    for pid in ("self", "1"):
+        kinds = set()
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                target = os.readlink(f"/proc/{pid}/fd/{name}")
+            except OSError:
+                continue
+            kinds.add("/proc" if target.startswith("/proc/") else target.split(":")[0])
+        found[pid] = sorted(kinds)
+    return found
+
+
+def _write(folder: str) -> None:
+    path = os.path.join(folder, "cloche-probe")
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    os.unlink(path)
+
+
+@wall
+def write_root(_: Job) -> Any:
+    """A file in every folder there is, outside those that are meant to be written."""
+    allowed = ("/tmp", "/job/out", "/dev/shm", "/dev/mqueue", "/proc")
+    found: dict[str, str] = {}
+    for folder, names, _files in os.walk("/"):
+        names[:] = [name for name in names if os.path.join(folder, name) not in allowed]
+        answer = tried(_write, folder)
+        if answer not in ("EROFS", "EACCES", "EPERM", "ENOENT"):
+            found[folder] = answer
+    return found
+
+
+@wall
+def change_inputs(job: Job) -> Any:
+    path = job.inputs[0]
+    return {
+        "write": tried(path.write_text, "x"),
+        "remove": tried(os.unlink, path),
+        "chmod": tried(os.chmod, path, 0o777),
+        "rename": tried(os.rename, path, "/job/in/b"),
+        "link": tried(os.link, path, job.out / "linked"),
+        "add": tried(_write, "/job/in"),
+        "writable mapping": tried(lambda: os.close(os.open(path, os.O_RDWR))),
+        "via /proc": tried(lambda: os.close(os.open("/proc/self/cwd/job/in/a.txt", os.O_RDWR))),
+    }
+
+
+@wall
+def change_code(_: Job) -> Any:
+    """The plugin's own frozen files and the guest's, which the next job runs too."""
+    return {
+        path: tried(lambda p=path: os.close(os.open(p, os.O_WRONLY)))  # type: ignore[misc]
+        for path in ("/cloche/plugin/probes/files.py", "/cloche/plugin/plugin.toml", "/opt/cloche/__main__.py", "/opt/cloche/cloche_guest/main.py")
+    }
+
+
+@wall
+def execute(job: Job) -> Any:
+    """A script and a program of our own, from every folder that can be written."""
+    found = {}
+    for folder in ("/tmp", "/dev/shm", str(job.out)):
+        script, program = Path(folder, "x.sh"), Path(folder, "program")
+        script.write_text("#!/bin/sh\necho hi\n")
+        program.write_bytes(Path("/bin/sh").read_bytes())
+        for path in (script, program):
+            path.chmod(0o755)
+            found[str(path)] = tried(lambda p=path: subprocess.run([p, "-c", "exit"], capture_output=True, check=False))  # type: ignore[misc]
+            path.unlink()
+    return found
+
+
+@wall
+def devices(_: Job) -> Any:
+    def kind(path: Path) -> bool:
+        return stat.S_ISCHR(path.lstat().st_mode) or stat.S_ISBLK(path.lstat().st_mode)
+
+    names = ["mem", "kmem", "port", "kmsg", "sda", "vda", "loop-control", "fuse", "kvm", "mapper/control", "userfaultfd", "vhost-net", "vsock", "uinput"]
+    return {
+        "there": sorted(path.name for path in Path("/dev").rglob("*") if kind(path)),
+        "opened": {name: tried(lambda n=name: os.close(os.open(f"/dev/{n}", os.O_RDONLY))) for name in names},  # type: ignore[misc]
+    }
+
+
+@wall
+def symlink_out(job: Job) -> Any:
+    """A link in out/ to a host's name: not followed even in here."""
+    os.symlink("/etc/passwd", job.out / "l")
+    try:
+        return tried((job.out / "l").read_text)
+    finally:
+        os.unlink(job.out / "l")
+
+
+@wall
+def replace_out(job: Job) -> Any:
+    return {
+        "rename": tried(os.rename, job.out, "/job/x"),
+        "remove": tried(os.rmdir, job.out),
+        "link over it": tried(os.symlink, "/", "/job/out2"),
+        "exchange": tried(os.rename, "/tmp", job.out),
+        "own": tried(os.chown, job.out, 0, 0),
+    }
+
+
+def _opens(paths: list[str], flags: int) -> dict[str, str]:
+    return {path: tried(lambda p=path: os.close(os.open(p, flags))) for path in paths}  # type: ignore[misc]
+
+
+@wall
+def core_pattern(_: Job) -> Any:
+    paths = ["kernel/core_pattern", "kernel/modprobe", "kernel/hotplug", "kernel/poweroff_cmd", "kernel/randomize_va_space", "vm/overcommit_memory",
+             "fs/binfmt_misc/register", "kernel/unprivileged_bpf_disabled", "net/ipv4/ip_forward", "kernel/ns_last_pid"]  # fmt: skip
+    return _opens([f"/proc/sys/{path}" for path in paths], os.O_WRONLY)
+
+
+@wall
+def sysrq(_: Job) -> Any:
+    return _opens(["/proc/sysrq-trigger", "/proc/sys/kernel/sysrq", "/sys/power/state", "/proc/acpi/wakeup", "/proc/mtrr"], os.O_WRONLY)
+
+
+@wall
+def proc_writes(_: Job) -> Any:
+    """Every file in /proc's upper levels, opened for writing. Files of our own process do not count."""
+    found = []
+    for folder, names, files in os.walk("/proc"):
+        names[:] = [name for name in names if not name.isdigit() and name not in ("self", "thread-self")]
+        for name in files:
+            path = os.path.join(folder, name)
+            if tried(lambda p=path: os.close(os.open(p, os.O_WRONLY | os.O_NONBLOCK))) == "DONE":  # type: ignore[misc]
+                found.append(path)
+    return found
+
+
+@wall
+def release_agent(_: Job) -> Any:
+    paths, root = [], Path("/sys/fs/cgroup")
+    for folder in [root, *(p for p in root.iterdir() if p.is_dir())]:
+        paths += [str(folder / name) for name in ("release_agent", "notify_on_release", "cgroup.procs", "tasks", "cgroup.subtree_control", "memory.max",
+                                                  "memory.limit_in_bytes", "pids.max", "cpu.max", "cpu.cfs_quota_us", "devices.allow")]  # fmt: skip
+    return {"opened": _opens(paths, os.O_WRONLY), "made": [tried(os.mkdir, folder / "x") for folder in [root, *root.iterdir()] if folder.is_dir()]}
+
+
+@wall
+def sys_writes(_: Job) -> Any:
+    paths = ["/sys/kernel/uevent_helper", "/sys/kernel/mm/transparent_hugepage/enabled", "/sys/module/kernel/parameters/panic", "/sys/bus/pci/rescan",
+             "/sys/kernel/slab", "/sys/class/mem/null/uevent", "/sys/devices/system/cpu/cpu1/online", "/sys/block/loop0/uevent"]  # fmt: skip
+    return _opens(paths, os.O_WRONLY)
+
+
+@wall
+def kernel_secrets(_: Job) -> Any:
+    """Files that tell about keys, memory, addresses and messages of the kernel: how many bytes of each can be read, and any address that is not 0."""
+    names = ["/proc/keys", "/proc/key-users", "/proc/kcore", "/proc/kmsg", "/proc/kpagecount", "/proc/timer_list", "/proc/sched_debug", "/proc/latency_stats",
+             "/proc/scsi/scsi", "/proc/acpi/event", "/proc/vmallocinfo", "/proc/slabinfo", "/sys/firmware/dmi/tables/DMI", "/sys/kernel/debug/sched",
+             "/sys/kernel/tracing/trace", "/sys/kernel/security/lsm", "/sys/kernel/notes_"]  # fmt: skip
+    found: dict[str, Any] = {path: _size(path) for path in names}
+    try:
+        lines = Path("/proc/kallsyms").read_text().splitlines()
+    except OSError:
+        lines = []
+    return {"bytes": found, "addresses": sum(1 for line in lines if line.split()[0].strip("0"))}
+
+
+def _size(path: str) -> int:
+    """Bytes that can be read, at most 4 KiB; 0 when it cannot be opened."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return 0
+    try:
+        return len(os.read(fd, 4096))
+    except OSError:
+        return 0
+    finally:
+        os.close(fd)
+
+
+@wall
+def mountinfo(_: Job) -> Any:
+    """Every mount: where, with which flags, and from which folder of the host (which a container cannot hide)."""
+    found = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split(" ")
+        found[fields[4]] = {"root": fields[3], "flags": fields[5], "kind": line.split(" - ")[1].split(" ")[0], "peers": fields[6] != "-"}
+    return found
+
+
+@wall
+def crossing(job: Job) -> Any:
+    """Out of a mount by its dots, by magic links, and by descriptors of other processes."""
+    paths = ["/job/out/../../../../../../etc/hostname_", "/proc/self/root/../../etc/shadow", "/proc/1/cwd/../../../etc/shadow", "/proc/self/fd/../../1/root/etc/shadow"]
+    return {path: tried(lambda p=path: os.close(os.open(p, os.O_RDONLY))) for path in paths}  # type: ignore[misc]

@@ -1,0 +1,158 @@
+"""Who the job is, and whether it can become somebody else."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from cloche_guest import Job
+
+from .base import here, libc, syscall, tried, wall
+
+
+def _status() -> dict[str, str]:
+    return dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+
+
+@wall
+def capabilities(_: Job) -> Any:
+    return {name: value for name, value in _status().items() if name.startswith("Cap")}
+
+
+@wall
+def no_new_privileges(_: Job) -> Any:
+    return {"status": _status()["NoNewPrivs"], "undo": tried(_prctl, 38, 0)}  # PR_SET_NO_NEW_PRIVS
+
+
+def _prctl(option: int, value: int) -> None:
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, "")
+
+
+@wall
+def seccomp_filter(_: Job) -> Any:
+    return {"mode": _status()["Seccomp"], "off": tried(syscall, here(157, 167), 22, 0)}  # prctl(PR_SET_SECCOMP, disabled)
+
+
+@wall
+def user(_: Job) -> Any:
+    return {"uids": os.getresuid(), "gids": os.getresgid(), "groups": os.getgroups()}
+
+
+@wall
+def become_root(_: Job) -> Any:
+    calls = {
+        "setuid": (os.setuid, 0),
+        "setgid": (os.setgid, 0),
+        "setresuid": (os.setresuid, 0, 0, 0),
+        "setresgid": (os.setresgid, 0, 0, 0),
+        "setgroups": (os.setgroups, [0]),
+        "capset": (_prctl, 24, 0),  # PR_CAPBSET_DROP needs a capability too
+        "ambient": (lambda: syscall(here(157, 167), 47, 2, 21, 0, 0),),  # PR_CAP_AMBIENT_RAISE, CAP_SYS_ADMIN
+    }
+    return {name: tried(*call) for name, call in calls.items()}  # type: ignore[arg-type]
+
+
+@wall
+def root_programs(_: Job) -> Any:
+    """What su and its like make of us. Where an image has them, no-new-privileges makes their set-uid bit mean nothing."""
+    found = {}
+    for name, *words in (
+        ("su", "-c", "id -u"),
+        ("sudo", "-n", "id", "-u"),
+        ("pkexec", "id", "-u"),
+        ("newgrp", "root"),
+        ("mount", "-t", "tmpfs", "x", "/tmp"),
+        ("newuidmap", str(os.getpid()), "0", "0", "1"),
+        ("ping", "-c", "1", "192.0.2.1"),
+    ):
+        path = shutil.which(name)
+        if path is None:
+            found[name] = "absent"
+            continue
+        done = subprocess.run([path, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5, check=False)
+        found[name] = "refused" if done.returncode != 0 and done.stdout.strip() != "0" else f"ran: {done.stdout[:40]}"
+    return found
+
+
+@wall
+def setuid_bits(job: Job) -> Any:
+    """A set-uid copy of the interpreter, made by ourselves: owned by us, on file systems that ignore the bit."""
+    found = {}
+    for folder in ("/tmp", "/dev/shm", str(job.out)):
+        path = Path(folder, "suid")
+        path.write_bytes(b"#!/bin/sh\nid -u\n")
+        path.chmod(0o6755)
+        found[folder] = [bool(os.statvfs(folder).f_flag & os.ST_NOSUID), tried(os.chown, path, 0, 0)]
+        path.unlink()
+    return found
+
+
+@wall
+def file_capabilities(job: Job) -> Any:
+    path = job.out / "capable"
+    path.touch()
+    value = b"\x01\x00\x00\x02" + b"\xff" * 16
+    try:
+        return {"set": tried(os.setxattr, path, "security.capability", value), "trusted": tried(os.setxattr, path, "trusted.x", b"x")}
+    finally:
+        path.unlink()
+
+
+@wall
+def scheduling(_: Job) -> Any:
+    return {
+        "nice": tried(os.setpriority, os.PRIO_PROCESS, 0, -20),
+        "fifo": tried(os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(50)),
+        "ioprio": tried(syscall, here(251, 30), 1, 0, 1 << 13),
+    }
+
+
+@wall
+def raise_limits(_: Job) -> Any:
+    found = {}
+    for name in ("NOFILE", "CORE", "FSIZE"):
+        number = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(number)[1]
+        try:
+            resource.setrlimit(number, (hard + 1, hard + 1))
+            found[name] = "DONE"
+        except (OSError, ValueError, OverflowError) as error:
+            found[name] = type(error).__name__
+    return {"raised": found, "core": resource.getrlimit(resource.RLIMIT_CORE)}
+
+
+@wall
+def spare_from_oom(_: Job) -> Any:
+    return {str(score): tried(lambda s=score: Path("/proc/self/oom_score_adj").write_text(str(s))) for score in (-1, -500, -1000)}  # type: ignore[misc]
+
+
+@wall
+def environment(_: Job) -> Any:
+    return {"own": sorted(os.environ), "first": sorted(item.split("=")[0] for item in Path("/proc/1/environ").read_text().split("\0") if item)}
+
+
+@wall
+def hostname(_: Job) -> Any:
+    return {"name": os.uname().nodename, "set": tried(syscall, here(170, 161), b"x", 1), "domain": tried(syscall, here(171, 162), b"x", 1)}
+
+
+@wall
+def set_id_files(_: Job) -> Any:
+    """Every file of the image with a set-id bit, and whether its mount honours it."""
+    found = []
+    for folder, names, files in os.walk("/"):
+        names[:] = [n for n in names if os.path.join(folder, n) not in ("/proc", "/sys")]
+        for name in files:
+            path = os.path.join(folder, name)
+            mode = os.lstat(path).st_mode
+            if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
+                found.append(path)
+    return found[:50]

@@ -1,0 +1,131 @@
+"""Other processes: seeing, signalling and reading them; and not dying when told to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cloche_guest import Job
+
+from .base import act, say, tried, wait, wall
+
+
+@wall
+def processes_seen(_: Job) -> Any:
+    """Process 1, the agent and this probe are all there are; and all are the same user."""
+    pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+    return {"number": len(pids), "first": pids[0], "uids": sorted({os.stat(f"/proc/{pid}").st_uid for pid in pids} - {os.getuid()})}
+
+
+@wall
+def host_process(job: Job) -> Any:
+    """The very process on the host that made this sandbox, by its number there."""
+    pid = job.payload["host"]["pid"]
+    return {
+        "kill": tried(os.kill, pid, 0),
+        "memory": tried(lambda: os.close(os.open(f"/proc/{pid}/mem", os.O_RDONLY))),
+        "environ": tried(lambda: os.close(os.open(f"/proc/{pid}/environ", os.O_RDONLY))),
+        "pidfd": tried(lambda: os.close(os.pidfd_open(pid))),
+        "group": tried(os.killpg, pid, 0),
+    }
+
+
+@wall
+def first_process(_: Job) -> Any:
+    """Process 1 of the sandbox is ours to see; signals do not end it."""
+    os.kill(1, signal.SIGKILL)
+    os.kill(1, signal.SIGTERM)
+    os.kill(1, signal.SIGSTOP)
+    time.sleep(0.05)
+    return Path("/proc/1/stat").read_text().rsplit(") ", 1)[1][0]
+
+
+@wall
+def memory_of_others(_: Job) -> Any:
+    """Which processes' memory can be opened: those of this sandbox, whatever number is tried."""
+    opened = []
+    for pid in range(1, 5_000):
+        if tried(lambda p=pid: os.close(os.open(f"/proc/{p}/mem", os.O_RDWR))) == "DONE":  # type: ignore[misc]
+            opened.append(pid)
+    inside = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+    return {"outside": [pid for pid in opened if pid not in inside]}
+
+
+@act
+def daemons(_: Job) -> Any:
+    """Sessions of their own, double-forked, ignoring everything; orphans and zombies beside them."""
+    for _number in range(4):
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                for number in range(1, 32):
+                    if number not in (signal.SIGKILL, signal.SIGSTOP):
+                        signal.signal(number, signal.SIG_IGN)
+                os.closerange(0, 3)
+                wait()
+            os._exit(0)
+    return os.getuid()
+
+
+@act
+def kill_all(_: Job) -> Any:
+    if os.fork() == 0:
+        os.kill(-1, signal.SIGKILL)  # all but ourselves and process 1: the agent too
+        os._exit(0)
+    wait()
+
+
+@act
+def kill_first(_: Job) -> Any:
+    """The shim by every signal, from the agent itself; then the agent."""
+    for number in (*range(1, 32), 34, 64):
+        os.kill(1, number)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@act
+def stop_all(_: Job) -> Any:
+    say("stopping")
+    os.kill(-1, signal.SIGSTOP)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@act
+def deaf(_: Job) -> Any:
+    """Ignores every signal that can be ignored, in a main thread that never returns."""
+    for number in range(1, 65):
+        try:
+            signal.signal(number, signal.SIG_IGN)
+        except (OSError, ValueError):
+            continue
+    say("deaf")
+    while True:
+        time.sleep(1)
+
+
+@act
+def spin(_: Job) -> Any:
+    """Four processes that compute for ever."""
+    for _number in range(3):
+        if os.fork() == 0:
+            break
+    else:
+        say("spinning")
+    while True:
+        pass
+
+
+@act
+def tick(_: Job) -> Any:
+    """Ordinary work of a neighbour: processes, files and arithmetic."""
+    total = 0
+    for number in range(10):
+        done = subprocess.run([sys.executable, "-I", "-S", "-c", f"print({number} * 2)"], capture_output=True, text=True, check=True)
+        Path("/tmp/work").write_text(done.stdout)
+        total += int(Path("/tmp/work").read_text())
+    return total

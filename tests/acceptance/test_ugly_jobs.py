@@ -1,0 +1,215 @@
+"""Jobs of every ugly kind through the real stack: each ends under its own name, and then nothing of them is left.
+
+:data:`UGLY_JOBS` of them in a row; raise it to 300 for the long run.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.stack import Stack, stack
+from cloche.isolation.spec import LABEL
+from cloche.sandboxd import syscalls
+from cloche.sandboxd.places import home_digest
+from tests.support.stores import until
+
+UGLY_JOBS = 60
+PLUGINS = Path(__file__).parent / "plugins"
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to misbehave, and the name it ends under. ``limit``: what the error's details say was allowed."""
+
+    name: str
+    reason: str
+    limit: int | None = None
+    says: str = ""
+    body: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        return "completed" if self.reason == "succeeded" else "failed"
+
+
+MIB = 1 << 20
+SHORT = {"timeout": "1s"}
+SMALL = {"limits": {"output": "2MB"}}
+KINDS = (
+    Kind("fine", "succeeded"),
+    Kind("sleep", "timed_out", 1_000, "1 s", SHORT),
+    Kind("spin", "timed_out", 1_000, "1 s", SHORT),
+    Kind("deaf", "timed_out", 1_000, "1 s", SHORT),
+    Kind("half_frame", "timed_out", 1_000, "1 s", SHORT),
+    Kind("slow_frame", "timed_out", 1_000, "1 s", SHORT),
+    Kind("memory", "out_of_memory", 48 * MIB, "48 MB"),
+    Kind("memory_of_a_child", "out_of_memory", 48 * MIB, "48 MB"),
+    Kind("forks", "too_many_processes", 32, "32"),
+    Kind("fork_bomb", "too_many_processes", 32, "32", SHORT),
+    Kind("fill", "output_too_large", 80 * MIB, str(80 * MIB)),
+    Kind("fill", "output_too_large", 2 * MIB, str(2 * MIB), SMALL),
+    Kind("sparse", "output_too_large", 2 * MIB, str(2 * MIB), SMALL),
+    Kind("many_files", "too_many_files", 50, "50"),
+    Kind("many_files", "too_many_files", 50, "50", SMALL),
+    Kind("some_files", "too_many_files", 50, "50", SMALL),
+    Kind("no_files", "succeeded", body=SMALL),
+    Kind("scratch", "plugin_failed", says="No space left"),
+    Kind("log", "succeeded"),
+    Kind("long_line", "succeeded", body=SMALL),
+    Kind("progress", "succeeded", body=SMALL),
+    Kind("large_result", "result_too_large", 1_000, "1000"),
+    Kind("nan", "bad_result", says="NaN"),
+    Kind("leave", "no_result", says="exit(0)"),
+    Kind("leave_hard", "no_result"),
+    Kind("code", "plugin_crashed", says="exit code 7"),
+    Kind("segfault", "plugin_crashed", says="SIGSEGV"),
+    Kind("kill_everything", "plugin_crashed", says="SIGKILL"),
+    Kind("error", "plugin_failed", says="asked to fail"),
+    Kind("daemons", "succeeded", body=SMALL),
+    Kind("descriptors", "plugin_failed", says="Too many open files"),
+    Kind("garbage", "bad_result", says="protocol"),
+    Kind("frame_flood", "bad_result", says="too many frames"),
+    Kind("log_flood", "bad_result", says="too many bytes"),
+)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Stack]:
+    with stack(plugin_path=str(PLUGINS), worker_slots="2") as made:
+        yield made
+
+
+def submit(running: Stack, kind: Kind) -> str:
+    body = {"type": "ugly", "payload": {"kind": kind.name}, "retry": {"max_retries": 0}, **kind.body}
+    return str(running.submit(body)["id"])
+
+
+def trace(running: Stack, job_id: str) -> dict[str, dict[str, Any]]:
+    items = running.client.get(f"/trace/{job_id}").json()["items"]
+    return {item["event_type"]: item["details"] for item in items}
+
+
+def test_every_limit_says_its_name(running: Stack) -> None:
+    jobs = [(kind, submit(running, kind)) for kind in KINDS]
+    for kind, job_id in jobs:
+        done = running.finished(job_id, 240)
+        assert (done["status"], done["reason"]) == (kind.status, kind.reason), (kind, done)
+        if kind.status == "failed":
+            assert kind.says in done["error"]["message"], (kind, done["error"])
+            assert done["error"]["details"].get("limit") == kind.limit, (kind, done["error"])
+        check_numbers(kind, done["usage"])
+        events = trace(running, job_id)
+        assert events["finished"].get("reason", "succeeded") == kind.reason, (kind, events["finished"])
+        assert events["finished"].get("limit") == kind.limit, (kind, events["finished"])
+        assert ("log_truncated" in events) == (kind.name in {"log", "long_line", "log_flood"}), kind
+
+
+def check_numbers(kind: Kind, usage: dict[str, Any]) -> None:
+    """What was used stands beside what was allowed."""
+    for name in ("memory", "pids", "time_ms", "output", "output_files", "log", "result"):
+        assert usage[f"{name}_limit"] > 0, kind
+    assert usage["ran_ms"] >= 0
+    assert usage["log_bytes"] <= usage["log_limit"] == 20 << 10
+    assert usage["cpu_ms"] > 0, kind
+    assert usage["memory_peak"] > MIB, kind
+    assert usage["output_used"] <= usage["output_limit"] + MIB, kind
+    if kind.reason == "out_of_memory":
+        assert usage["memory_peak"] > 48 * MIB
+    if kind.name == "log":
+        assert usage["log_bytes"] == usage["log_limit"]
+
+
+def test_nothing_is_left(running: Stack) -> None:
+    run_many(running, 8)  # connections and threads that are kept for the next job are there now
+    until(lambda: idle(running), 30, "the worker is idle")
+    before = held(running)
+    orphans = orphaned_cgroups()
+    run_many(running, UGLY_JOBS)
+    until(lambda: idle(running), 30, "the worker is idle")
+    until(lambda: not leftovers(running.home), 30, f"nothing is left: {leftovers(running.home)}")
+    until(lambda: not orphaned_cgroups() - orphans, 30, "no cgroup is left")
+    until(lambda: not more(before, held(running)), 30, f"no more is held than before: {more(before, held(running))}")
+
+
+def run_many(running: Stack, count: int) -> None:
+    jobs = [(kind, submit(running, kind)) for kind in (KINDS[number % len(KINDS)] for number in range(count))]
+    canceled = submit(running, Kind("sleep", "canceled"))
+    assert running.client.post(f"/jobs/{canceled}/cancel").status_code in (200, 202)
+    for kind, job_id in jobs:
+        done = running.finished(job_id, 60 + 4 * count)
+        assert done["reason"] == kind.reason, (kind, done)
+    assert running.finished(canceled, 60)["status"] == "canceled"
+
+
+def idle(running: Stack) -> bool:
+    return all(not item["current_job_ids"] for item in running.client.get("/workers").json()["items"])
+
+
+def leftovers(home: Path) -> list[str]:
+    """Containers, mounts, folders and loop devices of this home."""
+    command = ["docker", "ps", "--all", "--quiet", "--filter", f"label={LABEL}.home={home_digest(home)}"]
+    containers = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    folders = [str(path) for path in (home / "sandboxes").iterdir()]
+    return [*containers, *map(str, syscalls.mounts_below(home)), *folders, *loops(home)]
+
+
+def loops(home: Path) -> list[str]:
+    found = []
+    for place in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            if place.read_text().startswith(str(home)):
+                found.append(place.parts[3])
+        except OSError:
+            continue  # freed while we looked
+    return found
+
+
+def orphaned_cgroups() -> set[str]:
+    """Groups of the engine without a container, of which only the name is left."""
+    roots = [path for path in Path("/sys/fs/cgroup").glob("*/docker") if path.is_dir()]
+    groups = {path.name for root in roots for path in root.iterdir() if path.is_dir() and len(path.name) == 64}
+    known = subprocess.run(["docker", "ps", "-aq", "--no-trunc"], capture_output=True, text=True, check=True).stdout
+    return groups - set(known.split())
+
+
+def held(running: Stack) -> dict[str, dict[str, int]]:
+    """Descriptors, threads and kilobytes of memory of sandboxd and of the worker."""
+    found = {}
+    for pid in children(running.pid):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        for role in ("sandboxd", "worker"):
+            if role.encode() in command:
+                found[role] = {
+                    "descriptors": len(list(Path(f"/proc/{pid}/fd").iterdir())),
+                    "threads": len(list(Path(f"/proc/{pid}/task").iterdir())),
+                    "memory": memory_kb(pid),
+                }
+    assert found.keys() == {"sandboxd", "worker"}
+    return found
+
+
+def more(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]) -> list[str]:
+    """What grew. Memory may by 32 MB: allocators keep what one large frame needed."""
+    room = {"descriptors": 0, "threads": 0, "memory": 32 << 10}
+    return [
+        f"{role}: {name} {before[role][name]} → {after[role][name]}"
+        for role in before
+        for name in room
+        if after[role][name] > before[role][name] + room[name]
+    ]
+
+
+def memory_kb(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+
+
+def children(pid: int) -> list[int]:
+    return [int(part) for part in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
