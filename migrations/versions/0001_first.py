@@ -220,7 +220,6 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'processing'"),
     )
     op.create_index("ix_job_state_ready_at", "job", ["state", "ready_at", "id"], unique=False)
-    op.create_index("ix_job_tenant_id_created_at", "job", ["tenant_id", "created_at"], unique=False)
     op.create_index("ix_job_tenant_id_id", "job", ["tenant_id", "id"], unique=False)
     op.create_index("ix_job_tenant_id_state", "job", ["tenant_id", "state", "id"], unique=False)
     op.create_index("ix_job_tenant_id_submitted_by", "job", ["tenant_id", "submitted_by", "id"], unique=False)
@@ -338,7 +337,6 @@ def downgrade() -> None:
     op.drop_index("ix_job_tenant_id_submitted_by", table_name="job")
     op.drop_index("ix_job_tenant_id_state", table_name="job")
     op.drop_index("ix_job_tenant_id_id", table_name="job")
-    op.drop_index("ix_job_tenant_id_created_at", table_name="job")
     op.drop_index("ix_job_state_ready_at", table_name="job")
     op.drop_index(
         "ix_job_lease_until",

@@ -11,6 +11,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 
+_LONGEST_MS = 36_500 * 86_400_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SIMPLE = re.compile(r"^(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|d)\Z")
@@ -54,12 +55,18 @@ def parse_duration(value: str | int | float) -> int:
             raise ValueError("a duration in seconds lies between 0 and 1e9")
         return int(value * 1000)
     if match := _SIMPLE.match(value):
-        return int(float(match[1]) * _UNITS_MS[match[2]])
+        return _bounded(int(float(match[1]) * _UNITS_MS[match[2]]))
     match = _ISO.match(value)
     if match and any(match.groups()):
         days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
-        return int((((days * 24 + hours) * 60 + minutes) * 60 + seconds) * 1000)
+        return _bounded(int((((days * 24 + hours) * 60 + minutes) * 60 + seconds) * 1000))
     raise ValueError(f"'{value[:40]}' is not a duration: write '30s', '5m', '1h', 'PT5M' or a number of seconds")
+
+
+def _bounded(ms: int) -> int:
+    if ms > _LONGEST_MS:
+        raise ValueError("a duration is at most 100 years")
+    return ms
 
 
 _last_tick = 0

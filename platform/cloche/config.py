@@ -202,7 +202,25 @@ def load(**overrides: Any) -> Settings:
         settings = _merged(settings, overrides)
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
+    _check_together(settings)
     return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+
+
+def _check_together(settings: Settings) -> None:
+    """Refuse values that cannot work beside each other."""
+    worker = settings.worker
+    if worker.heartbeat * 3 > worker.lease:
+        raise SettingsError("worker.heartbeat is too long: three of them have to fit into worker.lease")
+    for name, value in (
+        ("worker.poll_interval", worker.poll_interval),
+        ("scheduler.poll_interval", settings.scheduler.poll_interval),
+    ):
+        if value < 50:
+            raise SettingsError(f"{name} is at least 50ms")
+    if worker.count * worker.slots > settings.sandbox.max_running:
+        raise SettingsError(
+            "worker.count × worker.slots is more than sandbox.max_running: raise that, or take fewer slots"
+        )
 
 
 def _merged(settings: Settings, overrides: Mapping[str, Any]) -> Settings:

@@ -7,20 +7,27 @@ usage and out-of-memory counters have been read. The engine's own init is not us
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 
 from cloche_guest.protocol import EXIT_LINE
+
+_PR_SET_DUMPABLE = 4
 
 
 def split() -> None:
     """Return in the agent's process; the calling process stays behind as process 1. Does nothing outside a pid namespace of our own."""
     if os.getpid() != 1:
         return
+    # Before there is an agent: the job runs as our own user, and nothing but this keeps it out of our memory, descriptors and OOM score.
+    _set_dumpable(False)
     agent = os.fork()
     if agent == 0:
+        _set_dumpable(True)
         _prefer_as_victim()
         return
+    _take_no_signal()
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     _linger(_wait_for(agent))
@@ -42,6 +49,18 @@ def _linger(code: int) -> None:
     while os.read(0, 65_536):
         continue
     os._exit(code if code >= 0 else 128 - code)
+
+
+def _take_no_signal() -> None:
+    """The kernel drops what its own pid namespace sends to process 1, unless there is a handler: Python has one for SIGINT."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _set_dumpable(allowed: bool) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, int(allowed), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
 
 
 def _prefer_as_victim() -> None:

@@ -21,6 +21,9 @@ NAMESPACE_FLAGS = 0x7E020000
 FAMILIES = {1: "AF_UNIX", 2: "AF_INET (loopback is all there is)", 10: "AF_INET6 (the same)"}
 PERSONALITIES = {0x0: "PER_LINUX", 0xFFFFFFFF: "query"}
 
+# Newer than the engine's own default: not there, rather than not allowed, so that libraries do it in the older way.
+NEWER = "fchmodat2 futex_requeue futex_wait futex_wake pkey_alloc pkey_free pkey_mprotect"
+
 # (reason, calls). Names that an architecture lacks are skipped there by the engine.
 GROUPS: tuple[tuple[str, str], ...] = (
     (
@@ -32,7 +35,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
     ),
     (
         "make, name and remove files; device nodes still need a capability nobody has",
-        "chmod chown fchmod fchmodat fchmodat2 fchown fchownat futimesat lchown link linkat mkdir mkdirat mknod mknodat rename renameat renameat2 "
+        "chmod chown fchmod fchmodat fchown fchownat futimesat lchown link linkat mkdir mkdirat mknod mknodat rename renameat renameat2 "
         "rmdir symlink symlinkat unlink unlinkat utime utimensat utimes",
     ),
     (
@@ -41,8 +44,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
     ),
     (
         "memory of one's own; counted by the memory limit",
-        "brk madvise membarrier memfd_create mincore mlock mlock2 mlockall mmap mprotect mremap msync munlock munlockall munmap pkey_alloc pkey_free "
-        "pkey_mprotect",
+        "brk madvise membarrier memfd_create mincore mlock mlock2 mlockall mmap mprotect mremap msync munlock munlockall munmap",
     ),
     (
         "processes and threads; clone itself is limited below, clone3 answers ENOSYS so that libraries fall back to it",
@@ -51,7 +53,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
     ),
     (
         "what glibc needs to start a thread",
-        "arch_prctl futex futex_waitv futex_wait futex_wake futex_requeue prctl rseq",
+        "arch_prctl futex futex_waitv prctl rseq",
     ),
     (
         "ids: reading them, and changes that fail without a capability",
@@ -75,7 +77,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
     ),
     (
         "limits, usage and facts about the machine",
-        "getrandom getrlimit getrusage prlimit64 setrlimit sysinfo uname",
+        "getrandom getrlimit getrusage setrlimit sysinfo uname",
     ),
     (
         "waiting for many descriptors",
@@ -119,8 +121,17 @@ def profile() -> dict[str, Any]:
             "comment": "its flags lie in memory where a filter cannot see them",
         }
     )
+    rules.append(
+        {
+            "names": NEWER.split(),
+            "action": "SCMP_ACT_ERRNO",
+            "errnoRet": ENOSYS,
+            "comment": "beyond the engine's own default, and libraries have another way",
+        }
+    )
     rules += [_equal(["socket"], family, f"socket({name})") for family, name in FAMILIES.items()]
     rules.append(_equal(["socketpair"], 1, "a pair within the sandbox"))
+    rules.append(_equal(["prlimit64"], 0, "limits of one's own process: process 1 runs as the same user, and must outlive the job"))
     rules += [_equal(["personality"], value, f"personality({name})") for value, name in PERSONALITIES.items()]
     return {
         "defaultAction": "SCMP_ACT_ERRNO",

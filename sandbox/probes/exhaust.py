@@ -70,9 +70,8 @@ def memory_of_a_child(_: Job) -> Any:
 @act
 def memory_by_memfd(_: Job) -> Any:
     """Memory that is a file nobody sees: counted like any other."""
-    fd = os.memfd_create("hidden")
     while True:
-        os.write(fd, b"x" * MIB)
+        os.write(os.memfd_create("hidden"), b"x" * MIB)
 
 
 @act
@@ -84,6 +83,16 @@ def memory_by_sysv(_: Job) -> Any:
             return {"error": errno.errorcode.get(ctypes.get_errno())}
         address = libc.shmat(number, None, 0)
         ctypes.memset(address, 1, 16 * MIB)
+
+
+@act
+def memory_of_first(job: Job) -> Any:
+    """Become a small program, the least of all victims, and fill memory that belongs to no process: process 1 is the largest one left."""
+    Path("/proc/self/oom_score_adj").write_text("0")
+    for _number in range(job.payload["megabytes"]):
+        fd = os.memfd_create("kept", 0)  # stays open over the exec
+        os.write(fd, b"x" * MIB)
+    os.execv("/bin/sh", ["/bin/sh", "-c", "v=xxxxxxxx; while :; do v=$v$v; done"])
 
 
 @act
@@ -156,7 +165,8 @@ def hoard(job: Job) -> Any:
             if number:
                 tried(syscall, here(72, 25), fd, 1031, MIB)  # fcntl(F_SETPIPE_SZ)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN])
-    queued = _until_refused(lambda _n: syscall(here(129, 138), os.getpid(), signal.SIGRTMIN, (b"\0" * 128)), 200_000)
+    information = b"\0" * 8 + b"\xff\xff\xff\xff" + b"\0" * 116  # si_code SI_QUEUE
+    queued = _until_refused(lambda _n: syscall(here(297, 240), os.getpid(), threading.get_native_id(), signal.SIGRTMIN, information), 200_000)
     _bind(job.payload["name"])
     say(f"hoarded {made['made']} {made['error']} {queued['made']}")
     wait()

@@ -37,7 +37,11 @@ def descriptors(_: Job) -> Any:
     found: dict[str, list[str]] = {}
     for pid in ("self", "1"):
         kinds = set()
-        for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            names = os.listdir(f"/proc/{pid}/fd")
+        except PermissionError:
+            names = []
+        for name in names:
             try:
                 target = os.readlink(f"/proc/{pid}/fd/{name}")
             except OSError:
@@ -156,13 +160,14 @@ def sysrq(_: Job) -> Any:
 
 @wall
 def proc_writes(_: Job) -> Any:
-    """Every file in /proc's upper levels, opened for writing. Files of our own process do not count."""
+    """Every file in /proc outside the processes' own folders, opened for writing."""
     found = []
     for folder, names, files in os.walk("/proc"):
         names[:] = [name for name in names if not name.isdigit() and name not in ("self", "thread-self")]
         for name in files:
             path = os.path.join(folder, name)
-            if tried(lambda p=path: os.close(os.open(p, os.O_WRONLY | os.O_NONBLOCK))) == "DONE":  # type: ignore[misc]
+            # A file that the engine hides has /dev/null in its place, into which anybody may write.
+            if os.lstat(path).st_rdev != os.stat("/dev/null").st_rdev and _opens([path], os.O_WRONLY | os.O_NONBLOCK)[path] == "DONE":
                 found.append(path)
     return found
 
@@ -179,7 +184,7 @@ def release_agent(_: Job) -> Any:
 @wall
 def sys_writes(_: Job) -> Any:
     paths = ["/sys/kernel/uevent_helper", "/sys/kernel/mm/transparent_hugepage/enabled", "/sys/module/kernel/parameters/panic", "/sys/bus/pci/rescan",
-             "/sys/kernel/slab", "/sys/class/mem/null/uevent", "/sys/devices/system/cpu/cpu1/online", "/sys/block/loop0/uevent"]  # fmt: skip
+             "/sys/kernel/profiling", "/sys/class/mem/null/uevent", "/sys/devices/system/cpu/cpu1/online", "/sys/block/loop0/uevent"]  # fmt: skip
     return _opens(paths, os.O_WRONLY)
 
 
@@ -217,7 +222,7 @@ def mountinfo(_: Job) -> Any:
     found = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split(" ")
-        found[fields[4]] = {"root": fields[3], "flags": fields[5], "kind": line.split(" - ")[1].split(" ")[0], "peers": fields[6] != "-"}
+        found[fields[4]] = {"root": fields[3], "flags": fields[5], "kind": line.split(" - ")[1].split(" ")[0], "peers": [word for word in fields[6:] if ":" in word][:2]}
     return found
 
 

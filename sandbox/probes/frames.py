@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import struct
 import sys
 from typing import Any
@@ -16,10 +17,13 @@ from .base import act, say, wait
 
 def _channel(data: bytes) -> None:
     """Write to every descriptor that may be the agent's channel."""
+    done = {os.stat(f"/proc/self/fd/{fd}").st_ino for fd in (0, 1, 2)}
     for fd in range(3, 64):
         try:
-            if os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):
+            facts = os.fstat(fd)
+            if stat.S_ISFIFO(facts.st_mode) and facts.st_ino not in done:
                 os.write(fd, data)
+                done.add(facts.st_ino)
         except OSError:
             continue
 

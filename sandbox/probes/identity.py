@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -136,7 +137,10 @@ def spare_from_oom(_: Job) -> Any:
 
 @wall
 def environment(_: Job) -> Any:
-    return {"own": sorted(os.environ), "first": sorted(item.split("=")[0] for item in Path("/proc/1/environ").read_text().split("\0") if item)}
+    found = {"own": sorted(os.environ), "first": list[str]()}
+    with contextlib.suppress(PermissionError):
+        found["first"] = sorted(item.split("=")[0] for item in Path("/proc/1/environ").read_text().split("\0") if item)
+    return found
 
 
 @wall

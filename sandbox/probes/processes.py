@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -46,13 +47,33 @@ def first_process(_: Job) -> Any:
 
 
 @wall
+def files_of_first(_: Job) -> Any:
+    """Process 1 watches over the job and runs as its user: its memory, descriptors and OOM score must still not be the job's."""
+    found = {
+        name: tried(lambda n=name, f=flags: os.close(os.open(f"/proc/1/{n}", f)))  # type: ignore[misc]
+        for name, flags in (("mem", os.O_RDWR), ("fd/2", os.O_WRONLY), ("environ", os.O_RDONLY), ("maps", os.O_RDONLY), ("oom_score_adj", os.O_WRONLY),
+                            ("syscall", os.O_RDONLY), ("map_files", os.O_RDONLY), ("clear_refs", os.O_WRONLY), ("timerslack_ns", os.O_WRONLY))
+    }  # fmt: skip
+    return found | {"fd": tried(os.listdir, "/proc/1/fd"), "cwd": tried(os.readlink, "/proc/1/cwd"), "exe": tried(os.readlink, "/proc/1/exe")}
+
+
+@wall
+def limits_of_first(_: Job) -> Any:
+    """Taking memory or CPU time from process 1, so that it dies and the job's end looks like the platform's fault."""
+    return {
+        name: tried(resource.prlimit, 1, getattr(resource, f"RLIMIT_{name}"), (0, 0)) for name in ("AS", "DATA", "CPU", "NOFILE", "STACK", "FSIZE")
+    }
+
+
+@wall
 def memory_of_others(_: Job) -> Any:
     """Which processes' memory can be opened: those of this sandbox, whatever number is tried."""
     opened = []
     for pid in range(1, 5_000):
         if tried(lambda p=pid: os.close(os.open(f"/proc/{p}/mem", os.O_RDWR))) == "DONE":  # type: ignore[misc]
             opened.append(pid)
-    inside = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+    threads = [f"/proc/{name}/task" for name in os.listdir("/proc") if name.isdigit()]
+    inside = {int(name) for folder in threads for name in os.listdir(folder)}
     return {"outside": [pid for pid in opened if pid not in inside]}
 
 
@@ -91,7 +112,7 @@ def kill_first(_: Job) -> Any:
 @act
 def stop_all(_: Job) -> Any:
     say("stopping")
-    os.kill(-1, signal.SIGSTOP)
+    tried(os.kill, -1, signal.SIGSTOP)
     os.kill(os.getpid(), signal.SIGSTOP)
 
 

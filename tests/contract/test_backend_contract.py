@@ -205,6 +205,31 @@ def test_kill_from_another_thread_ends_the_channel(made: Made) -> None:
         sandbox.destroy()
 
 
+def test_usage_and_limits_of_a_running_sandbox(made: Made) -> None:
+    spec = made.spec("hangs")
+    sandbox = made.backend.create(spec)
+    try:
+        assert sandbox.channel.receive(WAIT) == READY
+        used = sandbox.usage()
+        assert used["memory_peak"] > 0
+        assert used["cpu_ms"] > 0
+        sandbox.resize(48 << 20, 1 << 19)
+        sandbox.resize(spec.limits.memory, spec.limits.output)
+        for memory, output in ((1, 1 << 20), (64 << 20, 0), (64 << 20, (1 << 20) + 1), (1 << 50, 1 << 20)):
+            with pytest.raises(PlatformFailure) as caught:
+                sandbox.resize(memory, output)
+            assert caught.value.reason == Reason.PLATFORM_FAILED
+        sandbox.finish()
+        assert sandbox.usage() == {}
+        with pytest.raises(PlatformFailure):
+            sandbox.resize(spec.limits.memory, spec.limits.output)
+    finally:
+        sandbox.destroy()
+    for call in (sandbox.usage, lambda: sandbox.resize(spec.limits.memory, spec.limits.output)):
+        with pytest.raises(PlatformFailure):
+            call()
+
+
 def test_cancel_reaches_the_plugin(made: Made) -> None:
     spec = made.spec("cancelable")
     sandbox = made.backend.create(spec)

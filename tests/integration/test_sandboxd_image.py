@@ -16,6 +16,7 @@ from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.image import ensure_image
 from cloche.sandboxd.tree import Node, add
 from tests.support import sandbox as support
+from tests.support.engine import running_engine
 
 pytestmark = pytest.mark.docker
 OWN = "cloche-sandbox:1"
@@ -53,6 +54,22 @@ def test_it_has_the_same_id_on_every_build(tmp_path: Path) -> None:
             ids.append(image.write_image(file, tree, TAG, tree.digest()))
     assert ids[0] == ids[1]
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.timeout(300)
+def test_it_has_the_same_id_on_another_engine(engine: Engine) -> None:
+    here = ensure_image(engine, OWN, "host")
+    with running_engine() as second:
+        client = Engine(str(second.socket))
+        try:
+            assert client.image(OWN) is None
+            there = ensure_image(client, OWN, "host")
+            loaded = client.image(there.id)
+        finally:
+            client.close()
+    assert there == here
+    assert loaded is not None
+    assert loaded["RepoTags"] == [OWN]
 
 
 def test_what_is_current_is_kept(engine: Engine) -> None:

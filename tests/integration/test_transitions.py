@@ -176,7 +176,7 @@ def test_the_sweeper_confirms_the_dead_before_it_takes_their_leases(db, broker, 
     broker.take("default", 1)
     jobs.claim(db, broker, [job_id], lease_ms=-1)
     dead = []
-    sweeper(db, broker, dead).run_once(100)
+    sweeper(db, broker, dead).take_back_lapsed(100)
     assert dead == ["w1"]
     assert jobs.job(db, job_id)["state"] == "pending"
     assert list(broker.take("default", 1)) == [job_id]
@@ -191,7 +191,7 @@ def test_a_lease_that_lapses_during_the_confirmation_waits_for_its_own(db, broke
         assert worker == "w1"
         db.write(lambda c: c.execute(update(t.job).where(t.job.c.id == second).values(lease_until=now_ms() - 1)))
 
-    Sweeper(db, broker, jobs.transitions(), WorkerService(db), confirm, "scheduler:test").run_once(100)
+    Sweeper(db, broker, jobs.transitions(), WorkerService(db), confirm, "scheduler:test").take_back_lapsed(100)
     assert jobs.job(db, first)["state"] == "pending"
     assert jobs.job(db, second)["state"] == "processing"
 
@@ -241,7 +241,7 @@ def test_two_sweepers_at_once_do_the_work_once(db, broker, admin):
     ids = [jobs.submit(db, broker, admin) for _ in range(10)]
     broker.take("default", 100)
     jobs.claim(db, broker, ids, lease_ms=-1)
-    threads = [threading.Thread(target=sweeper(db, broker).run_once, args=(100,)) for _ in range(2)]
+    threads = [threading.Thread(target=sweeper(db, broker).take_back_lapsed, args=(100,)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -175,7 +175,6 @@ job = Table(
     Index("ix_job_tenant_id_state", "tenant_id", "state", "id"),
     Index("ix_job_tenant_id_type", "tenant_id", "type", "id"),
     Index("ix_job_tenant_id_submitted_by", "tenant_id", "submitted_by", "id"),
-    Index("ix_job_tenant_id_created_at", "tenant_id", "created_at"),
     Index("ix_job_state_ready_at", "state", "ready_at", "id"),
     Index(
         "ix_job_lease_until",

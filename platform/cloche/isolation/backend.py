@@ -84,6 +84,24 @@ class Sandbox(Protocol):
         """SIGKILL everything in it. Returns once sent; safe from any thread, at any time, more than once."""
         ...
 
+    def usage(self) -> Mapping[str, int]:
+        """What it used so far, as :class:`Remains` names it; empty once it is dead.
+
+        Raises:
+            PlatformFailure: there is no such sandbox any more, or nobody answers.
+        """
+        ...
+
+    def resize(self, memory: int, output: int) -> None:
+        """Other limits for a running sandbox, both in bytes: its memory (without its tmpfs), and ``out/`` (at most what it was made with).
+
+        Either both hold afterwards or the former ones still do.
+
+        Raises:
+            PlatformFailure: ``platform_failed`` for values that are not allowed, or less than is in use; ``engine_unavailable``.
+        """
+        ...
+
     def finish(self) -> Remains:
         """Read usage, kill, wait until dead, collect ``out/``. Once.
 
@@ -99,6 +117,8 @@ class Sandbox(Protocol):
 
 class Backend(Protocol):
     """Makes sandboxes: ``create`` → ``channel.send(job)`` → ``channel.receive()``… → ``finish`` → ``destroy``.
+
+    Between ``create`` and ``finish``: ``usage`` and ``resize``, at any time, from any thread.
 
     ``create`` returns with the container started and its guest reading; files may be put into ``in_folder`` until the job frame is sent.
     ``destroy`` belongs in a ``finally``. ``close`` kills every sandbox this caller made. All methods may be called from any thread.

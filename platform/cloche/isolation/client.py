@@ -114,6 +114,13 @@ class SandboxdSandbox:
             log.warning("kill_through_channel", sandbox=self.id, error=str(error))
             self.channel.close()
 
+    def usage(self) -> Mapping[str, int]:
+        found = self._session.call("usage", id=self.id)[0]["usage"]
+        return {str(name): int(value) for name, value in found.items()}
+
+    def resize(self, memory: int, output: int) -> None:
+        self._session.call("resize", id=self.id, memory=memory, output=output)
+
     def finish(self) -> Remains:
         remains = self._session.call("finish", id=self.id)[0]["remains"]
         exit_code = self._guest.exit_code

@@ -14,7 +14,7 @@ from cloche import clock
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure, PluginFailure
 from cloche.isolation.backend import Channel, CollectedFile, Remains, Sandbox, SandboxSpec
-from cloche.isolation.spec import BadSpec, check_spec
+from cloche.isolation.spec import BadSpec, check_spec, resized
 from cloche_guest.protocol import PROTOCOL
 
 READY: Mapping[str, Any] = {"type": "ready", "protocol": PROTOCOL, "python": "3.11"}
@@ -98,6 +98,7 @@ class ScriptedSandbox:
     def __init__(self, folder: Path, spec: SandboxSpec, script: Script) -> None:
         self.id = folder.name
         self.spec = spec
+        self.limits = spec.limits  # as they are now, after any resize
         self.killed = False
         self.destroyed = False
         self.in_folder = folder / "in"
@@ -112,6 +113,23 @@ class ScriptedSandbox:
     def kill(self) -> None:
         self.killed = True
         self._guest.end()
+
+    def usage(self) -> Mapping[str, int]:
+        self._check_there()
+        return {} if self._guest.ended else dict(self._script.usage)
+
+    def resize(self, memory: int, output: int) -> None:
+        self._check_there()
+        if self._finished or self._guest.ended:
+            raise PlatformFailure(Reason.PLATFORM_FAILED, "the sandbox has ended")
+        try:
+            self.limits = resized(self.limits, self.spec.limits, memory, output)
+        except BadSpec as problem:
+            raise PlatformFailure(Reason.PLATFORM_FAILED, str(problem)) from None
+
+    def _check_there(self) -> None:
+        if self.destroyed:
+            raise PlatformFailure(Reason.PLATFORM_FAILED, "there is no such sandbox")
 
     def finish(self) -> Remains:
         if self._finished:

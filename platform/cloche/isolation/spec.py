@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,27 @@ def memory_limit(limits: Limits) -> int:
     """Bytes for the container's cgroup: tmpfs pages count as the job's memory, so they are added to what was asked."""
     out = 0 if out_on_disk(limits) else limits.output
     return limits.memory + out + limits.tmp + max(limits.shm, _MIN_SHM)
+
+
+def resized(limits: Limits, made: Limits, memory: Any, output: Any) -> Limits:
+    """The limits of a running sandbox with other bytes of memory and of output.
+
+    ``made``: those it was made with. Its output may not become larger than then: the size of its file system and of each file is bound to it.
+
+    Raises:
+        BadSpec: not numbers, beyond what the platform allows, or an output that this sandbox cannot have.
+    """
+    for name, value in (("memory", memory), ("output", output)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise BadSpec(f"{name} is a number of bytes")
+    asked = replace(limits, memory=memory, output=output)
+    if found := violations(asked):
+        raise BadSpec(f"limits: {'; '.join(found)}")
+    if output > made.output:
+        raise BadSpec(f"the output was made for {made.output} bytes, and cannot become larger")
+    if out_on_disk(made) and not out_on_disk(asked):
+        raise BadSpec(f"an output on disk stays there, and has more than {MAX_TMPFS_OUTPUT} bytes")
+    return asked
 
 
 def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEILINGS) -> dict[str, Any]:

@@ -20,6 +20,10 @@ class Cgroup:
         """``cpu_ms``, ``memory_peak`` (bytes), ``oom_kills``, ``pids_denied`` (forks refused), ``pids_peak``. What cannot be read is absent."""
         return self._version2(self.unified) if self.unified is not None else self._version1()
 
+    def memory_now(self) -> int | None:
+        """Bytes of memory in use. Version 2 kills for a limit below it, where version 1 refuses to set one; then None."""
+        return None if self.unified is None else _number(self.unified / "memory.current")
+
     def _version1(self) -> dict[str, int]:
         found: dict[str, int | None] = {}
         if cpu := self.controllers.get("cpuacct"):

@@ -78,7 +78,7 @@ def set_quota(target: Path, size: int) -> None:
     """Let its owner use ``size`` bytes in all, at most what it was made for.
 
     Raises:
-        OSError: the file system is smaller than that, or cannot be set.
+        OSError: the file system is smaller than that, more is in it already, or the kernel refuses.
     """
     facts = os.statvfs(target)
     blocks = -(-size // _BLOCK) + OWN_BLOCKS
@@ -86,6 +86,8 @@ def set_quota(target: Path, size: int) -> None:
     reserve = facts.f_blocks - blocks
     if reserve < 0:
         raise OSError(errno.ENOSPC, "the output's file system is smaller than that")
+    if facts.f_blocks - facts.f_bfree > blocks:
+        raise OSError(errno.EBUSY, "more than that is in it already")
     number = os.stat(target).st_dev
     name = os.path.basename(os.readlink(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"))
     Path(f"/sys/fs/ext4/{name}/reserved_clusters").write_text(str(reserve), "ascii")

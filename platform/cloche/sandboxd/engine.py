@@ -70,6 +70,13 @@ class Engine:
         with self._answers() as client:
             client.start(container)
 
+    def set_memory(self, container: str, size: int) -> None:
+        """Another limit of memory, and of memory and swap together, in bytes, for a running container."""
+        with self._answers() as client:
+            answer = client.update_container(container, mem_limit=size, memswap_limit=size)
+        if answer.get("Warnings"):
+            raise EngineRefused(f"the engine would not set the memory: {'; '.join(answer['Warnings'])}")
+
     def inspect(self, container: str) -> Mapping[str, Any] | None:
         """The container, or None when there is none of that id."""
         with self._answers() as client:

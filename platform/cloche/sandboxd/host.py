@@ -129,6 +129,10 @@ class Host:
         with self._lock:
             return self._running.get(sandbox_id)
 
+    def resize(self, running: Running, memory: object, output: object) -> None:
+        """See :meth:`Running.resize`."""
+        running.resize(self._engine, memory, output)
+
     def finish(self, running: Running, owner: tuple[int, int]) -> dict[str, Any]:
         """See :meth:`Running.finish`."""
         return running.finish(self._engine, owner)

@@ -34,6 +34,17 @@ class Site:
     folders: Folders
     device: int
 
+    def set_output(self, limits: Limits) -> None:
+        """Another quota for ``out/``.
+
+        Raises:
+            OSError: more than that is in it already.
+        """
+        if out_on_disk(limits):
+            disk.set_quota(self.folders.out, limits.output)
+        else:
+            syscalls.resize_tmpfs(self.folders.out, f"size={limits.output}")
+
     @property
     def collected(self) -> Path:
         return self.root / "collected"

@@ -13,7 +13,7 @@ from typing import Any
 from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
-from cloche.isolation.spec import out_on_disk
+from cloche.isolation.spec import memory_limit, out_on_disk, resized
 from cloche.sandboxd import disk
 from cloche.sandboxd.cgroups import Cgroup
 from cloche.sandboxd.collect import Caps, Collected, collect
@@ -41,6 +41,10 @@ class Running:
     )  # the descriptor's number is not reused under a kill
     killed: bool = False
     finished: bool = False
+    made: Limits = field(init=False)  # the limits it was made with; ``limits`` are those of now
+
+    def __post_init__(self) -> None:
+        self.made = self.limits
 
     def kill(self) -> None:
         """SIGKILL everything in it. Returns once sent; any number of times, also after its death."""
@@ -57,6 +61,38 @@ class Running:
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(timeout_s * 1000))
 
+    def usage(self) -> dict[str, int]:
+        """What it used so far; empty once it is dead."""
+        with self.lock:
+            return self._measure()
+
+    def resize(self, engine: Engine, memory: object, output: object) -> None:
+        """Other limits of memory and of ``out/``, both or neither.
+
+        Raises:
+            BadSpec: not allowed.
+            PlatformFailure: it has ended, uses more than that already, or the engine does not answer.
+        """
+        with self.lock:
+            if self.finished or self.is_dead():
+                raise PlatformFailure(Reason.PLATFORM_FAILED, "the sandbox has ended")
+            before, after = self.limits, resized(self.limits, self.made, memory, output)
+            if (now := self.cgroup.memory_now()) is not None and now > memory_limit(after):
+                raise PlatformFailure(Reason.PLATFORM_FAILED, f"it uses {now} bytes of memory already")
+            try:
+                self.site.set_output(after)
+            except OSError as error:
+                message = f"the output cannot have {after.output} bytes: {error.strerror}"
+                raise PlatformFailure(Reason.PLATFORM_FAILED, message) from None
+            try:
+                engine.set_memory(self.container, memory_limit(after))
+            except BaseException as error:
+                self.site.set_output(before)
+                if isinstance(error, EngineRefused):
+                    raise PlatformFailure(Reason.PLATFORM_FAILED, f"the memory cannot be set: {error}") from None
+                raise
+            self.limits = after
+
     def finish(self, engine: Engine, caps_owner: tuple[int, int]) -> dict[str, Any]:
         """Usage, death, what it left. Once.
 
@@ -68,7 +104,7 @@ class Running:
                 raise PlatformFailure(Reason.PLATFORM_FAILED, "the sandbox was finished already")
             self.finished = True
             died_alone = self.is_dead() and not self.killed
-            usage = {} if self.is_dead() else {**self.cgroup.usage(), **self._room()}
+            usage = self._measure()
             self.kill()
             if not self.is_dead(DEATH_SECONDS):
                 raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the sandbox's processes do not die")
@@ -102,6 +138,9 @@ class Running:
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the engine lost the container")
         state = container["State"]
         return (None if state.get("Running") else int(state.get("ExitCode", -1))), bool(state.get("OOMKilled"))
+
+    def _measure(self) -> dict[str, int]:
+        return {} if self.is_dead() else {**self.cgroup.usage(), **self._room()}
 
     def _room(self) -> dict[str, int]:
         """What out/ holds, and whether it is full, by bytes and by files: what turns a plugin's "no space left" into a reason."""

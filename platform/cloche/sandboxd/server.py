@@ -1,4 +1,23 @@
-"""sandboxd's narrow API: a Unix socket, a thread per connection, strict messages. Whatever is malformed ends the session."""
+"""sandboxd's narrow API: a Unix socket, a thread per connection, strict messages. Whatever is malformed ends the session.
+
+Frames as the guest protocol's: 4 bytes of length, one JSON object. The first request is ``hello``; each has one answer, ``{"ok": true, …}``
+or ``{"ok": false, "reason", "message"}``. A sandbox is known by its id, and only to the session that made it.
+
+========== ======================== ======================================================================
+op         fields                   answer
+========== ======================== ======================================================================
+hello      owner, session (or null) session: the key with which further connections join
+create     spec                     id, in_folder, image; beside it the guest's channel as a descriptor
+usage      id                       usage: see :class:`cloche.isolation.backend.Remains`
+resize     id, memory, output       (bytes)
+kill       id
+finish     id                       remains
+destroy    id
+list                                items: id, owner, container, dead; of every session
+owner_gone owner                    sessions: how many were ended
+health                              problem, image, running, max_running
+========== ======================== ======================================================================
+"""
 
 from __future__ import annotations
 
@@ -17,6 +36,7 @@ from cloche.errors import EnvironmentProblem, PlatformFailure
 from cloche.isolation import wire
 from cloche.isolation.spec import BadSpec, check_owner, parse_spec
 from cloche.sandboxd.host import Host
+from cloche.sandboxd.running import Running
 from cloche.sandboxd.sessions import Session, Sessions
 from cloche_guest.protocol import ProtocolError
 
@@ -41,6 +61,8 @@ class Server:
         self._operations: Mapping[str, Callable[[Session, dict[str, Any]], Reply]] = {
             "create": self._create,
             "kill": self._kill,
+            "usage": self._usage,
+            "resize": self._resize,
             "finish": self._finish,
             "destroy": self._destroy,
             "list": self._list,
@@ -179,12 +201,29 @@ class Server:
             running.kill()
         return {"ok": True}, None
 
+    def _usage(self, session: Session, request: dict[str, Any]) -> Reply:
+        _only(request, "id")
+        return {"ok": True, "usage": self._owned(session, request["id"]).usage()}, None
+
+    def _resize(self, session: Session, request: dict[str, Any]) -> Reply:
+        _only(request, "id", "memory", "output")
+        self._host.resize(self._owned(session, request["id"]), request["memory"], request["output"])
+        return {"ok": True}, None
+
     def _finish(self, session: Session, request: dict[str, Any]) -> Reply:
         _only(request, "id")
-        running = self._host.find(request["id"]) if self._sessions.owns(session, request["id"]) else None
+        running = self._owned(session, request["id"])
+        return {"ok": True, "remains": self._host.finish(running, (session.uid, session.gid))}, None
+
+    def _owned(self, session: Session, sandbox_id: str) -> Running:
+        """
+        Raises:
+            PlatformFailure: the session has no such sandbox.
+        """
+        running = self._host.find(sandbox_id) if self._sessions.owns(session, sandbox_id) else None
         if running is None:
             raise PlatformFailure(Reason.PLATFORM_FAILED, "there is no such sandbox")
-        return {"ok": True, "remains": self._host.finish(running, (session.uid, session.gid))}, None
+        return running
 
     def _destroy(self, session: Session, request: dict[str, Any]) -> Reply:
         _only(request, "id")

@@ -240,9 +240,12 @@ class AccessService(Tokens):
 
     # What was refused
 
-    def record_denied(self, actor: Actor, target: str, reason: str) -> None:
-        """Audit one refusal of a signed-in actor. ``target`` names the act, such as ``POST /api/v1/jobs``."""
-        entry = AuditEntry(actor, Action.ACCESS_DENY, target[:255], Outcome.DENIED, reason=reason[:255])
+    def record_denied(self, actor: Actor, target: str, reason: str, count: int = 1) -> None:
+        """Audit ``count`` refusals of a signed-in actor as one event. ``target`` names the act, such as ``POST /api/v1/jobs``."""
+        details = {"count": count} if count > 1 else {}
+        entry = AuditEntry(
+            actor, Action.ACCESS_DENY, target[:255], Outcome.DENIED, reason=reason[:255], details=details
+        )
         self._db.write(lambda connection: self._audit.record(connection, entry))
 
     def record_anonymous(self, address: str, count: int) -> None:

@@ -46,3 +46,5 @@ def apply(broker: Broker, effects: Effects) -> None:
             broker.publish(event)
     except Unavailable as error:
         _log.warning("queue index not told, the relay will", error=str(error), ready=len(effects.ready))
+    except Exception:  # noqa: BLE001 - the change is committed: nothing that follows may turn its answer into an error
+        _log.exception("queue index not told, the relay will", ready=len(effects.ready))

@@ -74,7 +74,6 @@ class Sweeper:
             Unavailable: a store does not answer; the next round goes on.
         """
         self._due(limit)
-        self._lapsed(limit)
         self._workers.mark_stale(now_ms())
         now = time.monotonic()
         if now >= self._next_purge:
@@ -94,13 +93,22 @@ class Sweeper:
         if self._db.read(lambda c: c.execute(waiting).first()):
             effects.apply(self._broker, self._db.write(lambda c: self._transitions.due(c, now_ms(), limit)))
 
-    def _lapsed(self, limit: int) -> None:
+    def take_back_lapsed(self, limit: int) -> int:
+        """Release leases that are over, each worker's once its sandboxes are dead. Slow where sandboxd is: a round of its own.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
         rows = self._db.read(lambda c: lapsed(c, now_ms(), limit))
+        taken = 0
         for owner in {row["lease_owner"] for row in rows}:
             self._confirm_dead(owner)
             # Only this worker's: another's lease may lapse while this one's sandboxes are being killed.
             count = self._leases.take_back_lapsed(owner, self._name)
+            taken += count
             _log.warning("leases lapsed", worker=owner, count=count, reason=Reason.LEASE_LAPSED)
+
+        return taken
 
     def _overdue(self) -> list[Ready]:
         """Pending jobs that an index which lost something may lack: those whose turn it is, and the next page of a walk over all.

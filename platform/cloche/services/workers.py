@@ -83,6 +83,11 @@ class WorkerService:
 
         return self._db.read(unit)
 
+    def alive_ids(self) -> set[str]:
+        """Workers heard of lately."""
+        fresh = (t.worker.c.status != "dead") & (t.worker.c.last_heartbeat_at > now_ms() - STALE_MS)
+        return set(self._db.read(lambda c: c.execute(select(t.worker.c.id).where(fresh)).scalars().all()))
+
     def summary(self) -> dict[str, Any]:
         """``{"running": bool, "count": n, "ready": n, "reasons": [...]}`` for health checks."""
         fresh = (t.worker.c.status == "alive") & (t.worker.c.last_heartbeat_at > now_ms() - STALE_MS)

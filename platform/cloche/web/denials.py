@@ -1,9 +1,14 @@
-"""What was refused, told to the audit trail: each refusal of a known actor; anonymous ones as one event per address and minute."""
+"""What was refused, told to the audit trail: what does not fill the disk.
+
+The first refusal of an actor at a route is an event at once, its repetitions within the same minute one more event that counts them.
+Anonymous refusals are one event per address and minute.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from flask import g, request
@@ -20,7 +25,7 @@ OTHERS = "others"  # stands for every address beyond the most we keep apart
 
 
 class Recorder(Protocol):
-    def record_denied(self, actor: Actor, target: str, reason: str) -> None: ...
+    def record_denied(self, actor: Actor, target: str, reason: str, count: int = 1) -> None: ...
     def record_anonymous(self, address: str, count: int) -> None: ...
 
 
@@ -31,6 +36,9 @@ class Denials:
         self._recorder = recorder
         self._clock = clock
         self._counts: dict[tuple[int, str], int] = {}
+        self._repeated: dict[
+            tuple[int, str, str], tuple[Actor, str, int]
+        ] = {}  # (minute, user, target): who, reason, how often more
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -42,7 +50,9 @@ class Denials:
             self.anonymous()
             return
         rule = request.url_rule.rule if request.url_rule else request.path
-        self._recorder.record_denied(actor, f"{request.method} {rule}", reason)
+        target = f"{request.method} {rule}"
+        if self._is_first(actor, target, reason):
+            self._recorder.record_denied(actor, target, reason)
 
     def anonymous(self) -> None:
         """Count the current request as one without a valid credential."""
@@ -55,16 +65,32 @@ class Denials:
             if key not in self._counts and len(self._counts) >= _MAX_ADDRESSES:
                 key = (minute, OTHERS)
             self._counts[key] = self._counts.get(key, 0) + 1
-            if self._thread is None and not self._stop.is_set():
-                self._thread = threading.Thread(target=self._run, name="denials", daemon=True)
-                self._thread.start()
+            self._start()
+
+    def _is_first(self, actor: Actor, target: str, reason: str) -> bool:
+        key = (self._clock() // _MINUTE_MS, actor.user_id, target)
+        with self._lock:
+            known = self._repeated.get(key)
+            self._repeated[key] = (actor, reason, known[2] + 1 if known else 0)
+            self._start()
+        return known is None
+
+    def _start(self) -> None:
+        if self._thread is None and not self._stop.is_set():
+            self._thread = threading.Thread(target=self._run, name="denials", daemon=True)
+            self._thread.start()
 
     def flush(self, *, everything: bool = False) -> None:
-        """Write one event for each address and minute that is over."""
+        """Write one event for each address, and for each actor's repetitions, of the minutes that are over."""
         now = self._clock() // _MINUTE_MS
         with self._lock:
             done = [key for key in self._counts if everything or key[0] < now]
             counted = [(key, self._counts.pop(key)) for key in done]
+            over = [key for key in self._repeated if everything or key[0] < now]
+            repeated = [(key, self._repeated.pop(key)) for key in over]
+        for (_, _, target), (actor, reason, count) in repeated:
+            if count:
+                self._quietly(partial(self._recorder.record_denied, actor, target, reason, count))
         for (minute, address), count in counted:
             try:
                 self._recorder.record_anonymous(address, count)
@@ -72,6 +98,13 @@ class Denials:
                 _log.warning("denials kept for later", error=str(error))
                 with self._lock:
                     self._counts[(minute, address)] = self._counts.get((minute, address), 0) + count
+
+    @staticmethod
+    def _quietly(record: Callable[[], None]) -> None:
+        try:
+            record()
+        except Unavailable as error:
+            _log.warning("repeated denials not recorded", error=str(error))
 
     def close(self) -> None:
         self._stop.set()

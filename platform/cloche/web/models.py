@@ -158,7 +158,7 @@ class Wait(Query):
 
 
 class LogQuery(Query):
-    attempt: Annotated[int, Field(ge=1)] | None = None
+    attempt: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
 
 
 class EventQuery(Query):

@@ -49,10 +49,14 @@ class JobFiles:
         return bundle.digest, wheels.name if wheels is not None else None
 
     def stage_in(self, job: ClaimedJob, folder: Path, stop: Stop) -> list[StagedFile]:
-        """See :meth:`cloche.staging.stager.Stager.stage_in`."""
-        return self._stager.stage_in(
+        """See :meth:`cloche.staging.stager.Stager.stage_in`. What a remote's pattern found is held to the plugin's manifest here."""
+        staged = self._stager.stage_in(
             job, folder, resolve=lambda artifact_id: self._artifact(job, artifact_id), stop=stop
         )
+        bundle = self._bundles.bundle(job.type, job.plugin_version, job.plugin_digest)
+        if bundle is not None:
+            check_inputs(staged, bundle.manifest)
+        return staged
 
     def stage_out(self, job: ClaimedJob, remains: Remains, stop: Stop) -> list[OutputFile]:
         """See :meth:`cloche.staging.stager.Stager.stage_out`."""
@@ -71,7 +75,11 @@ class JobFiles:
         return ArtifactRef(row.sha256, row.size, row.name)
 
 
-def _check(staged: list[StagedFile], manifest: Manifest) -> None:
+def check_inputs(staged: list[StagedFile], manifest: Manifest) -> None:
+    """
+    Raises:
+        PluginFailure: ``input_unavailable``: too few or too many files, or one of a kind the plugin does not take.
+    """
     most = manifest.inputs_max
     if len(staged) < manifest.inputs_min or (most is not None and len(staged) > most):
         wanted = f"{manifest.inputs_min} to {most}" if most is not None else f"at least {manifest.inputs_min}"

@@ -13,6 +13,9 @@ from cloche import logs
 from cloche.clock import now_ms
 from cloche.db.engine import Database
 from cloche.domain.jobs import ClaimedJob
+from cloche.domain.states import Reason
+from cloche.services.effects import Effects
+from cloche.services.leases import held_by
 from cloche.services.transitions import Transitions
 from cloche.services.watch import EventHub
 from cloche.services.workers import WorkerService
@@ -70,6 +73,11 @@ class Holds:
             threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True),
             threading.Thread(target=self._listen, name="cancel-listener", daemon=True),
         ]
+        self._fenced = False
+        self.claiming = threading.Lock()  # a claim and its holds are one step to whoever looks at both
+        self.on_effects: Callable[[Effects], None] = lambda _done: (
+            None
+        )  # what follows a give-back; set before ``start``
         self.status = "alive"
         self.reason: str | None = STARTING  # why this worker takes no jobs; shown to operators
 
@@ -122,7 +130,7 @@ class Holds:
 
     def _beat(self) -> None:
         held = {hold.job.id: hold.job.attempt for hold in self.all()}
-        now = now_ms()
+        began, now = time.monotonic(), now_ms()  # before the write: the lease counts from here
 
         def unit(connection: Connection) -> dict[str, bool]:
             self._workers.beat(connection, self._worker_id, self.status, self.reason, now)
@@ -131,7 +139,9 @@ class Holds:
             return self._transitions.renew(connection, held, self._worker_id, now + self._lease_ms)
 
         kept = self._db.write(unit)
-        self._renewed = time.monotonic()
+        self._renewed = began
+        if self._fenced:
+            self._give_back_abandoned()
         for hold in self.all():
             if hold.job.id not in held:
                 continue  # claimed after this beat began
@@ -141,16 +151,32 @@ class Holds:
             elif kept[hold.job.id]:
                 hold.interrupt(hold.cancel)
 
+    def _give_back_abandoned(self) -> None:
+        """After a fence: what the database still says is ours, and we killed. Left alone, it would lapse, and take our new sandboxes along."""
+        with self.claiming:
+            mine = {(hold.job.id, hold.job.attempt) for hold in self.all()}
+
+            def unit(connection: Connection) -> Effects:
+                rows = [row for row in held_by(connection, self._worker_id) if (row["id"], row["attempt"]) not in mine]
+                name = f"worker:{self._worker_id}"
+                return self._transitions.release(connection, rows, Reason.PLATFORM_FAILED, name, now_ms())
+
+            self.on_effects(self._db.write(unit))
+        self._fenced = False
+
     def _fence(self) -> None:
         if time.monotonic() - self._renewed > self._lease_ms / 1000 * _FENCE_SHARE:
             for hold in self.all():
-                _log.error("leases too old; killing the sandbox", job_id=hold.job.id)
-                hold.interrupt(hold.lost)
+                if not hold.lost.is_set():
+                    _log.error("leases too old; killing the sandbox", job_id=hold.job.id)
+                    self._fenced = True
+                    hold.interrupt(hold.lost)
 
     def _listen(self) -> None:
         with self._hub.subscribe(lambda event: event.get("type") == "cancel") as subscription:
             while not self._stop.is_set():
                 item = subscription.get(1.0)
+                self._fence()  # here too: the heartbeat's thread may be waiting for the database
                 if item is None or item[1].get("type") != "cancel":
                     continue  # a missed cancel comes with the next heartbeat
                 with self._lock:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cloche import logs
 from cloche.clock import now_ms
-from cloche.domain.jobs import DEFAULT_QUEUE, ClaimedJob, InputSpec, OutputSpec, RetryPolicy
+from cloche.domain.jobs import DEFAULT_PRIORITY, DEFAULT_QUEUE, ClaimedJob, InputSpec, OutputSpec, RetryPolicy
 from cloche.domain.states import Reason
 from cloche.errors import Unavailable
 from cloche.queueing.broker import NoIndex
@@ -100,13 +100,23 @@ class WorkerLoop:
         if not ids:
             self._tools.broker.wait(self._queue, self._poll_s)
             return 0
-        rows, done = self._tools.db.write(
-            lambda c: self._tools.transitions.claim(c, ids, self._tools.worker_id, now_ms(), self._lease_ms)
-        )
-        holds = [self._holds.add(claimed(row)) for row in rows]
+        tools = self._tools
+        try:
+            with self._holds.claiming:
+                rows, done = tools.db.write(
+                    lambda c: tools.transitions.claim(c, ids, tools.worker_id, now_ms(), self._lease_ms)
+                )
+                holds = [self._holds.add(claimed(row)) for row in rows]
+        except BaseException:
+            # Taken and not claimed: back into the index, where the sweeper would put them later.
+            lost = effects.Effects(
+                ready=[effects.ready(job_id, self._queue, now_ms(), DEFAULT_PRIORITY) for job_id in ids]
+            )
+            effects.apply(tools.broker, lost)
+            raise
         for hold in holds:
             self._pool.submit(self._execute, hold)
-        effects.apply(self._tools.broker, done)
+        effects.apply(tools.broker, done)
         return len(holds)
 
     def _execute(self, hold: Hold) -> None:

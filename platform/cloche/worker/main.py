@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
-import threading
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 
 from cloche import logs
 from cloche.audit.keys import KeyRing
@@ -19,6 +22,7 @@ from cloche.isolation.client import SandboxdBackend
 from cloche.queueing.redis_broker import RedisBroker
 from cloche.registry.catalog import Catalog
 from cloche.registry.store import BundleStore
+from cloche.services import effects
 from cloche.services.attempts import AttemptRecorder
 from cloche.services.remotes import RemoteService
 from cloche.services.transitions import Transitions
@@ -39,61 +43,75 @@ _log = logs.get(__name__)
 def run(settings: Settings, worker_id: str | None = None) -> int:
     """Run until SIGTERM or SIGINT; 0 after an orderly stop. ``worker_id``: chosen by a supervisor, else made here."""
     worker_id = worker_id or uuid7()
-    db = Database(settings.database_url)
-    broker = RedisBroker(settings.redis_url)
-    hub = EventHub(broker)
-    audit = AuditLog(KeyRing.load_or_create(settings.home / "keys").hmac_key)
-    budget = PlatformBudget(settings.retry.platform_budget, settings.retry.worker_deaths)
-    transitions = Transitions(audit, budget)
-    workers = WorkerService(db)
-    backend = SandboxdBackend(settings.sandboxd_socket, owner=worker_id)
-    catalog = Catalog(settings.plugin_folders)
-    rclone = RcloneDaemon(
-        rclone_binary(), settings.home / "run" / "rclone", allow_addresses=settings.remote.allow_private
-    )
-    remotes = RemoteService(db, audit, OptionVault.load_or_create(settings.home / "keys" / "remotes.key"), rclone)
-    work = settings.home / "work" / worker_id
-    stager = Stager(ArtifactStore(settings.home / "artifacts"), rclone, remotes.config_for, work=work)
-    files = JobFiles(
-        db,
-        BundleStore(settings.home, catalog, wheel_cache=settings.plugin.wheel_cache),
-        backend.image_python,
-        stager,
-        work,
-    )
-    recorder = AttemptRecorder(db, worker_id)
-    tools = Tools(db, broker, backend, transitions, recorder, files, worker_id)
-    lease_ms = settings.worker.lease
-    holds = Holds(db, hub, transitions, workers, worker_id, lease_ms=lease_ms, heartbeat_ms=settings.worker.heartbeat)
-    loop = WorkerLoop(
-        tools,
-        holds,
-        slots=settings.worker.slots,
-        lease_ms=lease_ms,
-        poll_ms=settings.worker.poll_interval,
-        grace_ms=settings.worker.grace,
-    )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: loop.stop())
-    _log.info("worker started", worker_id=worker_id, slots=settings.worker.slots)
-    try:
-        workers.register(worker_id, socket.gethostname(), os.getpid(), [DEFAULT_QUEUE], settings.worker.slots, STARTING)
-        holds.start()
-        loop.run()
-        workers.leave(worker_id, "stopped")
-    except Exception:  # noqa: BLE001 - see below
-        # A worker that cannot go on must not linger with its slots' threads and no heartbeat: its sandboxes die, then it does, and whoever
-        # started it starts another.
-        _log.exception("the worker failed", worker_id=worker_id)
-        backend.close()
-        os._exit(1)
-    finally:
-        holds.close()
-        backend.close()
-        rclone.close()
-        files.close()
-        hub.close()
-        db.close()
-        broker.close()
-    _log.info("worker stopped", worker_id=worker_id, threads=threading.active_count())
+    with ExitStack() as opened:
+        tools, holds = _build(settings, worker_id, opened)
+        workers = WorkerService(tools.db)
+        loop = WorkerLoop(
+            tools,
+            holds,
+            slots=settings.worker.slots,
+            lease_ms=settings.worker.lease,
+            poll_ms=settings.worker.poll_interval,
+            grace_ms=settings.worker.grace,
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: loop.stop())
+        _log.info("worker started", worker_id=worker_id, slots=settings.worker.slots)
+        try:
+            slots = settings.worker.slots
+            workers.register(worker_id, socket.gethostname(), os.getpid(), [DEFAULT_QUEUE], slots, STARTING)
+            _clean(settings.home / "work", workers)
+            holds.start()
+            loop.run()
+            workers.leave(worker_id, "stopped")
+        except Exception:  # noqa: BLE001 - see below
+            # A worker that cannot go on must not linger with its slots' threads and no heartbeat: its sandboxes die, then it does,
+            # and whoever started it starts another.
+            _log.exception("the worker failed", worker_id=worker_id)
+            tools.backend.close()
+            os._exit(1)
+    _log.info("worker stopped", worker_id=worker_id)
     return 0
+
+
+def _build(settings: Settings, worker_id: str, opened: ExitStack) -> tuple[Tools, Holds]:
+    """Everything a worker uses; ``opened`` closes it, newest first."""
+    home = settings.home
+    db = Database(settings.database_url)
+    opened.callback(db.close)
+    broker = RedisBroker(settings.redis_url)
+    opened.callback(broker.close)
+    hub = EventHub(broker)
+    opened.callback(hub.close)
+    audit = AuditLog(KeyRing.load_or_create(home / "keys").hmac_key)
+    transitions = Transitions(audit, PlatformBudget(settings.retry.platform_budget, settings.retry.worker_deaths))
+    rclone = RcloneDaemon(rclone_binary(), home / "run" / "rclone", allow_addresses=settings.remote.allow_private)
+    opened.callback(rclone.close)
+    remotes = RemoteService(db, audit, OptionVault.load_or_create(home / "keys" / "remotes.key"), rclone)
+    work = home / "work" / worker_id
+    stager = Stager(ArtifactStore(home / "artifacts"), rclone, remotes.config_for, work=work)
+    bundles = BundleStore(home, Catalog(settings.plugin_folders), wheel_cache=settings.plugin.wheel_cache)
+    backend = SandboxdBackend(settings.sandboxd_socket, owner=worker_id)
+    files = JobFiles(db, bundles, backend.image_python, stager, work)
+    opened.callback(files.close)
+    opened.callback(backend.close)
+    holds = Holds(
+        db,
+        hub,
+        transitions,
+        WorkerService(db),
+        worker_id,
+        lease_ms=settings.worker.lease,
+        heartbeat_ms=settings.worker.heartbeat,
+    )
+    holds.on_effects = partial(effects.apply, broker)
+    opened.callback(holds.close)
+    return Tools(db, broker, backend, transitions, AttemptRecorder(db, worker_id), files, worker_id), holds
+
+
+def _clean(folder: Path, workers: WorkerService) -> None:
+    """Remove what workers of this home that are gone left in their folders."""
+    alive = workers.alive_ids()
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name not in alive:
+            shutil.rmtree(path, ignore_errors=True)

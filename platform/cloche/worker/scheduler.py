@@ -57,6 +57,7 @@ def run(settings: Settings) -> int:
         signal.signal(number, lambda *_: stop.set())
     rounds: dict[str, tuple[Callable[[], int], float]] = {
         "sweeper": (lambda: sweeper.run_once(batch), pause_s),
+        "leases": (lambda: sweeper.take_back_lapsed(batch), pause_s),
         "relay": (lambda: relay.run_once(batch), pause_s),
         "sealer": (sealer.run_once, pause_s),
         "files": (files.sweep, _FILES_EVERY_S),

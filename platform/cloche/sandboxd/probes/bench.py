@@ -153,10 +153,11 @@ class Live:
                 return
 
     def facts(self) -> dict[str, Any]:
-        """Kill, collect, and tell: ``last`` (type of the last word), ``value``, ``reason``, ``message``, ``exit_code``, ``oom``, ``usage``,
+        """Kill, collect, and tell: ``last`` (``result``, ``error`` or None), ``value``, ``reason``, ``message``, ``exit_code``, ``oom``, ``usage``,
         ``files`` (path → text), ``modes``, ``refused``, ``frames`` (how many of each type), ``log`` (bytes), ``log_end``, ``overdue``."""
         remains = self.finish()
-        last = self._frames[-1] if self._frames else {"type": None}
+        ends = [frame for frame in self._frames if frame["type"] in ("result", "error")]
+        last = ends[-1] if ends else {"type": None}
         counts: dict[str, int] = {}
         for frame in self._frames:
             counts[frame["type"]] = counts.get(frame["type"], 0) + 1

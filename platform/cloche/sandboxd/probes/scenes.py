@@ -25,7 +25,13 @@ def walls(names: list[str]) -> Callable[[Bench], dict[str, Any]]:
 
     def observe(bench: Bench) -> dict[str, Any]:
         with listening() as host:
-            facts = bench.run("walls", {"probes": names, "host": {**host, "home": str(bench.home)}}, seconds=120, result=1 << 20, pids=16)
+            facts = bench.run(
+                "walls",
+                {"probes": names, "host": {**host, "home": str(bench.home)}},
+                seconds=120,
+                result=1 << 20,
+                pids=16,
+            )
         if facts["last"] != "result":
             return {name: {"sandbox ended": facts} for name in names}
         return dict(facts["value"])
@@ -65,7 +71,11 @@ def fork_bomb_for_ever(bench: Bench) -> Any:
         live.until("forking")
         most = max(len(processes_of(live.running.uid)) for _ in range(20))
         neighbour = bench.run("tick")
-        return live.facts() | {"most": most, "neighbour": neighbour["value"], "left": len(processes_of(live.running.uid))}
+        return live.facts() | {
+            "most": most,
+            "neighbour": neighbour["value"],
+            "left": len(processes_of(live.running.uid)),
+        }
 
 
 def spin(bench: Bench) -> Any:
@@ -104,7 +114,11 @@ def changing(bench: Bench) -> Any:
         left = len(processes_of(live.running.uid))
         facts = live.facts()
         links = [path.name for path in folder.iterdir() if path.is_symlink()]
-        return facts | {"still": before == {p.name: p.read_bytes() for p in folder.iterdir()}, "links": links, "left": left}
+        return facts | {
+            "still": before == {p.name: p.read_bytes() for p in folder.iterdir()},
+            "links": links,
+            "left": left,
+        }
 
 
 def kernel_limits(bench: Bench) -> Any:

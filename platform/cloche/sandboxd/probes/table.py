@@ -1,0 +1,37 @@
+"""All probes, in the order in which they are told."""
+
+from __future__ import annotations
+
+from cloche.sandboxd.probes import rows_kernel, rows_lies, rows_limits, rows_reach
+from cloche.sandboxd.probes.probe import Probe
+
+PROBES: tuple[Probe, ...] = (
+    *rows_kernel.IDENTITY,
+    *rows_kernel.CALLS,
+    *rows_reach.NETWORK,
+    *rows_reach.FILES,
+    *rows_reach.KERNEL,
+    *rows_reach.PROCESSES,
+    *rows_limits.LIMITS,
+    *rows_limits.DEATH,
+    *rows_lies.OUTPUTS,
+    *rows_lies.RESULT,
+    *rows_lies.FRAMES,
+    *rows_lies.LEFTOVERS,
+)
+
+
+def markdown(probes: tuple[Probe, ...] = PROBES) -> str:
+    """The table as docs/threat-model.md shows it."""
+    lines = ["| probe | what is tried | what is expected |", "| --- | --- | --- |"]
+    group = None
+    for probe in probes:
+        if probe.group != group:
+            group = probe.group
+            lines.append(f"| **{group}** | | |")
+        lines.append(f"| `{probe.id}` | {_cell(probe.tries)} | {_cell(probe.expects)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
