@@ -75,10 +75,7 @@ def clone3(_: Job) -> Any:
 
 @wall
 def setns(_: Job) -> Any:
-    found = {}
-    for name in os.listdir("/proc/1/ns"):
-        found[name] = tried(_setns, f"/proc/1/ns/{name}")
-    return found
+    return {f"{pid} {name}": tried(_setns, f"/proc/{pid}/ns/{name}") for pid in ("1", "self") for name in os.listdir("/proc/self/ns")}
 
 
 def _setns(path: str) -> None:

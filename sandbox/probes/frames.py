@@ -79,7 +79,6 @@ def huge_frame(_: Job) -> Any:
 @act
 def half_frame(_: Job) -> Any:
     _channel(_raw('{"type":"result","value":"never whole"}')[:20])
-    say("half")
     wait()
 
 

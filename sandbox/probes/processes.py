@@ -52,8 +52,9 @@ def files_of_first(_: Job) -> Any:
     found = {
         name: tried(lambda n=name, f=flags: os.close(os.open(f"/proc/1/{n}", f)))  # type: ignore[misc]
         for name, flags in (("mem", os.O_RDWR), ("fd/2", os.O_WRONLY), ("environ", os.O_RDONLY), ("maps", os.O_RDONLY), ("oom_score_adj", os.O_WRONLY),
-                            ("syscall", os.O_RDONLY), ("map_files", os.O_RDONLY), ("clear_refs", os.O_WRONLY), ("timerslack_ns", os.O_WRONLY))
+                            ("syscall", os.O_RDONLY), ("map_files", os.O_RDONLY), ("clear_refs", os.O_WRONLY))
     }  # fmt: skip
+    found["timerslack_ns"] = tried(Path("/proc/1/timerslack_ns").write_text, "1")
     return found | {"fd": tried(os.listdir, "/proc/1/fd"), "cwd": tried(os.readlink, "/proc/1/cwd"), "exe": tried(os.readlink, "/proc/1/exe")}
 
 

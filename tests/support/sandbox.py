@@ -48,7 +48,8 @@ def temporary_home() -> Iterator[Path]:
 @contextlib.contextmanager
 def running_sandboxd(home: Path, **sandbox: Any) -> Iterator[Sandboxd]:
     """A sandboxd in this process, ready to run jobs. ``sandbox`` overrides fields of the settings' sandbox group."""
-    daemon = Sandboxd(config.load(home=home, sandbox=sandbox) if sandbox else config.load(home=home))
+    # One slot: settings refuse more slots than sandboxes, and some tests allow one sandbox.
+    daemon = Sandboxd(config.load(home=home, sandbox=sandbox, worker={"count": 1, "slots": 1}))
     daemon.start()
     try:
         wait_until(lambda: daemon.host.health()["problem"] is None, "sandboxd is ready", READY_SECONDS)

@@ -43,7 +43,7 @@ utimensat_time64 utimes vfork vmsplice wait4 waitid waitpid write writev
 ENGINE_CLONE_MASK = 0x7E020000
 ENGINE_PERSONALITIES = {0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF}
 
-# What we deny beyond it, and why. `socket` and `socketpair` stay for three families and one.
+# What we deny beyond it, and why. `socket` and `socketpair` stay for three families and one, `prlimit64` for the calling process.
 DENIED_BEYOND = {
     "the 32-bit tables, which are closed as a whole": """
         _llseek _newselect chown32 clock_adjtime64 clock_getres_time64 clock_gettime64 clock_nanosleep_time64
@@ -63,7 +63,7 @@ DENIED_BEYOND = {
     "writing every file system of the host out": "sync",
     "never used, or replaced": "epoll_ctl_old epoll_wait_old",
 }
-NARROWED = {"socket", "socketpair"}
+NARROWED = {"prlimit64", "socket", "socketpair"}
 
 
 def rules() -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from cloche.clock import uuid7
 from cloche.domain.limits import CEILINGS, FLOORS, Limits
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.spec import (
+    MASKED_PATHS,
     BadSpec,
     Folders,
     Placement,
@@ -88,6 +89,7 @@ def test_the_whole_configuration() -> None:
                 {"Name": "core", "Soft": 0, "Hard": 0},
                 {"Name": "fsize", "Soft": 64 * MIB, "Hard": 64 * MIB},
             ],
+            "MaskedPaths": list(MASKED_PATHS),
             "IpcMode": "private",
             "ShmSize": 16 * MIB,
             "CgroupnsMode": "private",

@@ -7,6 +7,7 @@ from its neighbours. A unit must do no I/O but its statements.
 
 from __future__ import annotations
 
+import fcntl
 import queue
 import threading
 import time
@@ -53,6 +54,7 @@ class Database:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._closed = False
+        self._turn = _Turn(self.path)
 
     def read(self, unit: Unit[T]) -> T:
         """Run ``unit`` on a reader; it sees one consistent snapshot and must not write."""
@@ -96,6 +98,7 @@ class Database:
             self._queue.put(None)
         if self._thread is not None:
             self._thread.join()
+        self._turn.close()
         self._engine.dispose()
 
     def _run(self) -> None:
@@ -141,6 +144,11 @@ class Database:
 
     @contextmanager
     def _begun(self) -> Iterator[Connection]:
+        with self._turn, self._transaction() as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
         deadline = time.monotonic() + _BUSY_MS / 1000
         while True:
             connection = self._engine.connect()
@@ -159,6 +167,37 @@ class Database:
             raise
         finally:
             connection.close()
+
+
+class _Turn:
+    """Whose turn it is to write, among the processes of a database file.
+
+    SQLite's own lock is polled with growing pauses, so that a process which writes all the time starves the others for seconds. Here a waiter
+    sleeps in the kernel on a lock file, is woken when the writer lets go, and finds a moment in which nobody else asks. Used by the one
+    writer thread. It orders writers and protects nothing: without it SQLite's lock still does.
+    """
+
+    _MOMENT_S = 0.0005
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = path.with_name(f"{path.name}.turn").open("ab")
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot write beside the database {path}: {error.strerror}") from None
+        self._left = 0.0
+
+    def __enter__(self) -> None:
+        since = time.monotonic() - self._left
+        if since < self._MOMENT_S:
+            time.sleep(self._MOMENT_S - since)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._left = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class _TransactionGone(Exception):

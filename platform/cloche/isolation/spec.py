@@ -21,6 +21,24 @@ _MIN_SHM = 64 << 10  # bytes; the engine takes 0 for its own default of 64 MB
 MAX_TMPFS_OUTPUT = 64 << 20  # bytes; larger outputs do not belong in memory
 _TMP_INODES = 4_096
 _SPARE_INODES = 64  # of out/, for its root and folders
+# What the engine hides by itself, and beyond it what tells of the whole host or lets anybody set the kernel to work: interrupts, users' keys,
+# pressure (any user may write a trigger there), power meters. Naming any replaces the engine's list.
+MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/key-users",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/pressure",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
 _LIMIT_TYPES = {name: type(value) for name, value in CEILINGS.to_dict().items()}
 
 
@@ -216,6 +234,7 @@ def _host_config(limits: Limits, place: Placement) -> dict[str, Any]:
         "PidsLimit": limits.pids,
         "NanoCpus": int(cpus * 1_000_000_000),
         "Ulimits": _ulimits(limits),
+        "MaskedPaths": list(MASKED_PATHS),
         "IpcMode": "private",
         "ShmSize": max(limits.shm, _MIN_SHM),
         "CgroupnsMode": "private",

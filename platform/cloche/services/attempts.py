@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, insert, update
@@ -55,8 +56,10 @@ class AttemptRecorder:
 
         self._db.write(unit)
 
-    def logged(self, job: ClaimedJob, pieces: Sequence[Mapping[str, Any]], progress: Mapping[str, Any] | None) -> None:
-        """Append log pieces (``seq``, ``at``, ``stream``, ``text``) and set the job's progress when given."""
+    def logged(
+        self, job: ClaimedJob, pieces: Sequence[Mapping[str, Any]], progress: Mapping[str, Any] | None
+    ) -> Future[None]:
+        """Append log pieces (``seq``, ``at``, ``stream``, ``text``) and set the job's progress when given. Does not wait for the disk."""
 
         def unit(connection: Connection) -> None:
             self._guard(connection, job, {"progress": dict(progress)} if progress else {"attempt": job.attempt})
@@ -64,7 +67,7 @@ class AttemptRecorder:
                 rows = [{"job_id": job.id, "attempt": job.attempt, **piece} for piece in pieces]
                 connection.execute(insert(t.job_log), rows)
 
-        self._db.write(unit)
+        return self._db.submit(unit)
 
     def _guard(self, connection: Connection, job: ClaimedJob, values: Mapping[str, Any]) -> None:
         changed = connection.execute(update(t.job).where(self._mine(job)).values(**values))

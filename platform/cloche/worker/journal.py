@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from cloche.clock import now_ms
@@ -14,8 +16,19 @@ from cloche.services.attempts import AttemptRecorder
 
 _FLUSH_S = 0.2
 _FLUSH_BYTES = 32 << 10
+_AWAY_S = 2.0  # before a database that is away is tried again
 _PIECE = 16 << 10  # characters in one row
 TRUNCATED = "\n[output cut: the log limit of this job is reached]\n"
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """A batch on its way to the disk."""
+
+    future: Future[None]
+    pieces: list[dict[str, Any]]
+    progress: dict[str, Any] | None
+    seq: int
 
 
 class Journal:
@@ -32,6 +45,7 @@ class Journal:
         self._bytes = 0
         self._progress: dict[str, Any] | None = None
         self._flushed = time.monotonic()
+        self._writing: _Writing | None = None
         self.truncated = False
 
     @property
@@ -56,31 +70,55 @@ class Journal:
         self._progress = {"current": current, "total": total, "message": message, "at": now_ms()}
 
     def tick(self) -> None:
-        """Write what has gathered, if it is time."""
-        age = time.monotonic() - self._flushed
-        if self._bytes >= _FLUSH_BYTES or (age >= _FLUSH_S and (self._pieces or self._progress)):
-            self.flush()
-
-    def flush(self) -> None:
-        """Write everything now. A database that is away keeps the pieces for the next call.
+        """Send what has gathered to the database, if it is time. Never waits: the deadline and a cancel are watched by this thread too.
 
         Raises:
             StaleAttempt: the attempt is no longer this worker's.
         """
-        if not self._pieces and self._progress is None:
+        if self._writing is not None and self._writing.future.done():
+            self._written()
+        due = self._bytes >= _FLUSH_BYTES or time.monotonic() - self._flushed >= _FLUSH_S
+        if self._writing is None and due:
+            self._send()
+
+    def flush(self) -> None:
+        """Write everything now, and wait for it. A database that is away keeps the pieces for the next call.
+
+        Raises:
+            StaleAttempt: the attempt is no longer this worker's.
+        """
+        if self._writing is not None:
+            self._written()
+        self._send()
+        if self._writing is not None:
+            self._written()
+
+    def _send(self) -> None:
+        if self._pieces or self._progress is not None:
+            future = self._recorder.logged(self._job, self._pieces, self._progress)
+            self._writing = _Writing(future, self._pieces, self._progress, self._seq)
+            self._pieces, self._bytes, self._progress = [], 0, None
+            self._flushed = time.monotonic()
+
+    def _written(self) -> None:
+        """Take note of what the database said to the last batch; waits for it."""
+        batch = self._writing
+        if batch is None:
             return
+        self._writing = None
         try:
-            self._recorder.logged(self._job, self._pieces, self._progress)
+            batch.future.result()
         except Unavailable:
+            self._pieces[:0] = batch.pieces
+            self._progress = self._progress or batch.progress
+            self._flushed = time.monotonic() + _AWAY_S
             return
         events: list[dict[str, Any]] = []
         where = {"id": self._job.id, "tenant": self._job.tenant_id, "attempt": self._job.attempt}
-        if self._pieces:
-            events.append({"type": "log", **where, "seq": self._seq})
-        if self._progress is not None:
+        if batch.pieces:
+            events.append({"type": "log", **where, "seq": batch.seq})
+        if batch.progress is not None:
             events.append({"type": "progress", **where})
-        self._pieces, self._bytes, self._progress = [], 0, None
-        self._flushed = time.monotonic()
         effects.apply(self._broker, effects.Effects(events=events))
 
     def _append(self, stream: str, text: str) -> None:
