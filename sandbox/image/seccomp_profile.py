@@ -131,7 +131,9 @@ def profile() -> dict[str, Any]:
     )
     rules += [_equal(["socket"], family, f"socket({name})") for family, name in FAMILIES.items()]
     rules.append(_equal(["socketpair"], 1, "a pair within the sandbox"))
-    rules.append(_equal(["prlimit64"], 0, "limits of one's own process: process 1 runs as the same user, and must outlive the job"))
+    rules.append(
+        _equal(["prlimit64"], 0, "limits of one's own process; process 1 is the same user's, and has to outlive it")
+    )
     rules += [_equal(["personality"], value, f"personality({name})") for value, name in PERSONALITIES.items()]
     return {
         "defaultAction": "SCMP_ACT_ERRNO",

@@ -37,7 +37,15 @@ GROUPS: dict[str, dict[str, tuple[int, int]]] = {
              "move_pages": (279, 239), "migrate_pages": (256, 238), "set_mempolicy": (238, 237), "landlock_create_ruleset": (444, 444),
              "seccomp": (317, 277), "remap_file_pages": (216, 234)},
 }  # fmt: skip
-NAMESPACES = {"mnt": 0x20000, "cgroup": 0x2000000, "uts": 0x4000000, "ipc": 0x8000000, "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000}
+NAMESPACES = {
+    "mnt": 0x20000,
+    "cgroup": 0x2000000,
+    "uts": 0x4000000,
+    "ipc": 0x8000000,
+    "user": 0x10000000,
+    "pid": 0x20000000,
+    "net": 0x40000000,
+}
 
 
 def _group(name: str) -> None:
@@ -75,7 +83,11 @@ def clone3(_: Job) -> Any:
 
 @wall
 def setns(_: Job) -> Any:
-    return {f"{pid} {name}": tried(_setns, f"/proc/{pid}/ns/{name}") for pid in ("1", "self") for name in os.listdir("/proc/self/ns")}
+    return {
+        f"{pid} {name}": tried(_setns, f"/proc/{pid}/ns/{name}")
+        for pid in ("1", "self")
+        for name in os.listdir("/proc/self/ns")
+    }
 
 
 def _setns(path: str) -> None:
@@ -89,13 +101,24 @@ def _setns(path: str) -> None:
 @wall
 def mknod(job: Job) -> Any:
     places = [Path("/tmp/node"), Path("/dev/shm/node"), job.out / "node"]
-    kinds = {"block": (stat.S_IFBLK, os.makedev(8, 0)), "memory": (stat.S_IFCHR, os.makedev(1, 1)), "kmsg": (stat.S_IFCHR, os.makedev(1, 11))}
-    return {f"{path.parent} {name}": tried(os.mknod, path, kind | 0o666, number) for path in places for name, (kind, number) in kinds.items()}
+    kinds = {
+        "block": (stat.S_IFBLK, os.makedev(8, 0)),
+        "memory": (stat.S_IFCHR, os.makedev(1, 1)),
+        "kmsg": (stat.S_IFCHR, os.makedev(1, 11)),
+    }
+    return {
+        f"{path.parent} {name}": tried(os.mknod, path, kind | 0o666, number)
+        for path in places
+        for name, (kind, number) in kinds.items()
+    }
 
 
 @wall
 def personality(_: Job) -> Any:
-    return {"no randomisation": tried(syscall, here(135, 92), 0x40000), "read implies exec": tried(syscall, here(135, 92), 0x400000)}
+    return {
+        "no randomisation": tried(syscall, here(135, 92), 0x40000),
+        "read implies exec": tried(syscall, here(135, 92), 0x400000),
+    }
 
 
 @wall
@@ -119,4 +142,7 @@ def table_x32(_: Job) -> Any:
 @wall
 def terminal(_: Job) -> Any:
     """Typing into somebody's terminal: there is none to type into."""
-    return {path: tried(lambda p=path: os.close(os.open(p, os.O_RDWR))) for path in ("/dev/tty", "/dev/console", "/dev/tty0", "/dev/pts/0")}  # type: ignore[misc]
+    return {
+        path: tried(lambda p=path: os.close(os.open(p, os.O_RDWR)))
+        for path in ("/dev/tty", "/dev/console", "/dev/tty0", "/dev/pts/0")
+    }

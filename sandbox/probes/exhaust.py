@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -64,7 +65,9 @@ def memory(_: Job) -> Any:
 
 @act
 def memory_of_a_child(_: Job) -> Any:
-    return subprocess.run([sys.executable, "-I", "-S", "-c", "kept = [bytearray(1 << 20) for _ in range(8192)]"], check=False).returncode
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", "kept = [bytearray(1 << 20) for _ in range(8192)]"], check=False
+    ).returncode
 
 
 @act
@@ -166,8 +169,12 @@ def hoard(job: Job) -> Any:
                 tried(syscall, here(72, 25), fd, 1031, MIB)  # fcntl(F_SETPIPE_SZ)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN])
     information = b"\0" * 8 + b"\xff\xff\xff\xff" + b"\0" * 116  # si_code SI_QUEUE
-    queued = _until_refused(lambda _n: syscall(here(297, 240), os.getpid(), threading.get_native_id(), signal.SIGRTMIN, information), 200_000)
+    queued = _until_refused(
+        lambda _n: syscall(here(297, 240), os.getpid(), threading.get_native_id(), signal.SIGRTMIN, information),
+        200_000,
+    )
     _bind(job.payload["name"])
+    _kept.append(socket.create_server(("127.0.0.1", job.payload["port"])))
     say(f"hoarded {made['made']} {made['error']} {queued['made']}")
     wait()
 
@@ -175,20 +182,22 @@ def hoard(job: Job) -> Any:
 @act
 def live_beside(job: Job) -> Any:
     """What a neighbour of that one still gets."""
-    opened: list[int] = []
+    opened: list[Any] = []
+
+    def take(call: Any, *args: Any) -> str:
+        return tried(lambda: opened.extend(call(*args) for _ in range(20)))
 
     def connect() -> None:
-        import socket
-
         with socket.socket(socket.AF_UNIX) as client:
             client.connect("\0" + job.payload["name"])
 
     return {
-        "inotify": tried(lambda: [opened.append(_inotify()) for _ in range(20)]),
-        "files": tried(lambda: [opened.append(os.open(job.inputs[0], os.O_RDONLY)) for _ in range(100)]),
-        "pipes": tried(lambda: [opened.extend(os.pipe()) for _ in range(20)]),
+        "inotify": take(_inotify),
+        "files": take(os.open, job.inputs[0], os.O_RDONLY),
+        "pipes": take(os.pipe),
         "processes": tried(lambda: subprocess.run(["/bin/sh", "-c", "exit"], check=True)),
         "reach": tried(connect),
+        "loopback": tried(lambda: socket.create_connection(("127.0.0.1", job.payload["port"]), timeout=3).close()),
         "bind": tried(_bind, job.payload["name"]),
         "uid": os.getuid(),
         "inputs": sorted(os.listdir("/job/in")),
@@ -199,8 +208,6 @@ _kept: list[Any] = []
 
 
 def _bind(name: str) -> None:
-    import socket
-
     server = socket.socket(socket.AF_UNIX)
     server.bind("\0" + name)
     server.listen()

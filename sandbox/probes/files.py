@@ -20,15 +20,41 @@ def docker_socket(_: Job) -> Any:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(path)
 
-    names = ["docker.sock", "containerd/containerd.sock", "podman/podman.sock", "crio/crio.sock", "dbus/system_bus_socket", "systemd/private"]
-    return {path: tried(connect, path) for folder in ("/run", "/var/run", "/proc/1/root/run") for path in [f"{folder}/{n}" for n in names]}
+    names = [
+        "docker.sock",
+        "containerd/containerd.sock",
+        "podman/podman.sock",
+        "crio/crio.sock",
+        "dbus/system_bus_socket",
+        "systemd/private",
+    ]
+    return {
+        path: tried(connect, path)
+        for folder in ("/run", "/var/run", "/proc/1/root/run")
+        for path in [f"{folder}/{n}" for n in names]
+    }
 
 
 @wall
 def host_files(job: Job) -> Any:
-    paths = ["/etc/shadow", "/etc/machine-id", "/root/.ssh", "/home", "/boot", "/var/lib/docker", "/var/lib/cloche", "/run/cloche/uids", "/mnt"]
-    both = [*paths, job.payload["host"]["home"], "/proc/1/root" + job.payload["host"]["home"], "/job/in/../../.." + job.payload["host"]["home"]]
-    return {path: tried(lambda p=path: os.close(os.open(p, os.O_RDONLY))) for path in both}  # type: ignore[misc]
+    paths = [
+        "/etc/shadow",
+        "/etc/machine-id",
+        "/root/.ssh",
+        "/home",
+        "/boot",
+        "/var/lib/docker",
+        "/var/lib/cloche",
+        "/run/cloche/uids",
+        "/mnt",
+    ]
+    both = [
+        *paths,
+        job.payload["host"]["home"],
+        "/proc/1/root" + job.payload["host"]["home"],
+        "/job/in/../../.." + job.payload["host"]["home"],
+    ]
+    return {path: tried(lambda p=path: os.close(os.open(p, os.O_RDONLY))) for path in both}
 
 
 @wall
@@ -89,8 +115,13 @@ def change_inputs(job: Job) -> Any:
 def change_code(_: Job) -> Any:
     """The plugin's own frozen files and the guest's, which the next job runs too."""
     return {
-        path: tried(lambda p=path: os.close(os.open(p, os.O_WRONLY)))  # type: ignore[misc]
-        for path in ("/cloche/plugin/probes/files.py", "/cloche/plugin/plugin.toml", "/opt/cloche/__main__.py", "/opt/cloche/cloche_guest/main.py")
+        path: tried(lambda p=path: os.close(os.open(p, os.O_WRONLY)))
+        for path in (
+            "/cloche/plugin/probes/files.py",
+            "/cloche/plugin/plugin.toml",
+            "/opt/cloche/__main__.py",
+            "/opt/cloche/cloche_guest/main.py",
+        )
     }
 
 
@@ -104,7 +135,7 @@ def execute(job: Job) -> Any:
         program.write_bytes(Path("/bin/sh").read_bytes())
         for path in (script, program):
             path.chmod(0o755)
-            found[str(path)] = tried(lambda p=path: subprocess.run([p, "-c", "exit"], capture_output=True, check=False))  # type: ignore[misc]
+            found[str(path)] = tried(lambda p=path: subprocess.run([p, "-c", "exit"], capture_output=True, check=False))
             path.unlink()
     return found
 
@@ -114,10 +145,25 @@ def devices(_: Job) -> Any:
     def kind(path: Path) -> bool:
         return stat.S_ISCHR(path.lstat().st_mode) or stat.S_ISBLK(path.lstat().st_mode)
 
-    names = ["mem", "kmem", "port", "kmsg", "sda", "vda", "loop-control", "fuse", "kvm", "mapper/control", "userfaultfd", "vhost-net", "vsock", "uinput"]
+    names = [
+        "mem",
+        "kmem",
+        "port",
+        "kmsg",
+        "sda",
+        "vda",
+        "loop-control",
+        "fuse",
+        "kvm",
+        "mapper/control",
+        "userfaultfd",
+        "vhost-net",
+        "vsock",
+        "uinput",
+    ]
     return {
         "there": sorted(path.name for path in Path("/dev").rglob("*") if kind(path)),
-        "opened": {name: tried(lambda n=name: os.close(os.open(f"/dev/{n}", os.O_RDONLY))) for name in names},  # type: ignore[misc]
+        "opened": {name: tried(lambda n=name: os.close(os.open(f"/dev/{n}", os.O_RDONLY))) for name in names},
     }
 
 
@@ -143,7 +189,7 @@ def replace_out(job: Job) -> Any:
 
 
 def _opens(paths: list[str], flags: int) -> dict[str, str]:
-    return {path: tried(lambda p=path: os.close(os.open(p, flags))) for path in paths}  # type: ignore[misc]
+    return {path: tried(lambda p=path: os.close(os.open(p, flags))) for path in paths}
 
 
 @wall
@@ -155,7 +201,10 @@ def core_pattern(_: Job) -> Any:
 
 @wall
 def sysrq(_: Job) -> Any:
-    return _opens(["/proc/sysrq-trigger", "/proc/sys/kernel/sysrq", "/sys/power/state", "/proc/acpi/wakeup", "/proc/mtrr"], os.O_WRONLY)
+    return _opens(
+        ["/proc/sysrq-trigger", "/proc/sys/kernel/sysrq", "/sys/power/state", "/proc/acpi/wakeup", "/proc/mtrr"],
+        os.O_WRONLY,
+    )
 
 
 @wall
@@ -167,7 +216,10 @@ def proc_writes(_: Job) -> Any:
         for name in files:
             path = os.path.join(folder, name)
             # A file that the engine hides has /dev/null in its place, into which anybody may write.
-            if os.lstat(path).st_rdev != os.stat("/dev/null").st_rdev and _opens([path], os.O_WRONLY | os.O_NONBLOCK)[path] == "DONE":
+            if (
+                os.lstat(path).st_rdev != os.stat("/dev/null").st_rdev
+                and _opens([path], os.O_WRONLY | os.O_NONBLOCK)[path] == "DONE"
+            ):
                 found.append(path)
     return found
 
@@ -175,10 +227,14 @@ def proc_writes(_: Job) -> Any:
 @wall
 def release_agent(_: Job) -> Any:
     paths, root = [], Path("/sys/fs/cgroup")
+    names = ["release_agent", "notify_on_release", "cgroup.procs", "tasks", "cgroup.subtree_control", "memory.max", "memory.limit_in_bytes",
+             "pids.max", "cpu.max", "cpu.cfs_quota_us", "devices.allow"]  # fmt: skip
     for folder in [root, *(p for p in root.iterdir() if p.is_dir())]:
-        paths += [str(folder / name) for name in ("release_agent", "notify_on_release", "cgroup.procs", "tasks", "cgroup.subtree_control", "memory.max",
-                                                  "memory.limit_in_bytes", "pids.max", "cpu.max", "cpu.cfs_quota_us", "devices.allow")]  # fmt: skip
-    return {"opened": _opens(paths, os.O_WRONLY), "made": [tried(os.mkdir, folder / "x") for folder in [root, *root.iterdir()] if folder.is_dir()]}
+        paths += [str(folder / name) for name in names]
+    return {
+        "opened": _opens(paths, os.O_WRONLY),
+        "made": [tried(os.mkdir, folder / "x") for folder in [root, *root.iterdir()] if folder.is_dir()],
+    }
 
 
 @wall
@@ -190,10 +246,10 @@ def sys_writes(_: Job) -> Any:
 
 @wall
 def kernel_secrets(_: Job) -> Any:
-    """Files that tell about keys, memory, addresses and messages of the kernel: how many bytes of each can be read, and any address that is not 0."""
-    names = ["/proc/keys", "/proc/key-users", "/proc/kcore", "/proc/kmsg", "/proc/kpagecount", "/proc/timer_list", "/proc/sched_debug", "/proc/latency_stats",
-             "/proc/scsi/scsi", "/proc/acpi/event", "/proc/vmallocinfo", "/proc/slabinfo", "/sys/firmware/dmi/tables/DMI", "/sys/kernel/debug/sched",
-             "/sys/kernel/tracing/trace", "/sys/kernel/security/lsm", "/sys/kernel/notes_"]  # fmt: skip
+    """Files that tell about keys, memory, addresses and messages of the kernel: bytes that can be read, and addresses."""
+    names = ["/proc/keys", "/proc/key-users", "/proc/kcore", "/proc/kmsg", "/proc/kpagecount", "/proc/timer_list", "/proc/sched_debug",
+             "/proc/latency_stats", "/proc/scsi/scsi", "/proc/acpi/event", "/proc/vmallocinfo", "/proc/slabinfo", "/proc/pressure/cpu",
+             "/sys/firmware/dmi/tables/DMI", "/sys/kernel/debug/sched", "/sys/kernel/tracing/trace", "/sys/kernel/security/lsm"]  # fmt: skip
     found: dict[str, Any] = {path: _size(path) for path in names}
     try:
         lines = Path("/proc/kallsyms").read_text().splitlines()
@@ -222,12 +278,22 @@ def mountinfo(_: Job) -> Any:
     found = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split(" ")
-        found[fields[4]] = {"root": fields[3], "flags": fields[5], "kind": line.split(" - ")[1].split(" ")[0], "peers": [word for word in fields[6:] if ":" in word][:2]}
+        found[fields[4]] = {
+            "root": fields[3],
+            "flags": fields[5],
+            "kind": line.split(" - ")[1].split(" ")[0],
+            "peers": [word for word in fields[6:] if ":" in word][:2],
+        }
     return found
 
 
 @wall
 def crossing(job: Job) -> Any:
     """Out of a mount by its dots, by magic links, and by descriptors of other processes."""
-    paths = ["/job/out/../../../../../../etc/hostname_", "/proc/self/root/../../etc/shadow", "/proc/1/cwd/../../../etc/shadow", "/proc/self/fd/../../1/root/etc/shadow"]
-    return {path: tried(lambda p=path: os.close(os.open(p, os.O_RDONLY))) for path in paths}  # type: ignore[misc]
+    paths = [
+        "/job/out/../../../../../../etc/hostname_",
+        "/proc/self/root/../../etc/shadow",
+        "/proc/1/cwd/../../../etc/shadow",
+        "/proc/self/fd/../../1/root/etc/shadow",
+    ]
+    return {path: tried(lambda p=path: os.close(os.open(p, os.O_RDONLY))) for path in paths}

@@ -46,7 +46,17 @@ def on_stdout(_: Job) -> Any:
 @act
 def other_job(job: Job) -> Any:
     """A result that names another job: the id is ignored, only this job can be lied about."""
-    _channel(encode({"type": "result", "value": "forged", "id": job.payload["other"], "job_id": job.payload["other"], "attempt": 99}))
+    _channel(
+        encode(
+            {
+                "type": "result",
+                "value": "forged",
+                "id": job.payload["other"],
+                "job_id": job.payload["other"],
+                "attempt": 99,
+            }
+        )
+    )
     wait()
 
 

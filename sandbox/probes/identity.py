@@ -7,7 +7,6 @@ import ctypes
 import os
 import resource
 import shutil
-import stat
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,10 @@ def _prctl(option: int, value: int) -> None:
 
 @wall
 def seccomp_filter(_: Job) -> Any:
-    return {"mode": _status()["Seccomp"], "off": tried(syscall, here(157, 167), 22, 0)}  # prctl(PR_SET_SECCOMP, disabled)
+    return {
+        "mode": _status()["Seccomp"],
+        "off": tried(syscall, here(157, 167), 22, 0),
+    }  # prctl(PR_SET_SECCOMP, disabled)
 
 
 @wall
@@ -49,7 +51,7 @@ def user(_: Job) -> Any:
 
 @wall
 def become_root(_: Job) -> Any:
-    calls = {
+    calls: dict[str, tuple[Any, ...]] = {
         "setuid": (os.setuid, 0),
         "setgid": (os.setgid, 0),
         "setresuid": (os.setresuid, 0, 0, 0),
@@ -58,7 +60,7 @@ def become_root(_: Job) -> Any:
         "capset": (_prctl, 24, 0),  # PR_CAPBSET_DROP needs a capability too
         "ambient": (lambda: syscall(here(157, 167), 47, 2, 21, 0, 0),),  # PR_CAP_AMBIENT_RAISE, CAP_SYS_ADMIN
     }
-    return {name: tried(*call) for name, call in calls.items()}  # type: ignore[arg-type]
+    return {name: tried(*call) for name, call in calls.items()}
 
 
 @wall
@@ -78,7 +80,9 @@ def root_programs(_: Job) -> Any:
         if path is None:
             found[name] = "absent"
             continue
-        done = subprocess.run([path, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run(
+            [path, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5, check=False
+        )
         found[name] = "refused" if done.returncode != 0 and done.stdout.strip() != "0" else f"ran: {done.stdout[:40]}"
     return found
 
@@ -102,7 +106,10 @@ def file_capabilities(job: Job) -> Any:
     path.touch()
     value = b"\x01\x00\x00\x02" + b"\xff" * 16
     try:
-        return {"set": tried(os.setxattr, path, "security.capability", value), "trusted": tried(os.setxattr, path, "trusted.x", b"x")}
+        return {
+            "set": tried(os.setxattr, path, "security.capability", value),
+            "trusted": tried(os.setxattr, path, "trusted.x", b"x"),
+        }
     finally:
         path.unlink()
 
@@ -132,7 +139,10 @@ def raise_limits(_: Job) -> Any:
 
 @wall
 def spare_from_oom(_: Job) -> Any:
-    return {str(score): tried(lambda s=score: Path("/proc/self/oom_score_adj").write_text(str(s))) for score in (-1, -500, -1000)}  # type: ignore[misc]
+    return {
+        str(score): tried(lambda s=score: Path("/proc/self/oom_score_adj").write_text(str(s)))
+        for score in (-1, -500, -1000)
+    }
 
 
 @wall
@@ -145,18 +155,8 @@ def environment(_: Job) -> Any:
 
 @wall
 def hostname(_: Job) -> Any:
-    return {"name": os.uname().nodename, "set": tried(syscall, here(170, 161), b"x", 1), "domain": tried(syscall, here(171, 162), b"x", 1)}
-
-
-@wall
-def set_id_files(_: Job) -> Any:
-    """Every file of the image with a set-id bit, and whether its mount honours it."""
-    found = []
-    for folder, names, files in os.walk("/"):
-        names[:] = [n for n in names if os.path.join(folder, n) not in ("/proc", "/sys")]
-        for name in files:
-            path = os.path.join(folder, name)
-            mode = os.lstat(path).st_mode
-            if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
-                found.append(path)
-    return found[:50]
+    return {
+        "name": os.uname().nodename,
+        "set": tried(syscall, here(170, 161), b"x", 1),
+        "domain": tried(syscall, here(171, 162), b"x", 1),
+    }

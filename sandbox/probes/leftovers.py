@@ -22,7 +22,7 @@ def leave(job: Job) -> Any:
     """A trace in every place there is."""
     left = {}
     for place in PLACES:
-        left[place] = tried(lambda p=place: Path(p, "left").write_text("of the job before"))  # type: ignore[misc]
+        left[place] = tried(lambda p=place: Path(p, "left").write_text("of the job before"))
     libc.mq_open(b"/left", os.O_RDWR | os.O_CREAT, 0o600, None)
     libc.shmget(0xC10C, 4096, 0o1600)
     server = socket.socket(socket.AF_UNIX)

@@ -29,7 +29,12 @@ def _family(name: str, family: int) -> None:
     wall(probe)
 
 
-for _name, _number in (("af_netlink", AF_NETLINK), ("af_packet", AF_PACKET), ("af_alg", AF_ALG), ("af_vsock", AF_VSOCK)):
+for _name, _number in (
+    ("af_netlink", AF_NETLINK),
+    ("af_packet", AF_PACKET),
+    ("af_alg", AF_ALG),
+    ("af_vsock", AF_VSOCK),
+):
     _family(_name, _number)
 
 
@@ -45,7 +50,12 @@ def raw_icmp(_: Job) -> Any:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP) as sender:
             sender.sendto(b"\x08\x00\xf7\xff\x00\x00\x00\x00", ("192.0.2.1", 0))
 
-    return {"raw4": tried(_socket, 2, 3, 1), "raw6": tried(_socket, 10, 3, 58), "raw": tried(_socket, 2, 3, 255), "ping": tried(ping)}
+    return {
+        "raw4": tried(_socket, 2, 3, 1),
+        "raw6": tried(_socket, 10, 3, 58),
+        "raw": tried(_socket, 2, 3, 255),
+        "ping": tried(ping),
+    }
 
 
 def _connect(host: str, port: int) -> str:
@@ -78,14 +88,13 @@ def outside(_: Job) -> Any:
         "tcp6": _connect("2001:db8::1", 443),
         "udp4": _send(socket.AF_INET, ("192.0.2.1", 53)),
         "udp6": _send(socket.AF_INET6, ("2001:db8::1", 53)),
-        "multicast": _send(socket.AF_INET, ("224.0.0.1", 5353)),
-        "broadcast": _send(socket.AF_INET, ("255.255.255.255", 67)),
+        "multicast": _send(socket.AF_INET, ("233.252.0.1", 5353)),
     }
 
 
 @wall
 def metadata(_: Job) -> Any:
-    return {"http": _connect("169.254.169.254", 80), "v6": _connect("fd00:ec2::254", 80)}
+    return {"tcp": _connect("169.254.169.254", 80), "udp": _send(socket.AF_INET, ("169.254.169.254", 53))}
 
 
 @wall
@@ -104,7 +113,7 @@ def dns(_: Job) -> Any:
 def host_loopback(job: Job) -> Any:
     """The host listens on this port of its own loopback while we try."""
     port = job.payload["host"]["port"]
-    return {"v4": _connect("127.0.0.1", port), "v6": _connect("::1", port), "bridge": _connect("172.17.0.1", port)}
+    return {"v4": _connect("127.0.0.1", port), "v6": _connect("::1", port)}
 
 
 @wall

@@ -38,7 +38,22 @@ def odd_files(job: Job) -> Any:
 @act
 def odd_names(job: Job) -> Any:
     os.chdir(job.out)
-    names = [b"\xff\xfe", b"a\nb", b"\x1b[2J", b"a\xe2\x80\xaeb", b"back\\slash", b"-rf", b"--config=x", b"a:b", b":local:etc", b" ", b"~", b"$(id)", b"n" * 255, "é".encode()]
+    names = [
+        b"\xff\xfe",
+        b"a\nb",
+        b"\x1b[2J",
+        b"a\xe2\x80\xaeb",
+        b"back\\slash",
+        b"-rf",
+        b"--config=x",
+        b"a:b",
+        b":local:etc",
+        b" ",
+        b"~",
+        b"$(id)",
+        b"n" * 255,
+        "é".encode(),
+    ]
     for name in names:
         Path(os.fsdecode(name)).write_text("x")
     return len(names)

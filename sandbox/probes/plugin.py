@@ -13,7 +13,10 @@ from .base import ACTS, WALLS, act, apart
 @act
 def walls(job: Job) -> Any:
     """Every probe that only reaches out, one after the other, each in a child."""
-    return {name: apart(WALLS[name], job) if name in WALLS else {"raised": "no such probe"} for name in job.payload["probes"]}
+    return {
+        name: apart(WALLS[name], job) if name in WALLS else {"raised": "no such probe"}
+        for name in job.payload["probes"]
+    }
 
 
 @hookimpl

@@ -20,7 +20,11 @@ from .base import act, say, tried, wait, wall
 def processes_seen(_: Job) -> Any:
     """Process 1, the agent and this probe are all there are; and all are the same user."""
     pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
-    return {"number": len(pids), "first": pids[0], "uids": sorted({os.stat(f"/proc/{pid}").st_uid for pid in pids} - {os.getuid()})}
+    return {
+        "number": len(pids),
+        "first": pids[0],
+        "uids": sorted({os.stat(f"/proc/{pid}").st_uid for pid in pids} - {os.getuid()}),
+    }
 
 
 @wall
@@ -50,19 +54,24 @@ def first_process(_: Job) -> Any:
 def files_of_first(_: Job) -> Any:
     """Process 1 watches over the job and runs as its user: its memory, descriptors and OOM score must still not be the job's."""
     found = {
-        name: tried(lambda n=name, f=flags: os.close(os.open(f"/proc/1/{n}", f)))  # type: ignore[misc]
-        for name, flags in (("mem", os.O_RDWR), ("fd/2", os.O_WRONLY), ("environ", os.O_RDONLY), ("maps", os.O_RDONLY), ("oom_score_adj", os.O_WRONLY),
-                            ("syscall", os.O_RDONLY), ("map_files", os.O_RDONLY), ("clear_refs", os.O_WRONLY))
+        name: tried(lambda n=name, f=flags: os.close(os.open(f"/proc/1/{n}", f)))
+        for name, flags in (("mem", os.O_RDWR), ("fd/2", os.O_WRONLY), ("environ", os.O_RDONLY), ("maps", os.O_RDONLY),
+                            ("oom_score_adj", os.O_WRONLY), ("syscall", os.O_RDONLY), ("map_files", os.O_RDONLY), ("clear_refs", os.O_WRONLY))
     }  # fmt: skip
     found["timerslack_ns"] = tried(Path("/proc/1/timerslack_ns").write_text, "1")
-    return found | {"fd": tried(os.listdir, "/proc/1/fd"), "cwd": tried(os.readlink, "/proc/1/cwd"), "exe": tried(os.readlink, "/proc/1/exe")}
+    return found | {
+        "fd": tried(os.listdir, "/proc/1/fd"),
+        "cwd": tried(os.readlink, "/proc/1/cwd"),
+        "exe": tried(os.readlink, "/proc/1/exe"),
+    }
 
 
 @wall
 def limits_of_first(_: Job) -> Any:
     """Taking memory or CPU time from process 1, so that it dies and the job's end looks like the platform's fault."""
     return {
-        name: tried(resource.prlimit, 1, getattr(resource, f"RLIMIT_{name}"), (0, 0)) for name in ("AS", "DATA", "CPU", "NOFILE", "STACK", "FSIZE")
+        name: tried(resource.prlimit, 1, getattr(resource, f"RLIMIT_{name}"), (0, 0))
+        for name in ("AS", "DATA", "CPU", "NOFILE", "STACK", "FSIZE")
     }
 
 
@@ -71,7 +80,7 @@ def memory_of_others(_: Job) -> Any:
     """Which processes' memory can be opened: those of this sandbox, whatever number is tried."""
     opened = []
     for pid in range(1, 5_000):
-        if tried(lambda p=pid: os.close(os.open(f"/proc/{p}/mem", os.O_RDWR))) == "DONE":  # type: ignore[misc]
+        if tried(lambda p=pid: os.close(os.open(f"/proc/{p}/mem", os.O_RDWR))) == "DONE":
             opened.append(pid)
     threads = [f"/proc/{name}/task" for name in os.listdir("/proc") if name.isdigit()]
     inside = {int(name) for folder in threads for name in os.listdir(folder)}
@@ -82,7 +91,9 @@ def memory_of_others(_: Job) -> Any:
 def daemons(_: Job) -> Any:
     """Sessions of their own, double-forked, ignoring everything; orphans and zombies beside them."""
     for _number in range(4):
-        if os.fork() == 0:
+        if child := os.fork():
+            os.waitpid(child, 0)
+        else:
             os.setsid()
             if os.fork() == 0:
                 for number in range(1, 32):
@@ -147,7 +158,9 @@ def tick(_: Job) -> Any:
     """Ordinary work of a neighbour: processes, files and arithmetic."""
     total = 0
     for number in range(10):
-        done = subprocess.run([sys.executable, "-I", "-S", "-c", f"print({number} * 2)"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", f"print({number} * 2)"], capture_output=True, text=True, check=True
+        )
         Path("/tmp/work").write_text(done.stdout)
         total += int(Path("/tmp/work").read_text())
     return total

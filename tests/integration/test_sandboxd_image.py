@@ -156,9 +156,16 @@ def test_the_doctor_finds_this_host_fit(tmp_path: Path) -> None:
         "files",
         "disk",
         "mounts",
+        "mount propagation",
+        "loop devices",
+        "clock",
         "engine",
         "seccomp",
         "limits",
+        "swap",
+        "runtimes",
+        "apparmor",
+        "user namespaces",
         "image",
     ]
     assert {check.status for check in found} <= {"ok", "warn"}, found

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -190,6 +191,20 @@ def test_too_many_bytes_in_few_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     guest.channel.close()
     sender.join(10)
     guest.stream.close()
+
+
+def test_a_flood_of_logs_is_dropped_in_little_memory_and_lets_go_of_the_caller(guest: Guest) -> None:
+    sender = threading.Thread(target=guest.flood, args=("x" * 60_000, 200), daemon=True)
+    tracemalloc.start()
+    try:
+        sender.start()
+        while sender.is_alive():
+            frame = guest.channel.receive(0)  # comes back although there is always one more frame
+            assert frame is None or frame["type"] == "log"
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 def test_what_cannot_be_sent_is_the_jobs_fault(guest: Guest) -> None:

@@ -34,10 +34,10 @@ _SEND_SECONDS = 30.0  # a guest that does not read its job for this long is give
 _QUIET_SECONDS = 0.1  # after process 1 said that the agent died: how long the other stream may still bring something
 _FRAME_BURST = 20_000.0  # frames at once, and
 _FRAME_RATE = 500.0  # frames a second after that; an honest guest stays below 200
-_BYTE_BURST = 64.0 * (1 << 20)  # bytes at once beyond the largest frame, and
-_BYTE_RATE = 10.0 * (
-    1 << 20
-)  # bytes a second after that: what parsing them costs the worker stays a small part of one CPU
+# Parsing what a guest sends shall cost the worker a small part of one CPU: so many bytes at once, beyond the largest frame and the whole
+# log, and so many a second after that.
+_BYTE_BURST = 64.0 * (1 << 20)
+_BYTE_RATE = 10.0 * (1 << 20)
 _ENVELOPE = len(encode({"value": None})) - len("null")  # bytes around a result's JSON
 _ERROR_REASONS = frozenset({Reason.PLUGIN_FAILED, Reason.BAD_RESULT, Reason.NO_RESULT, Reason.RESULT_TOO_LARGE})
 
@@ -59,7 +59,7 @@ class GuestChannel:
         self._note = bytearray()
         self._log_left = limits.log + MAX_LOG_TEXT  # the guest's own budgets: before the job, and for it
         self._frame_allowance = Allowance(_FRAME_BURST, _FRAME_RATE)
-        self._byte_allowance = Allowance(_BYTE_BURST + largest, _BYTE_RATE)
+        self._byte_allowance = Allowance(_BYTE_BURST + largest + 6 * limits.log, _BYTE_RATE)
         self._ended = False
         self._close_lock = threading.Lock()
         self._closed = False

@@ -105,17 +105,22 @@ def _mkfs() -> Path | None:
 
 def _format(command: Path, image: Path, inodes: int, uid: int) -> None:
     options = f"lazy_itable_init=1,nodiscard,root_owner={uid}:{uid}"
-    made = subprocess.run(
-        [
-            *(command, "-q", "-F", "-m", "0", "-b", str(_BLOCK), "-I", str(_INODE), "-N", str(inodes)),
-            *("-O", FEATURES, "-E", options, image),
-        ],
-        env={"MKE2FS_CONFIG": os.devnull},  # what the host's own file would add is not ours
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=_MKFS_SECONDS,
-        check=False,
-    )
+    arguments = [
+        *(str(command), "-q", "-F", "-m", "0", "-b", str(_BLOCK), "-I", str(_INODE), "-N", str(inodes)),
+        *("-O", FEATURES, "-E", options, str(image)),
+    ]
+    environment = {"MKE2FS_CONFIG": os.devnull}  # what the host's own file would add is not ours
+    try:
+        made = subprocess.run(
+            arguments,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_MKFS_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(errno.ETIMEDOUT, "mkfs.ext4 took too long") from None
     if made.returncode != 0:
         said = made.stderr.decode("utf-8", "replace").strip().splitlines()
         raise OSError(errno.EIO, f"mkfs.ext4 failed: {said[-1] if said else f'exit code {made.returncode}'}")

@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cloche.config import Settings
 from cloche.errors import ClocheError, EnvironmentProblem, PlatformFailure
-from cloche.sandboxd import cgroups, image_parts, syscalls
+from cloche.sandboxd import doctor_host, image_parts, syscalls
+from cloche.sandboxd.doctor_host import Check as Check
 from cloche.sandboxd.engine import Engine
 from cloche.sandboxd.image import check_rules
 
 OLDEST_ENGINE = (20, 10)
 _ST_NOSYMFOLLOW = 0x2000
-_LOW_DISK = 2 << 30  # bytes
-
-
-@dataclass(frozen=True)
-class Check:
-    """``status``: ``ok``, ``warn`` (works, with a lack) or ``fail`` (jobs do not run). ``advice`` is empty when all is well."""
-
-    name: str
-    status: str
-    detail: str
-    advice: str = ""
 
 
 def checks(settings: Settings) -> list[Check]:
     """Every check, in the order in which they depend on each other. Changes nothing on the host."""
-    found = [_root(), _cgroup(), _files(), _disk(settings.home), _mount_flags()]
+    found = [_root(), doctor_host.cgroup(), _files(), doctor_host.room(settings.home), _mount_flags()]
+    found += [doctor_host.propagation(), doctor_host.loops(), doctor_host.clock()]
     engine = Engine(settings.sandbox.docker_socket)
     try:
         found.append(_guarded("engine", lambda: _engine(engine)))
         if found[-1].status != "fail":
             info = engine.info()
-            found += [_seccomp(info), _limits(info), _guarded("image", lambda: _image(engine, settings.sandbox.image))]
+            found += [
+                _seccomp(info),
+                _limits(info),
+                doctor_host.swap(info),
+                doctor_host.runtimes(info),
+                doctor_host.apparmor(info),
+            ]
+            found += [
+                doctor_host.user_namespaces(info),
+                _guarded("image", lambda: _image(engine, settings.sandbox.image)),
+            ]
     finally:
         engine.close()
     return found
@@ -60,29 +59,11 @@ def _root() -> Check:
     return Check("root", "fail", f"running as user {os.geteuid()}", "Start sandboxd (or `cloche up`) with sudo.")
 
 
-def _cgroup() -> Check:
-    version = cgroups.version()
-    if not cgroups.ROOT.is_dir():
-        return Check("cgroups", "fail", "no cgroup file system", "Mount one: memory and process limits need it.")
-    return Check("cgroups", "ok", f"version {version}")
-
-
 def _files() -> Check:
     try:
         return Check("files", "ok", f"sandbox files in {image_parts.image_folder()}")
     except EnvironmentProblem as error:
         return Check("files", "fail", str(error), "Install Cloche again.")
-
-
-def _disk(home: Path) -> Check:
-    place = home
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    detail = f"{free >> 20} MiB free for {home}"
-    if free < _LOW_DISK:
-        return Check("disk", "warn", detail, "Inputs and results need room; free some, or move CLOCHE_HOME.")
-    return Check("disk", "ok", detail)
 
 
 def _mount_flags() -> Check:

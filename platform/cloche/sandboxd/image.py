@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -63,22 +62,10 @@ def ensure_image(client: Engine, tag: str, base: str = "auto", emit: Callable[[s
     content = _content(tree, base)
     if present is not None and _label(present, "content") == content and _label(present, "source") == base:
         return _info(present)
-    info = (
-        _load_host(client, tag, tree, content)
-        if base == HOST
-        else _build_on_base(client, tag, base, tree, content, emit)
-    )
-    if present is not None and present["Id"] != info.id:
-        _drop_untagged(client, str(present["Id"]))
-    return info
-
-
-def _drop_untagged(client: Engine, image_id: str) -> None:
-    """Remove a superseded image, unless a tag names it (removing by id would take a single tag along) or a container runs it."""
-    image = client.image(image_id)
-    if image is not None and not image.get("RepoTags"):
-        with contextlib.suppress(EngineRefused):
-            client.remove_image(image_id)
+    # A superseded image stays, without a tag: another home on this engine may still run it by its digest. `docker image prune` removes it.
+    if base == HOST:
+        return _load_host(client, tag, tree, content)
+    return _build_on_base(client, tag, base, tree, content, emit)
 
 
 def _can_pull(client: Engine, emit: Callable[[str], None]) -> bool:

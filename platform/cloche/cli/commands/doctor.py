@@ -1,4 +1,4 @@
-"""``cloche doctor``: what this machine can and cannot do."""
+"""``cloche doctor``: what this machine can and cannot do; with ``--sandbox``, what its sandboxes withstand."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from sqlalchemy import make_url
 
+from cloche import logs
 from cloche.cli import exits, output
 from cloche.cli.settings import load_settings, settings_options
 from cloche.cli.up import valkey
@@ -18,8 +19,12 @@ from cloche.db import migrate
 from cloche.errors import ClocheError, EnvironmentProblem
 from cloche.queueing.redis_broker import RedisBroker
 from cloche.sandboxd.doctor import Check, checks
+from cloche.sandboxd.probes.bench import open_bench
+from cloche.sandboxd.probes.probe import Finding, Verdict
+from cloche.sandboxd.probes.run import run_all
 
 _MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
+_WORDS = {Verdict.HELD: "held", Verdict.FAILED: "FAILED", Verdict.NOT_APPLICABLE: "not applicable"}
 _COLUMNS: output.Columns = (
     ("", lambda row: _MARKS.get(row["status"], row["status"])),
     ("CHECK", lambda row: row["name"]),
@@ -30,14 +35,52 @@ _COLUMNS: output.Columns = (
 
 @click.command()
 @settings_options
+@click.option(
+    "--sandbox", is_flag=True, help="Run the hostile probes in real sandboxes instead; one that does not hold exits 1."
+)
 @output.output_option
-def doctor(home: str | None, config: str | None, form: str) -> int:
+def doctor(home: str | None, config: str | None, sandbox: bool, form: str) -> int:
     """Say what this machine can and cannot do. Exits 1 when something that jobs need is missing."""
     settings = load_settings("doctor", home, config)
+    if sandbox:
+        return _probe(settings, form)
 
     rows = [asdict(check) for check in [*checks(settings), *_platform(settings)]]
     output.show(form, {"checks": rows}, rows=rows, columns=_COLUMNS, name=lambda row: f"{row['name']} {row['status']}")
     return exits.FAILED if any(row["status"] == "fail" for row in rows) else exits.OK
+
+
+def _probe(settings: Settings, form: str) -> int:
+    """Every probe on a sandboxd of our own with this machine's engine and image; the home and its jobs are not touched."""
+    logs.setup("error", "console", "doctor")
+    findings: list[Finding] = []
+    with open_bench(settings) as bench:
+        for finding in run_all(bench):
+            findings.append(finding)
+            if form == "table":
+                click.echo(_line(finding))
+    rows = [
+        {
+            "id": finding.probe.id,
+            "group": finding.probe.group,
+            "tries": finding.probe.tries,
+            "expects": finding.probe.expects,
+            "verdict": str(finding.verdict),
+            "found": finding.found,
+        }
+        for finding in findings
+    ]
+    if form != "table":
+        output.show(form, {"probes": rows}, rows=rows, columns=(), name=lambda row: f"{row['id']} {row['verdict']}")
+    counts = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in Verdict}
+    click.echo(", ".join(f"{number} {_WORDS[verdict]}" for verdict, number in counts.items()), err=True)
+    return exits.FAILED if counts[Verdict.FAILED] else exits.OK
+
+
+def _line(finding: Finding) -> str:
+    probe = finding.probe
+    text = f"{_WORDS[finding.verdict]:<14}  {probe.group}: {probe.id}  {probe.tries} → {probe.expects}"
+    return output.one_line(f"{text}  FOUND {finding.found}" if finding.found else text)
 
 
 def _platform(settings: Settings) -> list[Check]:

@@ -209,14 +209,18 @@ class Live:
 
 
 def processes_of(uid: int) -> list[str]:
-    """Numbers of the host's processes that run under this user."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                if os.stat(f"/proc/{name}").st_uid == uid:
-                    found.append(name)
-    return found
+    """Numbers of the host's living processes that run under this user. A dead one that its parent has not looked at yet is none."""
+    return [name for name in os.listdir("/proc") if name.isdigit() and uid in users_of(name)]
+
+
+def users_of(process: str) -> set[int]:
+    """The user ids (real, effective, saved, file system) of a living process; empty when there is none."""
+    try:
+        status = Path("/proc", process, "status").read_text("utf-8", "replace")
+    except OSError:
+        return set()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    return set() if fields["State"][0] in "ZX" else {int(number) for number in fields["Uid"].split()}
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ def _second(key: str, *expected: Any) -> Judge:
 
 def _empty_places(facts: Any) -> bool:
     left = facts["first"]["left"]
-    own = all(left[place] == "DONE" for place in ("/tmp", "/dev/shm", "/job/out"))  # noqa: S108
+    own = all(left[place] == "DONE" for place in ("/tmp", "/dev/shm", "/job/out"))
     return own and all(
         names == (["a.txt"] if place == "/job/in" else []) for place, names in facts["second"]["places"].items()
     )

@@ -35,7 +35,12 @@ def _bounded(facts: Any) -> bool:
 def _beside(facts: Any) -> bool:
     beside = facts["beside"]
     own = all(beside[name] == "DONE" for name in ("inotify", "files", "pipes", "processes", "bind"))
-    return own and beside["reach"] == "ECONNREFUSED" and beside["uid"] != facts["uid"] and beside["inputs"] == ["a.txt"]
+    return (
+        own
+        and beside["reach"] == beside["loopback"] == "ECONNREFUSED"
+        and beside["uid"] != facts["uid"]
+        and beside["inputs"] == ["a.txt"]
+    )
 
 
 def _still_bounded(facts: Any) -> bool:
@@ -48,14 +53,21 @@ LIMITS = (
           lambda f: f["asked"] == f["kernel"], scenes.kernel_limits),
     Probe("fill_out", "limits", "fill out/", "refused at its quota, by name",
           lambda f: _full(f) and f["usage"].get("output_full") == 1, big_tmp("/job/out", "fill_disk")),
+    Probe("fill_disk_out", "limits", "fill an out/ of 72 MB, which lies on disk", "refused at its quota; what is collected never exceeds it; memory is not what ends it",
+          lambda f: f["value"]["error"] in ("ENOSPC", "EFBIG") and 1_000 < f["value"]["made"] <= 1_152 + 4 and f["usage"]["output_bytes"] <= 72 * MIB and not f["oom"],
+          job("fill_disk", {"folder": "/job/out"}, output=72 * MIB, output_files=2_000)),
+    Probe("fill_disk_out_inodes", "limits", "files without end in an out/ that lies on disk", "refused at its quota of inodes", _no_inodes,
+          job("fill_inodes", {"folder": "/job/out"}, output=72 * MIB)),
+    Probe("sparse_on_disk", "limits", "a sparse file of 1 TB in an out/ that lies on disk", "EFBIG or ENOSPC",
+          lambda f: set(f["value"].values()) <= {"EFBIG", "ENOSPC"} and f["usage"]["output_bytes"] <= 72 * MIB, job("sparse", output=72 * MIB)),
     Probe("fill_out_inodes", "limits", "files without end in out/", "refused at its quota of inodes, by name",
           lambda f: _no_inodes(f) and f["usage"].get("output_inodes_full") == 1 and len(f["files"]) <= 50, big_tmp("/job/out", "fill_inodes")),
-    Probe("fill_tmp", "limits", "fill /tmp", "refused at its size", _full, big_tmp("/tmp", "fill_disk")),  # noqa: S108
+    Probe("fill_tmp", "limits", "fill /tmp", "refused at its size", _full, big_tmp("/tmp", "fill_disk")),
     Probe("fill_tmp_inodes", "limits", "files without end in /tmp", "refused at its number of inodes",
-          lambda f: _no_inodes(f) and f["value"]["made"] <= 4_096, big_tmp("/tmp", "fill_inodes")),  # noqa: S108
-    Probe("fill_shm", "limits", "fill /dev/shm", "refused at its size", _full, big_tmp("/dev/shm", "fill_disk")),  # noqa: S108
+          lambda f: _no_inodes(f) and f["value"]["made"] <= 4_096, big_tmp("/tmp", "fill_inodes")),
+    Probe("fill_shm", "limits", "fill /dev/shm", "refused at its size", _full, big_tmp("/dev/shm", "fill_disk")),
     Probe("fill_shm_inodes", "limits", "files without end in /dev/shm", "refused, or ended by the memory limit; the host is none the wiser",
-          lambda f: f["oom"] or _no_inodes(f) or f["value"]["made"] == 200_000, big_tmp("/dev/shm", "fill_inodes")),  # noqa: S108
+          lambda f: f["oom"] or _no_inodes(f) or f["value"]["made"] == 200_000, big_tmp("/dev/shm", "fill_inodes")),
     Probe("sparse", "limits", "a sparse file of 1 TB", "EFBIG or ENOSPC",
           lambda f: set(f["value"].values()) <= {"EFBIG", "ENOSPC"} and f["usage"]["output_bytes"] <= 2 * MIB, job("sparse")),
     Probe("memory", "limits", "memory without end", "killed, and called out of memory", _killed_for_memory, job("memory")),

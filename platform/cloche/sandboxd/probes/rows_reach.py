@@ -17,7 +17,7 @@ def _mounts(facts: Any) -> bool:
         flags = set(mount["flags"].split(","))
         if any(peer.startswith("shared:") for peer in mount["peers"]) or (mount["peers"] and place != "/"):
             return False
-        if ("rw" in flags and place not in _WRITABLE and not place.startswith(("/proc/", "/dev/", "/sys/"))):
+        if "rw" in flags and place not in _WRITABLE and not place.startswith(("/proc/", "/dev/", "/sys/")):
             return False
         if place in ("/tmp", "/dev/shm", "/job/out") and not {"nosuid", "nodev", "noexec"} <= flags:
             return False
@@ -31,10 +31,10 @@ def _no_secrets(facts: Any) -> bool:
 # fmt: off
 NETWORK = (
     Probe("interfaces", "network", "list interfaces and routes", "lo, and no route", equals({"names": ["lo"], "routes": []})),
-    Probe("outside", "network", "TCP, UDP, multicast and broadcast to documentation addresses", "each is unreachable", _UNREACHABLE),
+    Probe("outside", "network", "TCP, UDP and multicast to documentation addresses", "each is unreachable", _UNREACHABLE),
     Probe("metadata", "network", "a cloud's metadata address", "unreachable", _UNREACHABLE),
     Probe("dns", "network", "look names up", "no answer", lambda f: "DONE" not in f.values()),
-    Probe("host_loopback", "network", "a port that the host listens on, on loopback and on Docker's bridge", "refused or unreachable",
+    Probe("host_loopback", "network", "a port that the host listens on, on both loopbacks", "refused: the loopback is the sandbox's own",
           only("ECONNREFUSED", "ENETUNREACH", "EADDRNOTAVAIL")),
     Probe("host_abstract", "network", "an abstract Unix socket of the host", "ECONNREFUSED", only("ECONNREFUSED")),
     Probe("make_interface", "network", "set addresses, take lo down, make a bridge, open tun", "each is refused", denied),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cloche.isolation.spec import memory_limit
-from cloche.sandboxd.probes.bench import MIB, Bench, Live, listening, processes_of
+from cloche.sandboxd.probes.bench import MIB, Bench, Live, listening, processes_of, users_of
 from cloche.sandboxd.probes.probe import Observe
 
 OVERDUE_SECONDS = 1.5  # for jobs that never end: how long the host listens before it kills them
@@ -91,7 +90,7 @@ def spin(bench: Bench) -> Any:
 
 def hoard(bench: Bench) -> Any:
     """One job holds all it can of what the kernel counts by user; another starts beside it."""
-    name = {"name": "cloche-neighbour"}
+    name = {"name": "cloche-neighbour", "port": 47_111}
     with bench.live("hoard", name) as live:
         live.until("hoarded")
         beside = bench.run("live_beside", name)
@@ -158,12 +157,20 @@ def _number(path: Path) -> int:
 
 
 def own_uids(bench: Bench) -> Any:
-    """Two at once, and one after them."""
+    """Two at once, and one after them; and the users of every process that the kernel counts to the first two."""
     with bench.live("deaf") as one, bench.live("deaf") as two:
+        for live in (one, two):
+            live.until("deaf")
         together = [one.running.uid, two.running.uid]
-        dumpable = [os.stat(f"/proc/{name}").st_uid for uid in together for name in processes_of(uid)]
+        inside = {uid for live in (one, two) for process in _members(live) for uid in users_of(process)}
     with bench.live("deaf") as three:
-        return {"together": together, "later": three.running.uid, "processes": sorted(set(dumpable))}
+        return {"together": together, "later": three.running.uid, "processes": sorted(inside)}
+
+
+def _members(live: Live) -> list[str]:
+    group = live.running.cgroup
+    folder = group.unified or group.controllers["pids"]
+    return (folder / "cgroup.procs").read_text().split()
 
 
 def log_flood(bench: Bench) -> Any:
