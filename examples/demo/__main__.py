@@ -22,10 +22,15 @@ from stack import Cloche, WebDav, leftovers, start_cloche, start_webdav, tempora
 
 
 def main(arguments: list[str]) -> int:
+    if arguments in (["-h"], ["--help"]):
+        print(
+            "usage: ./run demo [FILE…]   each FILE (a table, a picture, a text) gets a job of its own beside the demo's"
+        )
+        return 0
     files = [Path(name).absolute() for name in arguments]
     for path in files:
         if not path.is_file():
-            print(f"demo: there is no file {path}", file=sys.stderr)
+            print(f"demo: there is no file {str(path)!a}", file=sys.stderr)
             return 2
     if os.geteuid() != 0:
         print("demo: sandboxes need root: sudo ./run demo", file=sys.stderr)

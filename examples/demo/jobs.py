@@ -24,6 +24,7 @@ class Errand:
 
     title: str
     body: dict[str, Any]
+    own: bool = False  # on a file of the user's
     job_id: str = ""
     job: dict[str, Any] = field(default_factory=dict)
 
@@ -33,7 +34,7 @@ def plugin_for(path: Path) -> str | None:
     kind = mimetypes.guess_type(path.name)[0] or ""
     if kind == "text/csv":
         return "csv_profile"
-    if kind.startswith("image/"):
+    if kind in ("image/png", "image/jpeg", "image/gif", "image/webp"):
         return "thumbnail"
     try:
         with path.open("rb") as stream:
@@ -41,6 +42,23 @@ def plugin_for(path: Path) -> str | None:
     except UnicodeDecodeError as error:
         return "text_stats" if error.end >= 65_533 else None  # cut in the middle of a character is still text
     return "text_stats"
+
+
+def shown(path: Path) -> str:
+    """The file's name for people and for JSON: whatever its bytes, one printable line of at most 120 characters."""
+    name = path.name.encode("utf-8", "backslashreplace").decode()
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)[:120]
+
+
+def stored_name(path: Path, kind: str) -> str:
+    """A name under which any server takes the file, with the suffix by which its plugin knows it."""
+    stem = "".join(char if char.isascii() and (char.isalnum() or char in "._") else "-" for char in path.stem).strip(
+        "-."
+    )
+    suffix = path.suffix.lower() if path.suffix.isascii() and path.suffix[1:].isalnum() else ""
+    if kind == "text_stats" and not (mimetypes.guess_type(f"x{suffix}")[0] or "").startswith("text/"):
+        suffix = ".txt"
+    return f"{stem[:80] or 'file'}{suffix}"
 
 
 def submit_all(screen: Screen, user: Rest, files: Sequence[Path]) -> list[Errand]:
@@ -72,10 +90,11 @@ def submit_all(screen: Screen, user: Rest, files: Sequence[Path]) -> list[Errand
     for path in files:
         kind = plugin_for(path)
         if kind is None:
-            screen.say(f"  {path.name}: no plugin here fits it (tables, pictures and UTF-8 text have one); left out")
+            screen.say(f"  {shown(path)}: no plugin here fits it (tables, pictures and UTF-8 text have one); left out")
             continue
-        stored = user.upload(path)
-        errands.append(Errand(f"your {path.name}", {"type": kind, "inputs": [{"from": f"artifact:{stored['id']}"}]}))
+        stored = user.upload(path, stored_name(path, kind))
+        body = {"type": kind, "inputs": [{"from": f"artifact:{stored['id']}"}], "retry": {"max_retries": 0}}
+        errands.append(Errand(f"your {shown(path)}", body, own=True))
     for errand in errands:
         errand.job_id = user.post("/jobs", errand.body | {"name": errand.title})["id"]
     screen.say(f"  {len(errands)} jobs accepted; each runs in a container of its own. Waiting …")
@@ -88,8 +107,10 @@ def submit_all(screen: Screen, user: Rest, files: Sequence[Path]) -> list[Errand
     ]
     screen.table(("job", "plugin", "status", "attempt"), rows)
     for errand in errands:
-        screen.check(errand.job["status"] == "completed", f"{errand.title}: {errand.job['reason_text']}")
-    return errands
+        # What a plugin makes of a user's file is for the plugin to say; that every job reaches its end is for us.
+        fine = ("completed", "failed") if errand.own else ("completed",)
+        screen.check(errand.job["status"] in fine, f"{errand.title}: {errand.job['reason_text']}")
+    return [errand for errand in errands if errand.job["status"] == "completed"]
 
 
 def show(screen: Screen, user: Rest, errand: Errand, digests: dict[tuple[str, str], str], webdav: WebDav) -> None:

@@ -29,9 +29,10 @@ class Rest:
     def post(self, path: str, body: Any = None, **options: Any) -> Any:
         return self._insist("POST", path, json=body, **options)
 
-    def upload(self, path: Path) -> Any:
+    def upload(self, path: Path, name: str | None = None) -> Any:
+        """Store a file, under ``name`` or its own."""
         with path.open("rb") as stream:
-            return self._insist("POST", "/files", files={"file": (path.name, stream)})
+            return self._insist("POST", "/files", files={"file": (name or path.name, stream)})
 
     def content(self, file_id: str) -> bytes:
         """A stored file's bytes."""

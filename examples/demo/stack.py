@@ -21,6 +21,8 @@ from pathlib import Path
 import httpx
 from screen import DemoFailed
 
+from cloche.cli.up.tether import tether
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 _START_S = 240.0  # the first start builds the sandbox image
@@ -101,6 +103,7 @@ def start_cloche(folder: Path) -> Cloche:
             stdout=subprocess.PIPE,
             stderr=stream,
             text=True,
+            preexec_fn=tether(),  # a demo that is killed takes its stack along
         )
     cloche = Cloche(home, "", password, log, process, environment)
     try:

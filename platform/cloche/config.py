@@ -208,7 +208,11 @@ def load(**overrides: Any) -> Settings:
 
 def _check_together(settings: Settings) -> None:
     """Refuse values that cannot work beside each other."""
-    worker = settings.worker
+    worker, database, queue = settings.worker, settings.database_url, settings.redis_url
+    if not database.startswith("sqlite:///") or len(database) <= len("sqlite:///"):
+        raise SettingsError("database.url: this version stores in SQLite, such as sqlite:////srv/cloche/cloche.db")
+    if not queue.startswith(("redis://", "rediss://", "unix://")):
+        raise SettingsError("redis.url: write redis://HOST:PORT/0, rediss://… or unix:///path/to/socket")
     if worker.heartbeat * 3 > worker.lease:
         raise SettingsError("worker.heartbeat is too long: three of them have to fit into worker.lease")
     for name, value in (

@@ -228,3 +228,22 @@ def test_a_killed_parent_takes_its_child_along():
             until(lambda: not any(map(alive, children)), 20, "the child has ended")
         finally:
             server.stop()
+
+
+def test_clients_that_send_their_bodies_slowly_leave_threads_for_others(server):
+    """Forty requests announce a body and never send it."""
+    slow = []
+    try:
+        for _ in range(40):
+            opened = socket.create_connection(server.address, timeout=10)
+            opened.sendall(
+                b"POST /api/v1/session HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+            )
+            slow.append(opened)
+        assert httpx.get(f"{server.url}/healthz", timeout=10).status_code == 200
+        answer = httpx.post(f"{server.url}/api/v1/session", json={"username": "x", "password": "y"}, timeout=10)
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"] == "1"
+    finally:
+        for opened in slow:
+            opened.close()

@@ -13,7 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from cloche.errors import Unavailable
+from cloche.errors import SettingsError, Unavailable
 from cloche.queueing import scripts
 from cloche.queueing.broker import NoIndex, Ready
 
@@ -29,14 +29,17 @@ class RedisBroker:
 
     def __init__(self, url: str) -> None:
         # Any: redis-py types every answer as a union of what all protocol versions and decoders could give.
-        self._client: Any = redis.Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=_SOCKET_TIMEOUT_S,
-            socket_connect_timeout=2.0,
-            retry=Retry(NoBackoff(), 1),
-            health_check_interval=15,
-        )
+        try:
+            self._client: Any = redis.Redis.from_url(
+                url,
+                decode_responses=True,
+                socket_timeout=_SOCKET_TIMEOUT_S,
+                socket_connect_timeout=2.0,
+                retry=Retry(NoBackoff(), 1),
+                health_check_interval=15,
+            )
+        except ValueError as error:
+            raise SettingsError(f"redis.url: {error}") from None
         self._push = self._client.register_script(scripts.PUSH)
         self._take = self._client.register_script(scripts.TAKE)
         self._closed = threading.Event()

@@ -40,7 +40,7 @@ class Sandboxd:
             owner = home.stat()  # the account that owns the home is the one that workers run under
             digest = home_digest(home)
             sandbox = settings.sandbox
-            uids = UidPool(sandbox.uid_base, sandbox.uid_count, start=int(digest, 16))
+            uids = self._uids = UidPool(sandbox.uid_base, sandbox.uid_count, start=int(digest, 16))
             self.host = Host(
                 engine=Engine(sandbox.docker_socket),
                 places=Places(home, owner.st_uid, owner.st_gid),
@@ -58,6 +58,7 @@ class Sandboxd:
             raise
 
     def start(self) -> None:
+        self._uids.clean()
         self.host.start()
         self.server.start()
 
@@ -69,6 +70,7 @@ class Sandboxd:
             try:
                 self.host.close()
             finally:
+                self._uids.clean()
                 os.close(self._lock_fd)
 
 

@@ -60,6 +60,16 @@ class UidPool:
                     self._folder.rmdir()
                     self._folder.parent.rmdir()
 
+    def clean(self) -> None:
+        """Remove the locks of processes that were killed, and the folders when nothing is left. At any time, by any number of processes."""
+        with self._lock, contextlib.suppress(OSError):
+            for path in self._folder.iterdir():
+                if path.name.isdigit() and int(path.name) not in self._held and self._claim(int(path.name)):
+                    path.unlink(missing_ok=True)
+                    os.close(self._held.pop(int(path.name)))
+            self._folder.rmdir()
+            self._folder.parent.rmdir()
+
     def _claim(self, uid: int) -> bool:
         path = self._folder / str(uid)
         fd = self._open(path)

@@ -10,7 +10,7 @@ from itertools import chain
 from flask import Blueprint, Flask
 
 from cloche.services.container import Services
-from cloche.web import headers, openapi, problems
+from cloche.web import headers, openapi, problems, reading
 from cloche.web.api import audit, describe, files, health, job_details, jobs, people, platform, remotes, session
 from cloche.web.auth import API_BLUEPRINT, Auth
 from cloche.web.dashboard.blueprint import create_blueprint
@@ -41,6 +41,7 @@ def create_app(services: Services, stopping: threading.Event | None = None) -> F
     app.json.compact = True  # type: ignore[attr-defined]
     app.config["MAX_CONTENT_LENGTH"] = settings.server.max_upload + (1 << 20)
     app.config["MAX_FORM_MEMORY_SIZE"] = settings.server.max_body
+    reading.register(app, settings.server.threads)
     denials = Denials(services.access)
     services.closers.append(denials.close)
     headers.register(app, secure=settings.server.secure_cookies)

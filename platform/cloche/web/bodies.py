@@ -9,7 +9,7 @@ from flask import request
 from pydantic import BaseModel, ValidationError
 
 from cloche.errors import BadRequest, Invalid, Problem, TooLarge, UnsupportedMedia
-from cloche.web import strictjson
+from cloche.web import reading, strictjson
 from cloche.web.problems import ParameterProblem
 
 M = TypeVar("M", bound=BaseModel)
@@ -26,10 +26,16 @@ def read_exactly(limit: int) -> bytes:
     Raises:
         TooLarge: it is longer than ``limit`` bytes.
         BadRequest: it ended before the length it announced.
+        Unavailable: too many bodies are being read at once.
     """
     announced = request.content_length
     if announced is not None and announced > limit:
         raise TooLarge(f"The body has {announced} bytes; this address takes at most {limit}.")
+    with reading.briefly():
+        return _read(limit, announced)
+
+
+def _read(limit: int, announced: int | None) -> bytes:
     parts: list[bytes] = []
     size = 0
     while chunk := request.stream.read(_CHUNK):

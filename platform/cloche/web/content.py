@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import unicodedata
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ from cloche.services.files import FileService
 from cloche.web.headers import CONTENT_CSP
 
 _PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
+_SUFFIX_RANGE = re.compile(r"bytes=-(\d{1,19})\Z")
 _CHUNK = 262_144
 
 
@@ -34,6 +36,9 @@ def download(files: FileService, actor: Actor, file_id: str, *, inline: bool = F
         del environ[
             "HTTP_RANGE"
         ]  # several ranges at once: the whole file is a valid answer, and nobody's parser is tried
+    if suffix := _SUFFIX_RANGE.match(environ.get("HTTP_RANGE", "")):
+        # "The last 20 bytes" of a file of 10 are all of it (RFC 9110, 14.1.3).
+        environ["HTTP_RANGE"] = f"bytes=-{min(int(suffix[1]), facts['size'])}"
     try:
         response.make_conditional(environ, accept_ranges=True, complete_length=facts["size"])
     except BaseException:

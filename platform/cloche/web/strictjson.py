@@ -6,8 +6,10 @@ import json
 import math
 from typing import Any
 
+from cloche_guest.protocol import MAX_DIGITS
+
 MAX_DEPTH = 32  # levels of arrays and objects; no body of ours needs ten
-_MAX_DIGITS = 100  # of one number
+_MAX_DIGITS = MAX_DIGITS  # of one number: what a guest may be sent
 
 
 class Malformed(ValueError):

@@ -11,6 +11,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.sansio.multipart import Data, Epilogue, Event, Field, File, MultipartDecoder, NeedData
 
 from cloche.errors import BadRequest, Invalid, Problem, TooLarge, UnsupportedMedia
+from cloche.web import reading
 from cloche.web.problems import LengthRequired, ParameterProblem
 
 _CHUNK = 262_144
@@ -39,6 +40,7 @@ def incoming(name: str | None, limit: int) -> Upload:
         raise TooLarge(f"The upload has {announced} bytes; this server takes at most {limit}.")
     if request.content_encoding:
         raise UnsupportedMedia("Send the file without Content-Encoding.")
+    reading.hold()
     if request.mimetype == "multipart/form-data":
         if name is not None:
             raise Invalid(

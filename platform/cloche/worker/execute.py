@@ -227,7 +227,9 @@ class Execution:
         self._flush_quietly()
         while True:
             try:
-                effects.apply(self._tools.broker, self._tools.db.write(unit))
+                done = self._tools.db.write(unit)
+                self._hold.settled.set()
+                effects.apply(self._tools.broker, done)
                 return
             except StaleAttempt:
                 self._note_stale()

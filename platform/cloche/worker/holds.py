@@ -34,6 +34,7 @@ class Hold:
     cancel: threading.Event = field(default_factory=threading.Event)
     lost: threading.Event = field(default_factory=threading.Event)
     handed_back: threading.Event = field(default_factory=threading.Event)
+    settled: threading.Event = field(default_factory=threading.Event)  # its end is written
     on_interrupt: Callable[[], None] | None = None  # kills the sandbox; set by the executing thread
 
     def interrupt(self, event: threading.Event) -> None:
@@ -146,6 +147,8 @@ class Holds:
             if hold.job.id not in held:
                 continue  # claimed after this beat began
             if hold.job.id not in kept:
+                if hold.settled.is_set():
+                    continue  # it ended while this beat was on its way
                 _log.warning("the attempt was taken from this worker", job_id=hold.job.id, attempt=hold.job.attempt)
                 hold.interrupt(hold.lost)
             elif kept[hold.job.id]:

@@ -9,6 +9,7 @@ import click
 
 from cloche.cli import output
 from cloche.cli.settings import load_settings, settings_options
+from cloche.errors import ClocheError
 
 if TYPE_CHECKING:
     from cloche.audit.verify import Verdict
@@ -40,18 +41,23 @@ def verify(
     public_key: Path | None,
     form: str,
 ) -> int:
-    """Check every event, leaf, batch and signature. Exits 0: valid, 1: tampered, 2: incomplete; names the first bad event."""
+    """Check every event, leaf, batch and signature. Exits 0: valid, 1: tampered, 2: incomplete or not verifiable; names the first bad event."""
     if database and export:
         raise click.UsageError("give --database or --export, not both")
     settings = load_settings("audit", home, config)
     from cloche.audit.offline import verify_database, verify_export
 
     keys = settings.home / "keys"
-    if export:
-        verdict = verify_export(export, keys=keys, checkpoint=checkpoint, public_key=public_key)
-    else:
-        path = database or _database(settings.database_url)
-        verdict = verify_database(path, keys=keys, checkpoint=checkpoint, public_key=public_key)
+    try:
+        if export:
+            verdict = verify_export(export, keys=keys, checkpoint=checkpoint, public_key=public_key)
+        else:
+            path = database or _database(settings.database_url)
+            verdict = verify_database(path, keys=keys, checkpoint=checkpoint, public_key=public_key)
+    except ClocheError as error:
+        # Not verified is not tampered with: who acts on the exit code must be able to tell.
+        click.echo(f"cloche: could not verify: {error}", err=True)
+        return 2
     _show(form, verdict)
     return verdict.exit_code
 

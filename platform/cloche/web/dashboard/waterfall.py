@@ -62,7 +62,11 @@ def bars(events: Sequence[Mapping[str, Any]], now_ms: int | None = None) -> list
         start, length = _extent(event, at - origin, reached)
         found.append(_bar(event, start, length, whole))
         # A plugin loads while its inputs come in: both are written when it is ready.
-        reached = start + (length or 0) if event["event_type"] == "staged_in" else at - origin
+        # What only happened at a moment ended nothing.
+        if event["event_type"] == "staged_in":
+            reached = start + (length or 0)
+        elif length is not None:
+            reached = at - origin
     return found
 
 
