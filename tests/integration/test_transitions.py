@@ -15,7 +15,7 @@ from cloche.services.leases import Leases
 from cloche.services.relay import Relay
 from cloche.services.sweeper import Sweeper
 from cloche.services.workers import WorkerService
-from tests.support import jobs
+from tests.support import jobs, stores
 
 HASH = "a" * 64
 
@@ -253,3 +253,13 @@ def test_two_sweepers_at_once_do_the_work_once(db, broker, admin):
 def test_priorities_order_the_queue(db, broker, admin):
     low, high = jobs.submit(db, broker, admin, priority=0), jobs.submit(db, broker, admin, priority=9)
     assert list(broker.take("default", 2)) == [high, low]
+
+
+def test_workers_name_no_job_of_another_tenant(db, broker, admin):
+    other = stores.add_actor(db, stores.add_tenant(db, "other"), "otto")
+    workers = WorkerService(db)
+    workers.register("w1", "host", 1, ["default"], 4)
+    mine, theirs = jobs.submit(db, broker, admin), jobs.submit(db, broker, other)
+    jobs.claim(db, broker, [mine, theirs])
+    assert [(w["busy"], w["current_job_ids"]) for w in workers.list(admin)] == [(2, [mine])]
+    assert [(w["busy"], w["current_job_ids"]) for w in workers.list(other)] == [(2, [theirs])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +12,7 @@ from cloche import __version__
 from cloche.clock import now_ms, to_rfc3339
 from cloche.db import tables as t
 from cloche.db.engine import Database
+from cloche.domain.permissions import Actor
 from cloche.domain.states import State
 
 STALE_MS = 15_000  # a worker unheard of for a lease's length is as good as dead
@@ -70,16 +71,23 @@ class WorkerService:
         )
         return self._db.write(lambda c: c.execute(statement).scalars().all())
 
-    def list(self) -> Items:
-        """DESIGN §11's shape, newest first; workers gone for an hour are forgotten."""
+    def list(self, actor: Actor) -> Items:
+        """DESIGN §11's shape, newest first; workers gone for an hour are forgotten.
+
+        ``busy`` counts every tenant's jobs, ``current_job_ids`` names the actor's tenant's alone.
+        """
 
         def unit(connection: Connection) -> Items:
-            running: dict[str, list[str]] = defaultdict(list)
-            held = select(t.job.c.lease_owner, t.job.c.id).where(t.job.c.state == State.PROCESSING.value)
-            for owner, job_id in connection.execute(held):
-                running[owner].append(job_id)
+            busy: Counter[str] = Counter()
+            mine: dict[str, list[str]] = defaultdict(list)
+            columns = (t.job.c.lease_owner, t.job.c.id, t.job.c.tenant_id)
+            held = select(*columns).where(t.job.c.state == State.PROCESSING.value)
+            for owner, job_id, tenant_id in connection.execute(held):
+                busy[owner] += 1
+                if tenant_id == actor.tenant_id:
+                    mine[owner].append(job_id)
             rows = connection.execute(select(t.worker).order_by(t.worker.c.started_at.desc()).limit(200)).mappings()
-            return [_view(row, running[row["id"]]) for row in rows]
+            return [_view(row, busy[row["id"]], mine[row["id"]]) for row in rows]
 
         return self._db.read(unit)
 
@@ -106,7 +114,7 @@ class WorkerService:
         return dict(self._db.read(lambda c: [(row[0], row[1]) for row in c.execute(query)]))
 
 
-def _view(row: Any, job_ids: list[str]) -> dict[str, Any]:
+def _view(row: Any, busy: int, job_ids: list[str]) -> dict[str, Any]:
     alive = row["status"] != "dead" and row["last_heartbeat_at"] > now_ms() - STALE_MS
     return {
         "id": row["id"],
@@ -117,7 +125,7 @@ def _view(row: Any, job_ids: list[str]) -> dict[str, Any]:
         "status_reason": row["status_reason"],
         "queues": row["queues"],
         "slots": row["slots"],
-        "busy": len(job_ids),
+        "busy": busy,
         "current_job_ids": job_ids,
         "started_at": to_rfc3339(row["started_at"]),
         "last_heartbeat": to_rfc3339(row["last_heartbeat_at"]),

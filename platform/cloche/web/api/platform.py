@@ -30,7 +30,7 @@ def list_queues(call: Call) -> Any:
     summary="Workers and what they do.",
 )
 def list_workers(call: Call) -> Any:
-    return {"items": call.services.workers.list()}
+    return {"items": call.services.workers.list(call.actor)}
 
 
 @group.route(

@@ -59,7 +59,7 @@ def workers(site: Site, actor: Actor) -> Answer:
     last_event = site.last_event()
     values = {
         "queues": site.services.queues.list(actor) if actor.may(Permission.QUEUE_READ) else [],
-        "workers": site.services.workers.list(),
+        "workers": site.services.workers.list(actor),
     }
     if is_part():
         return site.render("_workers.html", **values)
