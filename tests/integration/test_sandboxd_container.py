@@ -1,14 +1,10 @@
-"""What a running container really has: every line of DESIGN §5, asked of the engine and of the kernel."""
+"""What a running container really has, asked of the engine and of the kernel; the whole list is in test_sandboxd_inspect.py."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,53 +12,16 @@ from cloche import clock
 from cloche.isolation.spec import memory_limit
 from cloche.sandboxd import cgroups
 from tests.support import sandbox as support
+from tests.support.inspection import MIB, Seen, running
 
 pytestmark = pytest.mark.docker
-MIB = 1 << 20
 ROOT = Path(__file__).parents[2]
-
-
-@dataclass
-class Seen:
-    """One running sandbox: the engine's view, its first process, its spec."""
-
-    inspect: dict[str, Any]
-    id: str
-    spec: Any
-    home: Path
-
-    @property
-    def pid(self) -> int:
-        return int(self.inspect["State"]["Pid"])
-
-    @property
-    def host(self) -> dict[str, Any]:
-        return dict(self.inspect["HostConfig"])
-
-    def mounts(self) -> dict[str, tuple[set[str], str, set[str]]]:
-        """Mount point → (its flags, file system, the file system's options), as the kernel shows them to the container."""
-        found = {}
-        for line in Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines():
-            left, right = line.split(" - ")
-            fields, system = left.split(" "), right.split(" ")
-            found[fields[4]] = (set(fields[5].split(",")), system[0], set(system[2].split(",")))
-        return found
 
 
 @pytest.fixture(scope="module")
 def seen() -> Iterator[Seen]:
-    with support.temporary_home() as home, support.running_sandboxd(home):
-        backend = support.client(home, "inspector")
-        bundle = support.write_bundle(home, support.plugin("return 1"))
-        spec = support.spec(bundle, memory=64 * MIB, output=2 * MIB, tmp=3 * MIB, shm=MIB, pids=20, cpu=0.5, nofile=99)
-        sandbox = backend.create(spec)
-        frame = sandbox.channel.receive(30)
-        assert frame is not None
-        assert frame["type"] == "ready"
-        text = subprocess.run(["docker", "inspect", f"cloche-{sandbox.id}"], capture_output=True, check=True).stdout
-        yield Seen(json.loads(text)[0], sandbox.id, spec, home)
-        sandbox.destroy()
-        backend.close()
+    with support.temporary_home() as home, support.running_sandboxd(home), running(home) as job:
+        yield job
 
 
 def test_image_by_digest_and_a_user_of_its_own(seen: Seen) -> None:

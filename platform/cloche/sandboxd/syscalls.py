@@ -61,7 +61,8 @@ def allocate(fd: int, size: int) -> None:
 def bind(source_fd: int, target: Path) -> None:
     """Show the folder that is open as ``source_fd`` at ``target``: whatever its path names by now.
 
-    Read-only, without devices and set-uid; the engine's own bind of it is made read-only once more.
+    Read-only, without devices and set-uid. The engine's own bind of it is made read-only once more and keeps no other flag; inside,
+    no-new-privileges and the cgroup's list of devices do what those flags do here.
     """
     source = f"/proc/self/fd/{source_fd}".encode()
     place = os.fsencode(target)
