@@ -7,6 +7,10 @@ import pytest
 from tests.support import stores
 
 
+def pytest_addoption(parser):
+    parser.addoption("--ugly-jobs", type=int, metavar="N", help="how many jobs tests/acceptance/test_ugly_jobs.py runs")
+
+
 @pytest.fixture(scope="session")
 def valkey_server():
     with stores.running_valkey() as server:

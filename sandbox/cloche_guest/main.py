@@ -16,13 +16,14 @@ import pluggy
 from cloche_guest import first, loader
 from cloche_guest.job import Job
 from cloche_guest.link import Link, take_standard_streams
-from cloche_guest.protocol import MAX_MESSAGE, MAX_TRACEBACK, PROTOCOL, ProtocolError, encode
+from cloche_guest.protocol import HEADER, MAX_MESSAGE, MAX_TRACEBACK, PROTOCOL, FrameTooLarge, ProtocolError, encode
 from cloche_guest.relay import Relay
 
 PLUGIN = Path("/cloche/plugin")
 WHEELS = Path("/cloche/wheels")
 INPUTS = Path("/job/in")
 OUT = Path("/job/out")
+_AROUND_RESULT = len(encode({"value": None})) - len("null")  # bytes of a frame that are not the result's own JSON
 
 
 class Agent:
@@ -78,21 +79,26 @@ class Agent:
 
     def _succeed(self, value: Any, limit: int) -> None:
         try:
-            size = len(encode({"value": value})) - len(encode({"value": None})) + len("null")
+            size = len(encode({"value": value})) - _AROUND_RESULT
+        except FrameTooLarge as error:
+            size = error.size + HEADER.size - _AROUND_RESULT
         except ProtocolError as error:
-            large = "over the limit" in str(error)
-            self._fail("result_too_large" if large else "bad_result", f"the result was refused: {error}", None)
+            self._fail("bad_result", f"the result was refused: {error}", None)
             return
         if size > limit:
-            self._fail("result_too_large", f"the result has {size} bytes of JSON; its limit is {limit}", None)
+            message = f"the result has {size} bytes of JSON; its limit is {limit}"
+            self._fail("result_too_large", message, None, {"used": size})
             return
         self._flush()
         self._link.send({"type": "result", "value": value})
 
-    def _fail(self, reason: str, message: str, error: BaseException | None) -> None:
+    def _fail(
+        self, reason: str, message: str, error: BaseException | None, numbers: Mapping[str, int] | None = None
+    ) -> None:
         self._flush()
-        frame = {"type": "error", "reason": reason, "message": _clean(message)[:MAX_MESSAGE]}
-        self._link.send({**frame, "traceback": _traceback(error) if error is not None else ""})
+        trace = _traceback(error) if error is not None else ""
+        frame = {"type": "error", "reason": reason, "message": _clean(message)[:MAX_MESSAGE], "traceback": trace}
+        self._link.send({**frame, **(numbers or {})})
 
     def _flush(self) -> None:
         for stream in (sys.stdout, sys.stderr):

@@ -31,17 +31,25 @@ class ProtocolError(Exception):
     """A frame that is malformed or too large. The message never quotes the frame."""
 
 
+class FrameTooLarge(ProtocolError):
+    """``size``: bytes of the frame's JSON."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"a frame of {size} bytes is over the limit of {limit}")
+        self.size = size
+
+
 def encode(frame: Mapping[str, Any], limit: int = MAX_FRAME) -> bytes:
     """The frame with its length in front.
 
     Raises:
-        ProtocolError: not plain JSON, or more than ``limit`` bytes.
+        ProtocolError: not plain JSON, or (FrameTooLarge) more than ``limit`` bytes.
     """
     check_value(frame)
     text = json.dumps(frame, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     data = text.encode("utf-8")
     if len(data) > limit:
-        raise ProtocolError(f"a frame of {len(data)} bytes is over the limit of {limit}")
+        raise FrameTooLarge(len(data), limit)
     return HEADER.pack(len(data)) + data
 
 

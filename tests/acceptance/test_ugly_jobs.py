@@ -1,6 +1,7 @@
 """Jobs of every ugly kind through the real stack: each ends under its own name, and then nothing of them is left.
 
-:data:`UGLY_JOBS` of them in a row; raise it to 300 for the long run.
+:data:`UGLY_JOBS` of them in a row; the long run is ``./run test tests/acceptance/test_ugly_jobs.py --ugly-jobs 300 -rP``, which prints what
+was counted before and after.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import pytest
 
 from bench.stack import Stack, stack
 from cloche.isolation.spec import LABEL
-from cloche.sandboxd import syscalls
+from cloche.sandboxd import syscalls, uids
 from cloche.sandboxd.places import home_digest
 from tests.support.stores import until
 
 UGLY_JOBS = 60
 PLUGINS = Path(__file__).parent / "plugins"
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1_800)]
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,12 @@ def test_every_limit_says_its_name(running: Stack) -> None:
         if kind.status == "failed":
             assert kind.says in done["error"]["message"], (kind, done["error"])
             assert done["error"]["details"].get("limit") == kind.limit, (kind, done["error"])
+            assert ("used" in done["error"]["details"]) == (kind.limit is not None), (kind, done["error"])
         check_numbers(kind, done["usage"])
         events = trace(running, job_id)
         assert events["finished"].get("reason", "succeeded") == kind.reason, (kind, events["finished"])
         assert events["finished"].get("limit") == kind.limit, (kind, events["finished"])
+        assert ("used" in events["finished"]) == (kind.limit is not None), (kind, events["finished"])
         assert ("log_truncated" in events) == (kind.name in {"log", "long_line", "log_flood"}), kind
 
 
@@ -126,16 +129,27 @@ def check_numbers(kind: Kind, usage: dict[str, Any]) -> None:
         assert usage["log_bytes"] == usage["log_limit"]
 
 
-def test_nothing_is_left(running: Stack) -> None:
+def test_nothing_is_left(running: Stack, request: pytest.FixtureRequest) -> None:
+    count = request.config.getoption("--ugly-jobs") or UGLY_JOBS
     run_many(running, 8)  # connections and threads that are kept for the next job are there now
     until(lambda: idle(running), 30, "the worker is idle")
     before = held(running)
     orphans = orphaned_cgroups()
-    run_many(running, UGLY_JOBS)
+    run_many(running, count)
     until(lambda: idle(running), 30, "the worker is idle")
-    until(lambda: not leftovers(running.home), 30, f"nothing is left: {leftovers(running.home)}")
+    until(lambda: not any(leftovers(running).values()), 30, f"nothing is left: {leftovers(running)}")
     until(lambda: not orphaned_cgroups() - orphans, 30, "no cgroup is left")
     until(lambda: not more(before, held(running)), 30, f"no more is held than before: {more(before, held(running))}")
+    told(count, {**leftovers(running), "cgroups": list(orphaned_cgroups() - orphans)}, before, held(running))
+
+
+def told(
+    count: int, left: dict[str, list[str]], before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]
+) -> None:
+    """The figures of the run, for docs/threat-model.md."""
+    print(f"{count + 1} jobs; left: {', '.join(f'{name} {len(items)}' for name, items in left.items())}")
+    for role in before:
+        print(f"{role}: {', '.join(f'{name} {before[role][name]} → {after[role][name]}' for name in before[role])}")
 
 
 def run_many(running: Stack, count: int) -> None:
@@ -152,12 +166,17 @@ def idle(running: Stack) -> bool:
     return all(not item["current_job_ids"] for item in running.client.get("/workers").json()["items"])
 
 
-def leftovers(home: Path) -> list[str]:
-    """Containers, mounts, folders and loop devices of this home."""
+def leftovers(running: Stack) -> dict[str, list[str]]:
+    """Containers, mounts, folders, loop devices and user ids of this home's sandboxes."""
+    home = running.home
     command = ["docker", "ps", "--all", "--quiet", "--filter", f"label={LABEL}.home={home_digest(home)}"]
-    containers = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    folders = [str(path) for path in (home / "sandboxes").iterdir()]
-    return [*containers, *map(str, syscalls.mounts_below(home)), *folders, *loops(home)]
+    return {
+        "containers": subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(),
+        "mounts": list(map(str, syscalls.mounts_below(home))),
+        "folders": [str(path) for path in (home / "sandboxes").iterdir()],
+        "loop devices": loops(home),
+        "user ids": [path.name for path in open_files(processes(running)["sandboxd"]) if path.parent == uids.LOCKS],
+    }
 
 
 def loops(home: Path) -> list[str]:
@@ -172,26 +191,43 @@ def loops(home: Path) -> list[str]:
 
 
 def orphaned_cgroups() -> set[str]:
-    """Groups of the engine without a container, of which only the name is left."""
-    roots = [path for path in Path("/sys/fs/cgroup").glob("*/docker") if path.is_dir()]
-    groups = {path.name for root in roots for path in root.iterdir() if path.is_dir() and len(path.name) == 64}
+    """Groups of the engine without a container, of which only the name is left; under either version and either driver."""
+    root = Path("/sys/fs/cgroup")
+    paths = [*root.glob("docker/*"), *root.glob("*/docker/*"), *root.glob("**/system.slice/docker-*.scope")]
+    names = {path.name.removeprefix("docker-").removesuffix(".scope") for path in paths if path.is_dir()}
     known = subprocess.run(["docker", "ps", "-aq", "--no-trunc"], capture_output=True, text=True, check=True).stdout
-    return groups - set(known.split())
+    return {name for name in names if len(name) == 64} - set(known.split())
+
+
+def processes(running: Stack) -> dict[str, int]:
+    """The stack's sandboxd and its one worker."""
+    found = {}
+    for pid in children(running.pid):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        found |= {role: pid for role in ("sandboxd", "worker") if role.encode() in command}
+    assert found.keys() == {"sandboxd", "worker"}
+    return found
 
 
 def held(running: Stack) -> dict[str, dict[str, int]]:
     """Descriptors, threads and kilobytes of memory of sandboxd and of the worker."""
-    found = {}
-    for pid in children(running.pid):
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        for role in ("sandboxd", "worker"):
-            if role.encode() in command:
-                found[role] = {
-                    "descriptors": len(list(Path(f"/proc/{pid}/fd").iterdir())),
-                    "threads": len(list(Path(f"/proc/{pid}/task").iterdir())),
-                    "memory": memory_kb(pid),
-                }
-    assert found.keys() == {"sandboxd", "worker"}
+    return {
+        role: {
+            "descriptors": len(open_files(pid)),
+            "threads": len(list(Path(f"/proc/{pid}/task").iterdir())),
+            "memory": memory_kb(pid),
+        }
+        for role, pid in processes(running).items()
+    }
+
+
+def open_files(pid: int) -> list[Path]:
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(link.readlink())
+        except OSError:
+            continue  # closed while we looked
     return found
 
 

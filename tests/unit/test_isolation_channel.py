@@ -77,6 +77,10 @@ def test_only_known_fields_come_through(guest: Guest) -> None:
     assert guest.channel.receive(5) == {"type": "progress", "current": 1, "total": None, "message": None}
     guest.frame(type="error", reason="bad_result", message="m", traceback="t", status=200)
     assert guest.channel.receive(5) == {"type": "error", "reason": Reason.BAD_RESULT, "message": "m", "traceback": "t"}
+    guest.frame(type="error", reason="result_too_large", message="m", traceback="", used=101)
+    frame = guest.channel.receive(5)
+    assert frame is not None
+    assert frame["used"] == 101
 
 
 @pytest.mark.parametrize(
@@ -100,6 +104,10 @@ def test_only_known_fields_come_through(guest: Guest) -> None:
         {"type": "result"},
         {"type": "error", "reason": "lease_lapsed", "message": "", "traceback": ""},
         {"type": "error", "reason": [], "message": "", "traceback": ""},
+        *(
+            {"type": "error", "reason": "result_too_large", "message": "", "traceback": "", "used": used}
+            for used in (-1, 1.5, True, None, "9", 1 << 54)
+        ),
         {"type": "error", "reason": "plugin_failed", "message": None, "traceback": ""},
         {"type": "error", "reason": "plugin_failed", "message": "", "traceback": "x" * (64 * 1024 + 1)},
     ],

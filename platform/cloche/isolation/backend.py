@@ -34,7 +34,8 @@ class CollectedFile:
 class Remains:
     """What is left of a sandbox that is dead.
 
-    ``usage``: ``cpu_ms``, ``memory_peak`` (bytes), ``oom_kills``, ``pids_denied`` (forks refused), ``output_bytes`` and
+    ``usage``: ``cpu_ms``, ``memory_peak`` (bytes), ``oom_kills``, ``pids_denied`` (forks refused), ``pids_peak`` (where the kernel
+    keeps it, or refused), ``output_bytes`` and
     ``output_files`` (collected), ``output_used`` (bytes) and ``output_inodes`` (what ``out/`` held), ``output_full`` and
     ``output_inodes_full`` (1: no room was left), ``output_over`` and ``output_files_over`` (1: a file was left out for that limit).
     Keys that could not be read are absent.

@@ -39,6 +39,7 @@ _FRAME_RATE = 500.0  # frames a second after that; an honest guest stays below 2
 _BYTE_BURST = 64.0 * (1 << 20)
 _BYTE_RATE = 10.0 * (1 << 20)
 _ENVELOPE = len(encode({"value": None})) - len("null")  # bytes around a result's JSON
+_MAX_USED = 1 << 53  # every JSON reader keeps integers up to here
 _ERROR_REASONS = frozenset({Reason.PLUGIN_FAILED, Reason.BAD_RESULT, Reason.NO_RESULT, Reason.RESULT_TOO_LARGE})
 
 
@@ -257,7 +258,13 @@ def _error(frame: dict[str, Any]) -> Mapping[str, Any] | None:
     ):
         return None
     clean = {"message": str(message).replace("\0", "\ufffd"), "traceback": str(trace).replace("\0", "\ufffd")}
-    return {"type": "error", "reason": Reason(reason), **clean}
+    checked = {"type": "error", "reason": Reason(reason), **clean}
+    if "used" not in frame:
+        return checked
+    used = frame["used"]
+    if isinstance(used, bool) or not isinstance(used, int) or not 0 <= used <= _MAX_USED:
+        return None
+    return {**checked, "used": used}
 
 
 def _text(value: Any, limit: int) -> bool:

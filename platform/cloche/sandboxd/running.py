@@ -140,7 +140,12 @@ class Running:
         return (None if state.get("Running") else int(state.get("ExitCode", -1))), bool(state.get("OOMKilled"))
 
     def _measure(self) -> dict[str, int]:
-        return {} if self.is_dead() else {**self.cgroup.usage(), **self._room()}
+        if self.is_dead():
+            return {}
+        used = self.cgroup.usage()
+        if used.get("pids_denied"):
+            used.setdefault("pids_peak", self.limits.pids)  # a kernel that keeps no peak refuses only at the limit
+        return {**used, **self._room()}
 
     def _room(self) -> dict[str, int]:
         """What out/ holds, and whether it is full, by bytes and by files: what turns a plugin's "no space left" into a reason."""

@@ -87,7 +87,7 @@ class Conversation:
             if kind == "error":
                 failure = _failure(frame)
                 if failure.reason == Reason.RESULT_TOO_LARGE:
-                    failure.details["limit"] = limits["result"]
+                    failure.details |= {"limit": limits["result"], **_used(frame)}
                 raise failure
 
     def _next(self, deadline: float) -> Mapping[str, Any] | None:
@@ -136,6 +136,11 @@ class Conversation:
 
 def _number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _used(frame: Mapping[str, Any]) -> dict[str, object]:
+    used = frame.get("used")
+    return {"used": used} if isinstance(used, int) else {}
 
 
 def _failure(frame: Mapping[str, Any]) -> PluginFailure:
