@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from cloche.clock import now_ms
 from cloche.errors import Unavailable
+from cloche.sandboxd import syscalls
 from tests.support.web import problem, running_site, where
 
 S3 = {
@@ -137,6 +140,29 @@ def test_health_tells_people_and_readiness_tells_machines(site):
     site.services.db.write(lambda c: site.services.workers.beat(c, worker, "alive", why, now_ms()))
     assert client.get("/readyz").json["reasons"] == [f"no worker takes jobs: {why}"]
     site.services.workers.leave(worker, "stopped")
+
+
+def test_a_full_disk_is_said_at_once(tmp_path):
+    syscalls.mount_tmpfs(tmp_path, "size=48m,nr_inodes=200")
+    try:
+        with running_site(tmp_path) as site:
+            site.services.workers.register("01900000-0000-7000-8000-000000000002", "host", 1, ["default"], 2)
+            client = site.client()
+            assert client.get("/readyz").json == {"ready": True, "reasons": []}
+            with (tmp_path / "big").open("wb") as big:
+                os.posix_fallocate(big.fileno(), 0, 20 << 20)
+                assert client.get("/readyz").json["reasons"] == ["the home's disk is full: less than 32 MB are free"]
+                assert client.get("/health").json["status"] == "degraded"
+            (tmp_path / "big").unlink()
+            for number in range(_inodes(tmp_path)):
+                (tmp_path / f"small-{number}").touch()
+            assert "no more files" in client.get("/readyz").json["reasons"][0]
+    finally:
+        syscalls.unmount(tmp_path)
+
+
+def _inodes(folder: Path) -> int:
+    return os.statvfs(folder).f_favail
 
 
 def test_redis_being_away_is_said(site, monkeypatch):

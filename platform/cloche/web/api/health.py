@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+from pathlib import Path
 from typing import Any
 
 from flask import Response, request
@@ -16,6 +18,7 @@ from cloche.web import metrics, shapes
 from cloche.web.routing import PUBLIC, Call, Raw, RouteGroup
 
 group = RouteGroup("health")
+_LOW_ROOM = 32 << 20  # bytes: less, and a claim, an upload or a result may not find room any more
 
 
 @group.route(
@@ -52,7 +55,7 @@ def healthz(_call: Call) -> Response:
     "/readyz",
     permission=PUBLIC,
     responses={200: shapes.ReadyOut, 503: shapes.ReadyOut},
-    summary="Whether jobs are run now: database, Redis, a worker with a container engine. 503 says what is missing.",
+    summary="Whether jobs are run now: database, Redis, room on the disk, a worker with a container engine. 503 says what is missing.",
 )
 def readyz(call: Call) -> Any:
     reasons = not_ready(call.services)
@@ -87,7 +90,20 @@ def not_ready(services: Services) -> list[str]:
         services.broker.ping()
     except Unavailable as error:
         reasons.append(error.detail)
-    return reasons
+    return reasons + no_room(services.settings.home)
+
+
+def no_room(home: Path) -> list[str]:
+    """Whether the home's disk is full. Workers notice by failed heartbeats; that takes until the last good one is stale."""
+    try:
+        facts = os.statvfs(home)
+    except OSError as error:
+        return [f"the home directory cannot be read: {error.strerror}"]
+    if facts.f_bavail * facts.f_frsize < _LOW_ROOM:
+        return [f"the home's disk is full: less than {_LOW_ROOM >> 20} MB are free"]
+    if facts.f_files and not facts.f_favail:
+        return ["the home's disk is full: no more files can be made on it"]
+    return []
 
 
 def _from_here() -> bool:
