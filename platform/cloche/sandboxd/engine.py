@@ -20,6 +20,7 @@ from cloche.errors import ClocheError, PlatformFailure
 
 _CALL_SECONDS = 30
 _LOAD_SECONDS = 300
+_REMOVALS = 3  # tries; the second finds a container that has ended
 _HEAD_LIMIT = 16 << 10  # bytes of the answer's head to an attach
 
 
@@ -70,10 +71,10 @@ class Engine:
         with self._answers() as client:
             client.start(container)
 
-    def set_memory(self, container: str, size: int) -> None:
-        """Another limit of memory, and of memory and swap together, in bytes, for a running container."""
+    def set_memory(self, container: str, size: int, with_swap: int) -> None:
+        """Another limit of memory, and of memory and swap together (-1: none), in bytes, for a running container."""
         with self._answers() as client:
-            answer = client.update_container(container, mem_limit=size, memswap_limit=size)
+            answer = client.update_container(container, mem_limit=size, memswap_limit=with_swap)
         if answer.get("Warnings"):
             raise EngineRefused(f"the engine would not set the memory: {'; '.join(answer['Warnings'])}")
 
@@ -86,15 +87,23 @@ class Engine:
                 return None
 
     def remove(self, container: str) -> None:
-        """Kill and remove it with its anonymous volumes. Nothing happens when it is gone already."""
+        """Kill and remove it with its anonymous volumes. Nothing happens when it is gone already, or another removal is under way.
+
+        One that ends by itself while the engine goes about killing it is refused ("not running"), and has to be removed once more.
+        """
         with self._answers() as client:
-            try:
-                client.remove_container(container, force=True, v=True)
-            except NotFound:
-                return
-            except APIError as error:
-                if error.status_code != 409:  # another removal of it is under way
-                    raise
+            for left in reversed(range(_REMOVALS)):
+                try:
+                    client.remove_container(container, force=True, v=True)
+                    return
+                except NotFound:
+                    return
+                except APIError:
+                    status = _status(client, container)
+                    if status in ("", "removing"):
+                        return
+                    if status == "running" or not left:
+                        raise
 
     def containers(self, label: str) -> list[Mapping[str, Any]]:
         """Every container with the label, running or not."""
@@ -218,6 +227,14 @@ class Engine:
                     base_url=f"unix://{self.socket_path}", version="auto", timeout=_CALL_SECONDS, max_pool_size=16
                 )
             return self._client
+
+
+def _status(client: docker.APIClient, container: str) -> str:
+    """The engine's word for what it is doing; empty when there is no such container."""
+    try:
+        return str(client.inspect_container(container)["State"]["Status"])
+    except NotFound:
+        return ""
 
 
 def _away(error: Exception) -> PlatformFailure:

@@ -1,0 +1,104 @@
+"""What sandboxd makes of an engine's refusals, spoken to over a socket as an engine is."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import socketserver
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloche.sandboxd.engine import Engine, EngineRefused
+
+NOT_RUNNING = (500, {"message": "Could not kill running container x, cannot remove - Container x is not running"})
+IN_PROGRESS = (409, {"message": "removal of container x is already in progress"})
+CONFLICT = (409, {"message": "cannot remove container x: could not kill: container x is not running"})
+GONE = (404, {"message": "No such container: x"})
+
+
+class Stub(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """An engine that answers as told. ``status``: what inspect says, None when there is none; ``removals``: answers in turn, the last for ever."""
+
+    daemon_threads = True
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), Handler)
+        self.status: str | None = "exited"
+        self.removals: list[tuple[int, Any]] = [(204, None)]
+        self.asked = 0
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Stub
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/version"):
+            self._answer(200, {"ApiVersion": "1.41", "Version": "20.10.24"})
+        elif self.server.status is None:
+            self._answer(*GONE)
+        else:
+            assert re.fullmatch(r"/v1\.41/containers/x/json", self.path)
+            self._answer(200, {"State": {"Status": self.server.status}})
+
+    def do_DELETE(self) -> None:
+        assert self.path.startswith("/v1.41/containers/x?")
+        left = self.server.removals
+        self.server.asked += 1
+        self._answer(*(left.pop(0) if len(left) > 1 else left[0]))
+
+    def _answer(self, code: int, body: Any) -> None:
+        data = b"" if body is None else json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def address_string(self) -> str:
+        return "unix"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def stub(home: Path) -> Iterator[Stub]:
+    with Stub(home / "engine.sock") as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def engine(home: Path, stub: Stub) -> Iterator[Engine]:
+    made = Engine(str(home / "engine.sock"))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("refusal", [NOT_RUNNING, CONFLICT])
+def test_a_container_that_ends_while_it_is_being_killed_is_removed(engine: Engine, stub: Stub, refusal: Any) -> None:
+    stub.removals = [refusal, (204, None)]
+    engine.remove("x")
+    assert stub.asked == 2
+
+
+@pytest.mark.parametrize(("status", "answer"), [(None, NOT_RUNNING), (None, GONE), ("removing", IN_PROGRESS)])
+def test_what_is_gone_or_going_is_left_alone(engine: Engine, stub: Stub, status: str | None, answer: Any) -> None:
+    stub.status, stub.removals = status, [answer]
+    engine.remove("x")
+    assert stub.asked == 1
+
+
+@pytest.mark.parametrize(("status", "times"), [("running", 1), ("exited", 3), ("dead", 3)])
+def test_what_cannot_be_removed_is_said(engine: Engine, stub: Stub, status: str, times: int) -> None:
+    stub.status, stub.removals = status, [(500, {"message": "device or resource busy"})]
+    with pytest.raises(EngineRefused, match="busy"):
+        engine.remove("x")
+    assert stub.asked == times
