@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.isolation.backend import Sandbox
 from cloche.isolation.spec import memory_limit
+from cloche.sandboxd import cgroups
 from cloche.sandboxd.main import Sandboxd
 from tests.support import sandbox as support
 
@@ -124,3 +128,35 @@ def test_memory_that_cannot_be_set_leaves_the_output_as_it_was(
 def test_an_output_on_disk_stays_on_disk(home: Path, daemon: Sandboxd) -> None:
     with Open(home, daemon, output=100 * MIB) as box, pytest.raises(PlatformFailure, match="on disk"):
         box.sandbox.resize(64 * MIB, MIB)
+
+
+@pytest.fixture
+def uncounted(daemon: Sandboxd) -> Iterator[Sandboxd]:
+    """The same daemon, on an engine that says it cannot count swap."""
+    ready = daemon.host._ready
+    assert ready is not None
+    daemon.host._ready = replace(ready, engine={**ready.engine, "SwapLimit": False})
+    yield daemon
+    daemon.host._ready = ready
+
+
+def test_without_any_swap_an_engine_that_cannot_count_it_will_do(home: Path, uncounted: Sandboxd) -> None:
+    assert cgroups.swap_areas() == 0, "this host uses swap; the test needs one that does not"
+    assert uncounted.host.health()["problem"] is None
+    with Open(home, uncounted, output=4 * MIB, memory=64 * MIB) as box:
+        text = subprocess.run(["docker", "inspect", f"cloche-{box.sandbox.id}"], capture_output=True, check=True).stdout
+        assert json.loads(text)[0]["HostConfig"]["MemorySwap"] == -1
+        assert box.memory() == memory_limit(box.spec.limits)
+        box.sandbox.resize(48 * MIB, 4 * MIB)
+        assert box.memory() == memory_limit(box.running.limits) == 53 * MIB + (64 << 10)
+
+
+def test_with_swap_that_cannot_be_counted_nothing_runs(
+    home: Path, uncounted: Sandboxd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroups, "swap_areas", lambda *_: 1)
+    with pytest.raises(PlatformFailure, match="cannot count swap") as caught:
+        Open(home, uncounted)
+    assert caught.value.reason == Reason.ENGINE_UNAVAILABLE
+    assert "cannot count swap" in uncounted.host.health()["problem"]
+    assert list((home / "sandboxes").iterdir()) == []

@@ -48,6 +48,18 @@ def test_usage_of_cgroup_version_2(tmp_path: Path) -> None:
     assert group.usage() == {"cpu_ms": 2500, "memory_peak": 4096, "oom_kills": 1, "pids_denied": 0}
 
 
+@pytest.mark.parametrize(
+    ("limit", "areas", "says"),
+    [(True, 2, None), (False, 0, None), (False, 1, "a swap area"), (False, 2, "2 swap areas")],
+)
+def test_swap_that_cannot_be_counted_stops_jobs_only_where_there_is_some(
+    tmp_path: Path, limit: bool, areas: int, says: str | None
+) -> None:
+    write(tmp_path / "swaps", "Filename Type Size Used Priority\n" + "/swap file 1024 0 -2\n" * areas)
+    found = cgroups.uncounted_swap({"SwapLimit": limit}, tmp_path)
+    assert found is None if says is None else says in str(found)
+
+
 def test_usage_that_cannot_be_read_is_absent(tmp_path: Path) -> None:
     proc = tmp_path / "proc"
     write(proc / "7" / "cgroup", "0::/gone\n")

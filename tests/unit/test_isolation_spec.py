@@ -101,6 +101,11 @@ def test_the_whole_configuration() -> None:
     }
 
 
+def test_an_engine_that_cannot_count_swap_is_not_asked_to() -> None:
+    found = host(place=replace(PLACE, counts_swap=False))
+    assert (found["Memory"], found["MemorySwap"]) == ((256 + 64 + 64 + 16) * MIB, -1)
+
+
 def test_the_mounts() -> None:
     found = {mount["Target"]: (mount["Source"], mount["ReadOnly"]) for mount in host()["Mounts"]}
     assert found == {

@@ -52,7 +52,7 @@ def test_no_cgroups(tmp_path: Path) -> None:
 )
 def test_swap(tmp_path: Path, areas: int, limit: bool, status: str) -> None:
     (tmp_path / "swaps").write_text("Filename Type Size Used Priority\n" + "/swap file 1024 0 -2\n" * areas)
-    check = doctor_host.swap({"SwapLimit": limit}, tmp_path / "cgroup", tmp_path)
+    check = doctor_host.swap({"SwapLimit": limit}, tmp_path)
     assert check.status == status
     assert bool(check.advice) == (status != "ok")
 

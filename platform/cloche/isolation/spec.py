@@ -69,6 +69,9 @@ class Placement:
     host_cpus: int
     seccomp: str  # the profile's JSON text
     folders: Folders
+    counts_swap: bool = (
+        True  # whether the engine can limit swap; where it cannot, sandboxd runs nothing unless the host has none
+    )
 
 
 def parse_spec(value: Any) -> SandboxSpec:
@@ -154,6 +157,11 @@ def memory_limit(limits: Limits) -> int:
     return limits.memory + out + limits.tmp + max(limits.shm, _MIN_SHM)
 
 
+def swap_limit(memory: int, counts_swap: bool) -> int:
+    """The engine's limit of memory and swap together, in bytes: no swap. -1, none: all that an engine takes which cannot count it."""
+    return memory if counts_swap else -1
+
+
 def resized(limits: Limits, made: Limits, memory: Any, output: Any) -> Limits:
     """The limits of a running sandbox with other bytes of memory and of output.
 
@@ -229,7 +237,7 @@ def _host_config(limits: Limits, place: Placement) -> dict[str, Any]:
         # Process 1 is our own guest (cloche_guest.first), which reaps; the engine's init is not installed everywhere.
         "Init": False,
         "Memory": memory,
-        "MemorySwap": memory,
+        "MemorySwap": swap_limit(memory, place.counts_swap),
         "OomKillDisable": False,
         "PidsLimit": limits.pids,
         "NanoCpus": int(cpus * 1_000_000_000),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path("/sys/fs/cgroup")
 
@@ -70,6 +71,19 @@ def of_process(pid: int, root: Path = ROOT, proc: Path = Path("/proc")) -> Cgrou
 
 def version(root: Path = ROOT) -> int:
     return 2 if (root / "cgroup.controllers").exists() else 1
+
+
+def swap_areas(proc: Path = Path("/proc")) -> int:
+    """How many swap areas this host uses now."""
+    return len((proc / "swaps").read_text("ascii").splitlines()[1:])
+
+
+def uncounted_swap(info: Mapping[str, Any], proc: Path = Path("/proc")) -> str | None:
+    """Why no job may run: the engine cannot count swap (``info`` of it), and there is some. None: all is well."""
+    if info.get("SwapLimit") or not (areas := swap_areas(proc)):
+        return None
+    what = "a swap area" if areas == 1 else f"{areas} swap areas"
+    return f"the engine cannot count swap, and this host uses {what}: `swapoff -a`, boot with swapaccount=1, or use cgroup version 2"
 
 
 def _controller_root(root: Path, names: str, name: str) -> Path:

@@ -115,12 +115,12 @@ def _seccomp(info: Mapping[str, Any]) -> Check:
 
 
 def _limits(info: Mapping[str, Any]) -> Check:
-    names = {"MemoryLimit": "memory", "SwapLimit": "swap", "CpuCfsQuota": "cpu quota", "PidsLimit": "pids"}
+    names = {"MemoryLimit": "memory", "CpuCfsQuota": "cpu quota", "PidsLimit": "pids"}  # swap has a check of its own
     missing = [word for key, word in names.items() if not info.get(key)]
     if missing:
-        advice = "Use cgroup version 2, or boot with cgroup_enable=memory swapaccount=1."
+        advice = "Use cgroup version 2, or boot with cgroup_enable=memory."
         return Check("limits", "fail", f"the engine cannot limit: {', '.join(missing)}", advice)
-    return Check("limits", "ok", "memory, swap, cpu and pids can be limited")
+    return Check("limits", "ok", "memory, cpu and pids can be limited")
 
 
 def _image(engine: Engine, tag: str) -> Check:

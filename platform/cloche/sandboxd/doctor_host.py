@@ -49,19 +49,17 @@ def cgroup(root: Path = cgroups.ROOT) -> Check:
     return Check("cgroups", "ok", f"version {version} with {', '.join(sorted(wanted))}")
 
 
-def swap(info: Mapping[str, Any], root: Path = cgroups.ROOT, proc: Path = Path("/proc")) -> Check:
+def swap(info: Mapping[str, Any], proc: Path = Path("/proc")) -> Check:
     """Whether a job's swap can be limited, and whether there is any."""
-    lines = (proc / "swaps").read_text("ascii").splitlines()[1:]
-    accounted = bool(info.get("SwapLimit")) or (root / "memory" / "memory.memsw.limit_in_bytes").exists()
-    used = f"{len(lines)} swap area{'s' if len(lines) != 1 else ''}" if lines else "no swap"
-    if accounted:
+    areas = cgroups.swap_areas(proc)
+    used = f"{areas} swap area{'s' if areas != 1 else ''}" if areas else "no swap"
+    if info.get("SwapLimit"):
         return Check("swap", "ok", f"{used}; a job's swap is counted, and is none")
-    if lines:
-        advice = "A job could use swap beyond its memory limit: boot with swapaccount=1, use cgroup version 2, or `swapoff -a`."
+    if areas:
+        advice = "A job could use swap beyond its memory limit, so none is run: boot with swapaccount=1, use cgroup version 2, or `swapoff -a`."
         return Check("swap", "fail", f"{used}, not counted by job", advice)
-    return Check(
-        "swap", "warn", "no swap, and none could be counted", "Do not add swap before booting with swapaccount=1."
-    )
+    advice = "Jobs run, and no longer once there is swap: before you add any, boot with swapaccount=1."
+    return Check("swap", "warn", "no swap, and none could be counted", advice)
 
 
 def apparmor(info: Mapping[str, Any]) -> Check:

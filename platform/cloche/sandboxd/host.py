@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from cloche.isolation.spec import LABEL, BadSpec, Placement, check_spec, contain
 from cloche.sandboxd import cgroups
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.image import ImageInfo
-from cloche.sandboxd.places import Places
+from cloche.sandboxd.places import Places, Site
 from cloche.sandboxd.running import DEATH_SECONDS, Running
 from cloche.sandboxd.uids import NoUidLeft, UidPool
 
@@ -29,7 +29,7 @@ RETRY_SECONDS = 2.0
 @dataclass(frozen=True)
 class _Ready:
     image: ImageInfo
-    cpus: int
+    engine: Mapping[str, Any]  # what it says of itself
 
 
 class Host:
@@ -90,6 +90,7 @@ class Host:
             problem = self._problem
         else:
             try:
+                problem = cgroups.uncounted_swap(self._ready.engine)
                 self._engine.ping()
             except (PlatformFailure, EngineRefused) as error:
                 problem = error.message if isinstance(error, PlatformFailure) else str(error)
@@ -171,6 +172,8 @@ class Host:
         container: str | None = None
         channel: socket.socket | None = None
         try:
+            if problem := cgroups.uncounted_swap(ready.engine):
+                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, problem)
             uid = self._uids.take()
             site = self._places.make(sandbox_id, spec.bundle, spec.wheels, spec.limits, uid)
             place = Placement(
@@ -179,14 +182,15 @@ class Host:
                 home=self._home,
                 image=ready.image.id,
                 uid=uid,
-                host_cpus=ready.cpus,
+                host_cpus=int(ready.engine["NCPU"]),
                 seccomp=self._seccomp,
                 folders=site.folders,
+                counts_swap=bool(ready.engine.get("SwapLimit")),
             )
             container = self._engine.create(f"cloche-{sandbox_id}", container_config(spec, place))
             channel = self._engine.attach(container)
             self._engine.start(container)
-            running = self._adopt(sandbox_id, container, spec, owner, uid, site)
+            running = self._adopt(container, spec, place, site)
         except BaseException as error:
             if channel is not None:
                 channel.close()
@@ -198,7 +202,7 @@ class Host:
             self._running[sandbox_id] = running
         return running, channel
 
-    def _adopt(self, sandbox_id: str, container: str, spec: SandboxSpec, owner: str, uid: int, site: Any) -> Running:
+    def _adopt(self, container: str, spec: SandboxSpec, place: Placement, site: Site) -> Running:
         """Hold on to process 1 by a descriptor, so that its number can never come to mean another process."""
         pid = self._pid(container)
         pidfd = os.pidfd_open(pid)
@@ -209,7 +213,17 @@ class Host:
         except BaseException:
             os.close(pidfd)
             raise
-        return Running(sandbox_id, owner, container, spec.limits, uid, site, group, pidfd)
+        return Running(
+            id=place.sandbox_id,
+            owner=place.owner,
+            container=container,
+            limits=spec.limits,
+            uid=place.uid,
+            site=site,
+            cgroup=group,
+            pidfd=pidfd,
+            counts_swap=place.counts_swap,
+        )
 
     def _pid(self, container: str) -> int:
         state = (self._engine.inspect(container) or {}).get("State", {})
@@ -272,7 +286,7 @@ class Host:
                 self._reaped = True
             self._problem = "the sandbox image is being made"
             image = self._make_image(self._engine)
-            self._ready = _Ready(image, int(self._engine.info()["NCPU"]))
+            self._ready = _Ready(image, self._engine.info())
             log.info("sandbox_host_ready", image=image.id, python=image.python, source=image.source)
         except (ClocheError, OSError) as error:
             problem = error.message if isinstance(error, PlatformFailure) else str(error)

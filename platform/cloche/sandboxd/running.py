@@ -13,7 +13,7 @@ from typing import Any
 from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
-from cloche.isolation.spec import memory_limit, out_on_disk, resized
+from cloche.isolation.spec import memory_limit, out_on_disk, resized, swap_limit
 from cloche.sandboxd import disk
 from cloche.sandboxd.cgroups import Cgroup
 from cloche.sandboxd.collect import Caps, Collected, collect
@@ -35,6 +35,7 @@ class Running:
     site: Site
     cgroup: Cgroup
     pidfd: int
+    counts_swap: bool  # whether the engine can limit swap
     lock: threading.Lock = field(default_factory=threading.Lock)  # one finish, and no close during it
     fd_lock: threading.Lock = field(
         default_factory=threading.Lock
@@ -85,7 +86,8 @@ class Running:
                 message = f"the output cannot have {after.output} bytes: {error.strerror}"
                 raise PlatformFailure(Reason.PLATFORM_FAILED, message) from None
             try:
-                engine.set_memory(self.container, memory_limit(after))
+                size = memory_limit(after)
+                engine.set_memory(self.container, size, swap_limit(size, self.counts_swap))
             except BaseException as error:
                 self.site.set_output(before)
                 if isinstance(error, EngineRefused):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cloche.isolation.spec import memory_limit
+from cloche.sandboxd import cgroups
 from cloche.sandboxd.probes.bench import MIB, Bench, Live, listening, processes_of, users_of
 from cloche.sandboxd.probes.probe import Observe
 
@@ -138,7 +139,7 @@ def _kernel(live: Live) -> dict[str, int]:
         quota, period = (group.unified / "cpu.max").read_text().split()
         return {
             "memory": _number(group.unified / "memory.max"),
-            "swap": _number(group.unified / "memory.swap.max"),
+            "swap": _swap(live, group.unified / "memory.swap.max", 0),
             "pids": _number(group.unified / "pids.max"),
             "cpu_percent": 100 * int(quota) // int(period),
         }
@@ -146,10 +147,15 @@ def _kernel(live: Live) -> dict[str, int]:
     limit = _number(memory / "memory.limit_in_bytes")
     return {
         "memory": limit,
-        "swap": _number(memory / "memory.memsw.limit_in_bytes") - limit,
+        "swap": _swap(live, memory / "memory.memsw.limit_in_bytes", limit),
         "pids": _number(group.controllers["pids"] / "pids.max"),
         "cpu_percent": 100 * _number(cpu / "cpu.cfs_quota_us") // _number(cpu / "cpu.cfs_period_us"),
     }
+
+
+def _swap(live: Live, path: Path, memory: int) -> int:
+    """Bytes of swap it may use; on a host that cannot count them, how many areas there are to use."""
+    return _number(path) - memory if live.running.counts_swap else cgroups.swap_areas()
 
 
 def _number(path: Path) -> int:
