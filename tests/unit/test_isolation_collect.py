@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cloche.sandboxd import collect as module
 from cloche.sandboxd.collect import Caps, Collected, collect, name_problem, printable
 
 
@@ -147,3 +148,24 @@ def test_names_that_are_fine(name: str) -> None:
 
 def test_printable_is_bounded() -> None:
     assert len(printable("\n" * 500)) == 200
+
+
+def test_the_rule_is_written_down_for_authors() -> None:
+    rules = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text().split("## What is collected")[1]
+    for words in (
+        f"1 to {module.MAX_NAME} bytes of UTF-8",
+        f"at most {module.MAX_PATH:,} bytes, at most {module.MAX_DEPTH - 1} folders deep",
+        f"after {module.MAX_REFUSED} names",
+    ):
+        assert words in rules, words
+
+
+def test_the_deepest_folder_that_is_collected(out: Path) -> None:
+    folder = out
+    for _ in range(module.MAX_DEPTH):
+        folder = folder / "d"
+        folder.mkdir()
+        (folder / "f").touch()
+    found = gather(out)
+    assert max(path.count("/") for path, _ in found.files) == module.MAX_DEPTH - 1
+    assert found.refused == [("/".join(["d"] * module.MAX_DEPTH), "nested too deeply")]

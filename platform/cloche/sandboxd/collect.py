@@ -51,7 +51,7 @@ class Caps:
 
 
 def name_problem(name: str) -> str | None:
-    """Why a file's name is refused, or None. The one rule: 1 to 255 bytes of UTF-8, no backslash, no ``.`` or ``..``, no
+    """Why a file's name is refused, or None. The one rule, which docs/plugins.md tells: 1 to 255 bytes of UTF-8, no backslash, no ``.`` or ``..``, no
     control, format or separator characters."""
     if name in ("", ".", ".."):
         return "not a file name"

@@ -1,7 +1,7 @@
 """sandboxd's narrow API: a Unix socket, a thread per connection, strict messages. Whatever is malformed ends the session.
 
 Frames as the guest protocol's: 4 bytes of length, one JSON object. The first request is ``hello``; each has one answer, ``{"ok": true, …}``
-or ``{"ok": false, "reason", "message"}``. A sandbox is known by its id, and only to the session that made it.
+or ``{"ok": false, "reason", "message"}``. A sandbox is known by its id, and only to the session that made it. docs/sandboxd.md tells all of it.
 
 ========== ======================== ======================================================================
 op         fields                   answer
