@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tests.support import sandbox as support
 
 WAIT = 20.0
 ABSENT = "f" * 64
+PROGRESS = {"type": "progress", "current": 1, "total": None, "message": None}
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,19 @@ CASES = {
                 except OSError:
                     pass
             time.sleep(60)
+        """),
+    ),
+    "floods": Case(
+        Script(running=lambda job: itertools.repeat(PROGRESS)),
+        support.plugin("""
+            from cloche_guest.protocol import encode
+            data = encode({"type": "progress", "current": 1, "total": None, "message": None}) * 100
+            while True:
+                for fd in range(3, 20):
+                    try:
+                        os.write(fd, data)
+                    except OSError:
+                        pass
         """),
     ),
     "hangs": Case(Script(), support.plugin("time.sleep(600)")),
@@ -113,9 +128,9 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Made]:
         backend.close()
 
 
-def read_to_the_end(sandbox: Sandbox) -> None:
+def read_to_the_end(sandbox: Sandbox, frames: int = 100) -> None:
     """Frames already on their way, then EOFError."""
-    for _ in range(100):
+    for _ in range(frames):
         try:
             sandbox.channel.receive(WAIT)
         except EOFError:
@@ -183,6 +198,21 @@ def test_garbage_on_the_channel_is_the_plugins_fault(made: Made) -> None:
     with pytest.raises(PluginFailure) as caught:
         support.run_job(made.backend, made.spec("garbage"))
     assert caught.value.reason == Reason.BAD_RESULT
+
+
+def test_a_flood_of_frames_is_ended_as_the_plugins_fault(made: Made) -> None:
+    spec = made.spec("floods")
+    sandbox = made.backend.create(spec)
+    try:
+        assert sandbox.channel.receive(WAIT) == READY
+        sandbox.channel.send(support.job_frame(spec))
+        with pytest.raises(PluginFailure) as caught:
+            read_to_the_end(sandbox, 1_000_000)
+        assert caught.value.reason == Reason.BAD_RESULT
+        sandbox.kill()
+        assert not sandbox.finish().oom_killed
+    finally:
+        sandbox.destroy()
 
 
 def test_kill_from_another_thread_ends_the_channel(made: Made) -> None:

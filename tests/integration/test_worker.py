@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import repeat
 from types import SimpleNamespace
 
 import pytest
@@ -125,6 +126,7 @@ def test_a_cancel_reaches_a_running_job(start, db, admin):
         (Script(ending="exit", exit_code=139), "plugin_crashed"),
         (Script(ending="exit", exit_code=0), "no_result"),
         (Script(ending="garbage"), "bad_result"),
+        (Script(running=repeat({"type": "log", "stream": "stdout", "text": "x" * 1_000})), "bad_result"),
         (Script(loading=[error(Reason.PLUGIN_FAILED, "import")]), "plugin_failed"),
     ],
 )

@@ -59,7 +59,7 @@ class GuestChannel:
         self._raw = bytearray()
         self._note = bytearray()
         self._log_left = limits.log + MAX_LOG_TEXT  # the guest's own budgets: before the job, and for it
-        self._frame_allowance = Allowance(_FRAME_BURST, _FRAME_RATE)
+        self._frame_allowance = frame_allowance()
         self._byte_allowance = Allowance(_BYTE_BURST + largest + 6 * limits.log, _BYTE_RATE)
         self._ended = False
         self._close_lock = threading.Lock()
@@ -218,6 +218,11 @@ class Allowance:
         self._left = min(self._burst, self._left + (now - self._filled) * self._rate) - amount
         self._filled = now
         return self._left >= 0
+
+
+def frame_allowance() -> Allowance:
+    """How many frames one guest may send."""
+    return Allowance(_FRAME_BURST, _FRAME_RATE)
 
 
 def _ready(frame: dict[str, Any]) -> Mapping[str, Any] | None:

@@ -14,6 +14,7 @@ from cloche import clock
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure, PluginFailure
 from cloche.isolation.backend import Channel, CollectedFile, Remains, Sandbox, SandboxSpec
+from cloche.isolation.channel import frame_allowance
 from cloche.isolation.spec import BadSpec, check_spec, resized
 from cloche_guest.protocol import PROTOCOL
 
@@ -33,8 +34,9 @@ def error(reason: Reason, message: str) -> Mapping[str, Any]:
 class Script:
     """What one sandbox does.
 
-    ``loading``: frames before any job. ``running``: frames once the job came; an endless iterable is a flood, made anew by a function of
-    the job frame. ``on_cancel``: frames when canceled. ``ending``: ``"wait"`` to be killed, ``"exit"``, or ``"garbage"``.
+    ``loading``: frames before any job. ``running``: frames once the job came, made anew by a function of the job frame; an endless iterable
+    is a flood, which breaks the protocol as a real guest's does. ``on_cancel``: frames when canceled. ``ending``: ``"wait"`` to be killed,
+    ``"exit"``, or ``"garbage"``.
     """
 
     loading: Sequence[Mapping[str, Any]] = (READY,)
@@ -170,6 +172,7 @@ class ScriptedChannel:
         self._script = script
         self._frames: Iterator[Mapping[str, Any]] = iter(script.loading)
         self._job_came = False
+        self._allowance = frame_allowance()
         self._changed = threading.Condition()
 
     def send(self, frame: Mapping[str, Any]) -> None:
@@ -193,6 +196,8 @@ class ScriptedChannel:
                 if self.ended:
                     raise EOFError("the guest is gone")
                 if (frame := next(self._frames, None)) is not None:
+                    if not self._allowance.take(1):
+                        raise PluginFailure(Reason.BAD_RESULT, "the guest sent too many frames")
                     return frame
                 if self._job_came or not self._script.loading:
                     self._end_of_script()
