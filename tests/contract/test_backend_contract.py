@@ -70,6 +70,26 @@ CASES = {
                         pass
         """),
     ),
+    "deaf": Case(
+        Script(reads=False),
+        """
+        import fcntl, os, stat
+        from cloche_guest import hookimpl
+        silent, kept_open = os.pipe()
+
+        for fd in set(range(3, 20)) - {silent}:  # the agent reads frames from one of these
+            try:
+                reads = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+                if reads and os.get_blocking(fd) and stat.S_ISFIFO(os.fstat(fd).st_mode):
+                    os.dup2(silent, fd)
+            except OSError:
+                continue
+
+        @hookimpl
+        def run(job):
+            return 1
+        """,
+    ),
     "hangs": Case(Script(), support.plugin("time.sleep(600)")),
     "cancelable": Case(
         Script(on_cancel=[result("canceled")]),
@@ -211,6 +231,26 @@ def test_a_flood_of_frames_is_ended_as_the_plugins_fault(made: Made) -> None:
         assert caught.value.reason == Reason.BAD_RESULT
         sandbox.kill()
         assert not sandbox.finish().oom_killed
+    finally:
+        sandbox.destroy()
+
+
+def test_sending_to_a_guest_that_does_not_read_can_be_given_up(made: Made) -> None:
+    spec = made.spec("deaf")
+    sandbox = made.backend.create(spec)
+    asked: list[bool] = []
+
+    def stop() -> bool:
+        asked.append(True)
+        return len(asked) == 3
+
+    try:
+        assert sandbox.channel.receive(WAIT) == READY
+        # More than all pipes and sockets on the way can hold.
+        assert sandbox.channel.send(support.job_frame(spec, {"text": "x" * (6 << 20)}), stop) is False
+        assert len(asked) == 3
+        sandbox.kill()
+        sandbox.finish()
     finally:
         sandbox.destroy()
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure, PluginFailure
 from cloche.isolation.scripted import Script, ScriptedBackend, error, result
@@ -109,8 +110,9 @@ def test_a_stopped_worker_hands_its_job_back_and_nobody_is_charged(start, db, ad
     assert ended(db, job_id)["state"] == "completed"
 
 
-def test_a_cancel_reaches_a_running_job(start, db, admin):
-    worker = start(Script())
+@pytest.mark.parametrize("script", [Script(), Script(reads=False)], ids=["running", "deaf"])
+def test_a_cancel_reaches_a_running_job(start, db, admin, script):
+    worker = start(script)
     job_id = jobs.submit(db, worker.broker, admin)
     in_state(db, job_id, "processing")
     done = db.write(lambda c: jobs.transitions().cancel(c, admin, job_id, 1))
@@ -134,6 +136,14 @@ def test_a_plugins_end_has_a_name(start, db, admin, script, reason):
     worker = start(script)
     row = ended(db, jobs.submit(db, worker.broker, admin))
     assert (row["state"], row["reason"]) == ("failed", reason)
+
+
+@pytest.mark.parametrize("script", [Script(), Script(reads=False)], ids=["hangs", "deaf"])
+def test_the_deadline_holds_for_a_guest_that_does_nothing(start, db, admin, script):
+    worker = start(script)
+    row = ended(db, jobs.submit(db, worker.broker, admin, limits={**Limits().to_dict(), "time_ms": 200}))
+    assert (row["state"], row["reason"]) == ("failed", "timed_out")
+    assert row["error"]["details"]["limit"] == 200 <= row["error"]["details"]["used"]
 
 
 def test_our_failure_is_tried_again_and_not_charged(start, db, admin):

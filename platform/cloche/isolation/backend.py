@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,11 +53,13 @@ class Remains:
 class Channel(Protocol):
     """Frames to and from one guest. Used by one thread; ``close`` may be called from any and more than once."""
 
-    def send(self, frame: Mapping[str, Any]) -> None:
-        """Send one frame.
+    def send(self, frame: Mapping[str, Any], stop: Callable[[], bool] = lambda: False) -> bool:
+        """Send one frame. ``stop`` is asked again and again while the guest does not read: True gives up.
+
+        False: it was given up, maybe in the middle of the frame; then nothing more can be sent.
 
         Raises:
-            PluginFailure: the guest is gone (``plugin_crashed``).
+            PluginFailure: the guest is gone, or has not read for half a minute (``plugin_crashed``).
         """
         ...
 

@@ -31,6 +31,7 @@ _STDOUT, _STDERR = 1, 2
 _CHUNK = 64 << 10
 _MAX_NOTE = 4 << 10  # bytes kept of what the container writes to standard error outside the frames
 _SEND_SECONDS = 30.0  # a guest that does not read its job for this long is given up
+_ASK_SECONDS = 0.1  # between two questions whether to go on sending
 _QUIET_SECONDS = 0.1  # after process 1 said that the agent died: how long the other stream may still bring something
 _FRAME_BURST = 20_000.0  # frames at once, and
 _FRAME_RATE = 500.0  # frames a second after that; an honest guest stays below 200
@@ -86,7 +87,7 @@ class GuestChannel:
         lines = self._note.decode("utf-8", "replace").splitlines()
         return "\n".join(line for line in lines if line and not line.startswith(EXIT_LINE))
 
-    def send(self, frame: Mapping[str, Any]) -> None:
+    def send(self, frame: Mapping[str, Any], stop: Callable[[], bool] = lambda: False) -> bool:
         if self._ended:
             raise PluginFailure(Reason.PLUGIN_CRASHED, "the guest is gone")
         try:
@@ -99,10 +100,14 @@ class GuestChannel:
                 try:
                     data = data[self._stream.send(data) :]
                 except BlockingIOError:
-                    if not self._wait(select.POLLOUT, deadline - time.monotonic()):
+                    if stop():
+                        return False
+                    if time.monotonic() > deadline:
                         raise PluginFailure(Reason.PLUGIN_CRASHED, "the guest does not read what it is sent") from None
+                    self._wait(select.POLLOUT, _ASK_SECONDS)
         except (OSError, ValueError):
             raise PluginFailure(Reason.PLUGIN_CRASHED, "the guest is gone") from None
+        return True
 
     def receive(self, timeout_s: float) -> Mapping[str, Any] | None:
         deadline = time.monotonic() + timeout_s

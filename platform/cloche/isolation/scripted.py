@@ -36,10 +36,11 @@ class Script:
 
     ``loading``: frames before any job. ``running``: frames once the job came, made anew by a function of the job frame; an endless iterable
     is a flood, which breaks the protocol as a real guest's does. ``on_cancel``: frames when canceled. ``ending``: ``"wait"`` to be killed,
-    ``"exit"``, or ``"garbage"``.
+    ``"exit"``, or ``"garbage"``. ``reads``: whether it takes what it is sent.
     """
 
     loading: Sequence[Mapping[str, Any]] = (READY,)
+    reads: bool = True
     running: Iterable[Mapping[str, Any]] | Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]] = ()
     on_cancel: Sequence[Mapping[str, Any]] = ()
     ending: str = "wait"
@@ -175,8 +176,12 @@ class ScriptedChannel:
         self._allowance = frame_allowance()
         self._changed = threading.Condition()
 
-    def send(self, frame: Mapping[str, Any]) -> None:
+    def send(self, frame: Mapping[str, Any], stop: Callable[[], bool] = lambda: False) -> bool:
         with self._changed:
+            while not self._script.reads and not self.ended:
+                if stop():
+                    return False
+                self._changed.wait(0.01)
             if self.ended:
                 raise PluginFailure(Reason.PLUGIN_CRASHED, "the guest is gone")
             self.sent.append(frame)
@@ -188,6 +193,7 @@ class ScriptedChannel:
             elif frame["type"] == "cancel":
                 self._frames = _chain(self._script.on_cancel, self._frames)
             self._changed.notify_all()
+        return True
 
     def receive(self, timeout_s: float) -> Mapping[str, Any] | None:
         deadline = time.monotonic() + timeout_s

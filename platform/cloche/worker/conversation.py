@@ -63,24 +63,21 @@ class Conversation:
             Interrupted: cancel or loss of the lease.
         """
         limits = self._job.limits
-        self._channel.send(
-            {
-                "type": "job",
-                "id": self._job.id,
-                "attempt": self._job.attempt,
-                "payload": self._job.payload,
-                "inputs": inputs,
-                "limits": limits,
-            }
-        )
         began = time.monotonic()
         deadline = began + limits["time_ms"] / 1000
+        job = {"type": "job", "id": self._job.id, "attempt": self._job.attempt, "payload": self._job.payload}
+        if not self._channel.send(
+            {**job, "inputs": inputs, "limits": limits}, lambda: self._unwanted() or time.monotonic() > deadline
+        ):
+            if self._unwanted():
+                raise Interrupted
+            raise self._overdue(began)
         while True:
             frame = self._next(deadline)
             if frame is None:
-                numbers = {"limit": limits["time_ms"], "used": round((time.monotonic() - began) * 1000)}
+                late = self._overdue(began)
                 self._soften()
-                raise PluginFailure(Reason.TIMED_OUT, f"it ran longer than its {limits['time_ms'] / 1000:g} s", numbers)
+                raise late
             kind = frame.get("type")
             if kind == "result":
                 return frame.get("value")
@@ -89,6 +86,16 @@ class Conversation:
                 if failure.reason == Reason.RESULT_TOO_LARGE:
                     failure.details |= {"limit": limits["result"], **_used(frame)}
                 raise failure
+
+    def _overdue(self, began: float) -> PluginFailure:
+        limit = self._job.limits["time_ms"]
+        numbers: dict[str, object] = {"limit": limit, "used": round((time.monotonic() - began) * 1000)}
+        return PluginFailure(Reason.TIMED_OUT, f"it ran longer than its {limit / 1000:g} s", numbers)
+
+    def _unwanted(self) -> bool:
+        """Whether nobody waits for this attempt any more."""
+        hold = self._hold
+        return hold.lost.is_set() or hold.handed_back.is_set() or hold.cancel.is_set()
 
     def _next(self, deadline: float) -> Mapping[str, Any] | None:
         """The next frame that is not a log or a progress; None at the deadline."""
@@ -124,8 +131,9 @@ class Conversation:
     def _soften(self) -> None:
         """Tell the guest to stop and give it a moment to say its last words; SIGKILL follows in any case."""
         try:
-            self._channel.send({"type": "cancel"})
             end = time.monotonic() + GRACE_S
+            if not self._channel.send({"type": "cancel"}, lambda: time.monotonic() > end):
+                return
             while (left := end - time.monotonic()) > 0 and not self._hold.lost.is_set():
                 frame = self._channel.receive(min(left, _SLICE_S))
                 if frame is not None and not self._noted(frame):
