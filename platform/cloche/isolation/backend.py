@@ -53,13 +53,14 @@ class Remains:
 class Channel(Protocol):
     """Frames to and from one guest. Used by one thread; ``close`` may be called from any and more than once."""
 
-    def send(self, frame: Mapping[str, Any], stop: Callable[[], bool] = lambda: False) -> bool:
-        """Send one frame. ``stop`` is asked again and again while the guest does not read: True gives up.
+    def send(self, frame: Mapping[str, Any], keep_on: Callable[[], bool] = lambda: True) -> bool:
+        """Send one frame; True when the guest's end has taken all of it.
 
-        False: it was given up, maybe in the middle of the frame; then nothing more can be sent.
+        ``keep_on`` is asked about ten times a second while the guest does not read. Once it says no this answers False; half a frame
+        may have gone out, and nothing can be sent any more.
 
         Raises:
-            PluginFailure: the guest is gone, or has not read for half a minute (``plugin_crashed``).
+            PluginFailure: the guest is gone, or has not read for too long (``plugin_crashed``).
         """
         ...
 

@@ -31,7 +31,7 @@ _STDOUT, _STDERR = 1, 2
 _CHUNK = 64 << 10
 _MAX_NOTE = 4 << 10  # bytes kept of what the container writes to standard error outside the frames
 _SEND_SECONDS = 30.0  # a guest that does not read its job for this long is given up
-_ASK_SECONDS = 0.1  # between two questions whether to go on sending
+_ASK_SECONDS = 0.1  # while it does not read: how often the sender is asked whether to keep on
 _QUIET_SECONDS = 0.1  # after process 1 said that the agent died: how long the other stream may still bring something
 _FRAME_BURST = 20_000.0  # frames at once, and
 _FRAME_RATE = 500.0  # frames a second after that; an honest guest stays below 200
@@ -62,6 +62,7 @@ class GuestChannel:
         self._log_left = limits.log + MAX_LOG_TEXT  # the guest's own budgets: before the job, and for it
         self._frame_allowance = frame_allowance()
         self._byte_allowance = Allowance(_BYTE_BURST + largest + 6 * limits.log, _BYTE_RATE)
+        self._half_sent = False
         self._ended = False
         self._close_lock = threading.Lock()
         self._closed = False
@@ -87,9 +88,11 @@ class GuestChannel:
         lines = self._note.decode("utf-8", "replace").splitlines()
         return "\n".join(line for line in lines if line and not line.startswith(EXIT_LINE))
 
-    def send(self, frame: Mapping[str, Any], stop: Callable[[], bool] = lambda: False) -> bool:
+    def send(self, frame: Mapping[str, Any], keep_on: Callable[[], bool] = lambda: True) -> bool:
         if self._ended:
             raise PluginFailure(Reason.PLUGIN_CRASHED, "the guest is gone")
+        if self._half_sent:
+            raise PluginFailure(Reason.PLUGIN_CRASHED, "the guest did not read what it was sent")
         try:
             data = memoryview(encode(frame))
         except ProtocolError as error:
@@ -100,13 +103,15 @@ class GuestChannel:
                 try:
                     data = data[self._stream.send(data) :]
                 except BlockingIOError:
-                    if stop():
+                    self._half_sent = True
+                    if not keep_on():
                         return False
-                    if time.monotonic() > deadline:
+                    left = deadline - time.monotonic()
+                    if not self._wait(select.POLLOUT, min(left, _ASK_SECONDS)) and left <= 0:
                         raise PluginFailure(Reason.PLUGIN_CRASHED, "the guest does not read what it is sent") from None
-                    self._wait(select.POLLOUT, _ASK_SECONDS)
         except (OSError, ValueError):
             raise PluginFailure(Reason.PLUGIN_CRASHED, "the guest is gone") from None
+        self._half_sent = False
         return True
 
     def receive(self, timeout_s: float) -> Mapping[str, Any] | None:

@@ -176,10 +176,10 @@ class ScriptedChannel:
         self._allowance = frame_allowance()
         self._changed = threading.Condition()
 
-    def send(self, frame: Mapping[str, Any], stop: Callable[[], bool] = lambda: False) -> bool:
+    def send(self, frame: Mapping[str, Any], keep_on: Callable[[], bool] = lambda: True) -> bool:
         with self._changed:
             while not self._script.reads and not self.ended:
-                if stop():
+                if not keep_on():
                     return False
                 self._changed.wait(0.01)
             if self.ended:

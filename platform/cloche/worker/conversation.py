@@ -65,19 +65,13 @@ class Conversation:
         limits = self._job.limits
         began = time.monotonic()
         deadline = began + limits["time_ms"] / 1000
-        job = {"type": "job", "id": self._job.id, "attempt": self._job.attempt, "payload": self._job.payload}
-        if not self._channel.send(
-            {**job, "inputs": inputs, "limits": limits}, lambda: self._unwanted() or time.monotonic() > deadline
-        ):
-            if self._unwanted():
-                raise Interrupted
-            raise self._overdue(began)
+        self._hand_over(inputs, deadline)
         while True:
             frame = self._next(deadline)
             if frame is None:
-                late = self._overdue(began)
+                numbers = {"limit": limits["time_ms"], "used": round((time.monotonic() - began) * 1000)}
                 self._soften()
-                raise late
+                raise PluginFailure(Reason.TIMED_OUT, f"it ran longer than its {limits['time_ms'] / 1000:g} s", numbers)
             kind = frame.get("type")
             if kind == "result":
                 return frame.get("value")
@@ -87,13 +81,20 @@ class Conversation:
                     failure.details |= {"limit": limits["result"], **_used(frame)}
                 raise failure
 
-    def _overdue(self, began: float) -> PluginFailure:
-        limit = self._job.limits["time_ms"]
-        numbers: dict[str, object] = {"limit": limit, "used": round((time.monotonic() - began) * 1000)}
-        return PluginFailure(Reason.TIMED_OUT, f"it ran longer than its {limit / 1000:g} s", numbers)
+    def _hand_over(self, inputs: list[str], deadline: float) -> None:
+        """Send the job. A guest that does not read it holds up neither a cancel nor its own deadline, which :meth:`_next` then sees."""
+        job = self._job
+        frame = {
+            "type": "job",
+            "id": job.id,
+            "attempt": job.attempt,
+            "payload": job.payload,
+            "inputs": inputs,
+            "limits": job.limits,
+        }
+        self._channel.send(frame, lambda: not self._interrupted() and time.monotonic() < deadline)
 
-    def _unwanted(self) -> bool:
-        """Whether nobody waits for this attempt any more."""
+    def _interrupted(self) -> bool:
         hold = self._hold
         return hold.lost.is_set() or hold.handed_back.is_set() or hold.cancel.is_set()
 
@@ -132,8 +133,8 @@ class Conversation:
         """Tell the guest to stop and give it a moment to say its last words; SIGKILL follows in any case."""
         try:
             end = time.monotonic() + GRACE_S
-            if not self._channel.send({"type": "cancel"}, lambda: time.monotonic() > end):
-                return
+            if not self._channel.send({"type": "cancel"}, lambda: time.monotonic() < end):
+                return  # it reads nothing, and so will not hear
             while (left := end - time.monotonic()) > 0 and not self._hold.lost.is_set():
                 frame = self._channel.receive(min(left, _SLICE_S))
                 if frame is not None and not self._noted(frame):
