@@ -32,8 +32,10 @@ def test_usage_of_cgroup_version_1(tmp_path: Path) -> None:
     write(root / "memory/docker/x/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
     write(root / "cpu,cpuacct/docker/x/cpuacct.usage", "1500000000\n")
     write(root / "pids/docker/x/pids.events", "max 3\n")
-    group = cgroups.of_process(7, root, proc)
-    assert group.usage() == {"cpu_ms": 1500, "memory_peak": 1048576, "oom_kills": 2, "pids_denied": 3}
+    used = {"cpu_ms": 1500, "memory_peak": 1048576, "oom_kills": 2, "pids_denied": 3}
+    assert cgroups.of_process(7, root, proc).usage() == used
+    write(root / "pids/docker/x/pids.peak", "20\n")
+    assert cgroups.of_process(7, root, proc).usage() == {**used, "pids_peak": 20}
 
 
 def test_usage_of_cgroup_version_2(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ class Cgroup:
             found["oom_kills"] = _table(memory / "memory.oom_control").get("oom_kill")
         if pids := self.controllers.get("pids"):
             found["pids_denied"] = _table(pids / "pids.events").get("max")
+            found["pids_peak"] = _number(pids / "pids.peak")  # Linux 6.11 and newer
         return {name: value for name, value in found.items() if value is not None}
 
     def _version2(self, folder: Path) -> dict[str, int]:

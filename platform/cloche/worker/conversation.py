@@ -43,11 +43,13 @@ class Conversation:
             PluginFailure: it failed to, or took too long.
             EOFError: the guest died.
         """
-        deadline = time.monotonic() + SETUP_S
+        began = time.monotonic()
+        deadline = began + SETUP_S
         while True:
             frame = self._next(deadline)
             if frame is None:
-                numbers: dict[str, object] = {"limit": round(SETUP_S * 1000)}
+                used = round((time.monotonic() - began) * 1000)
+                numbers: dict[str, object] = {"limit": round(SETUP_S * 1000), "used": used}
                 raise PluginFailure(Reason.TIMED_OUT, f"the plugin's setup took longer than {SETUP_S:.0f} s", numbers)
             if frame.get("type") == "ready":
                 return frame
