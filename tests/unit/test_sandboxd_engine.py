@@ -46,6 +46,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             assert re.fullmatch(r"/v1\.41/containers/x/json", self.path)
             self._answer(200, {"State": {"Status": self.server.status}})
 
+    def do_POST(self) -> None:
+        length = int(self.headers["Content-Length"])
+        asked = json.loads(self.rfile.read(length))
+        assert self.path.split("?")[0] in ("/v1.41/containers/create", "/v1.41/containers/x/update")
+        warnings = ["Your kernel does not support that."] if asked.get("Memory") else None
+        self._answer(201, {"Id": "x", "Warnings": warnings})
+
     def do_DELETE(self) -> None:
         assert self.path.startswith("/v1.41/containers/x?")
         left = self.server.removals
@@ -102,3 +109,13 @@ def test_what_cannot_be_removed_is_said(engine: Engine, stub: Stub, status: str,
     with pytest.raises(EngineRefused, match="busy"):
         engine.remove("x")
     assert stub.asked == times
+
+
+def test_an_option_that_does_not_take_stops_the_job(engine: Engine, stub: Stub) -> None:
+    assert engine.create("n", {"Image": "i"}) == "x"
+    assert stub.asked == 0
+    with pytest.raises(EngineRefused, match="would not keep every option: Your kernel does not support that"):
+        engine.create("n", {"Image": "i", "Memory": 1})
+    assert stub.asked == 1, "what was made of it is removed"
+    with pytest.raises(EngineRefused, match="would not set the memory"):
+        engine.set_memory("x", 1 << 20, 1 << 20)
