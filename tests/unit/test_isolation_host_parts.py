@@ -60,6 +60,7 @@ def test_swap_that_cannot_be_counted_stops_jobs_only_where_there_is_some(
     write(tmp_path / "swaps", "Filename Type Size Used Priority\n" + "/swap file 1024 0 -2\n" * areas)
     found = cgroups.uncounted_swap({"SwapLimit": limit}, tmp_path)
     assert found is None if says is None else says in str(found)
+    assert cgroups.uncounted_swap({"SwapLimit": False}, tmp_path / "kernel without swap") is None
 
 
 def test_usage_that_cannot_be_read_is_absent(tmp_path: Path) -> None:

@@ -75,8 +75,11 @@ def version(root: Path = ROOT) -> int:
 
 
 def swap_areas(proc: Path = Path("/proc")) -> int:
-    """How many swap areas this host uses now."""
-    return len((proc / "swaps").read_text("ascii").splitlines()[1:])
+    """How many swap areas this host uses now; a kernel without swap has no such file."""
+    try:
+        return len((proc / "swaps").read_text("utf-8", "surrogateescape").splitlines()[1:])
+    except FileNotFoundError:
+        return 0
 
 
 def uncounted_swap(info: Mapping[str, Any], proc: Path = Path("/proc")) -> str | None:
