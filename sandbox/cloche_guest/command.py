@@ -88,7 +88,9 @@ class CommandAgent(Agent):
             "limits": frame["limits"],
         }
         data = json.dumps(job, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-        fd = os.open(self._folder / "job.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(
+            self._folder / "job.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
         with os.fdopen(fd, "wb") as file:
             file.write(data)
 
@@ -135,16 +137,22 @@ def read_result(path: Path, limit: int) -> Any:
     except FileNotFoundError:
         raise Refused("no_result", f"the command ended with exit code 0 and left no {path}") from None
     except OSError as error:
-        what = "is not a regular file" if error.errno in (errno.ELOOP, errno.ENXIO) else f"cannot be read: {error.strerror}"
+        what = (
+            "is not a regular file"
+            if error.errno in (errno.ELOOP, errno.ENXIO)
+            else f"cannot be read: {error.strerror}"
+        )
         raise Refused("bad_result", f"{path} {what}") from None
-    with os.fdopen(fd, "rb") as file:
+    try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
             raise Refused("bad_result", f"{path} is not a regular file")
-        data = b"" if facts.st_size > limit else file.read(limit + 1)
-        if facts.st_size > limit or len(data) > limit:
-            size = max(facts.st_size, len(data))
-            raise Refused("result_too_large", f"{path} has {size} bytes; the limit of a result is {limit}")
+        if facts.st_size > limit:
+            raise Refused("result_too_large", f"{path} has {facts.st_size} bytes; the limit of a result is {limit}")
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            data = file.read(facts.st_size)
+    finally:
+        os.close(fd)
     try:
         return parse(data)
     except ProtocolError as error:

@@ -20,7 +20,6 @@ build = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(build)
 
 
-
 def layer_of(more: Mapping[str, bytes | str | None] | None = None, fifos: tuple[str, ...] = ()) -> bytes:
     """The shell's files and ``more``: bytes make a file, text a symbolic link, None a folder."""
     out = io.BytesIO()

@@ -71,8 +71,12 @@ def _process_problem(pid: int, uid: int) -> str | None:
         given.pop(name, None)
     if given != ENVIRONMENT:
         return "the environment of its first process is not the one it was given"
-    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines() if ":" in line)
-    if any(lines[name].split() != [str(uid)] * 4 for name in ("Uid", "Gid")) or set(lines["Groups"].split()) - {str(uid)}:
+    lines = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines() if ":" in line
+    )
+    if any(lines[name].split() != [str(uid)] * 4 for name in ("Uid", "Gid")) or set(lines["Groups"].split()) - {
+        str(uid)
+    }:
         return "its first process runs as another user or in another group"
     return None
 

@@ -67,16 +67,17 @@ class OwnImages:
         """
         with self._lock:
             known = self._known.get(image_id)
-            if known is not None and self._engine.image(image_id) is not None:
-                return known
-            broken = [finding for finding in findings(self._engine, image_id, self._labels) if not finding.kept]
-            if broken:
-                first = broken[0]
-                message = f"the plugin's image {image_id} cannot be used: {first.found}. {first.advice}"
-                raise PlatformFailure(Reason.BUNDLE_UNAVAILABLE, message)
-            found = OwnImage(image_id, environment(self._engine.image(image_id) or {}))
+        if known is not None and self._engine.image(image_id) is not None:
+            return known
+        broken = [finding for finding in findings(self._engine, image_id, self._labels) if not finding.kept]
+        if broken:
+            first = broken[0]
+            message = f"the plugin's image {image_id} cannot be used: {first.found}. {first.advice}"
+            raise PlatformFailure(Reason.BUNDLE_UNAVAILABLE, message)
+        found = OwnImage(image_id, environment(self._engine.image(image_id) or {}))
+        with self._lock:
             self._known[image_id] = found
-            return found
+        return found
 
 
 def findings(engine: Engine, image_id: str, labels: Mapping[str, str]) -> list[Finding]:
@@ -127,7 +128,11 @@ def _platform(image: Mapping[str, Any]) -> Finding:
 
 def _instructions(image: Mapping[str, Any]) -> Finding:
     config = _config(image)
-    words = [w for key, w in (("Volumes", "VOLUME"), ("Healthcheck", "HEALTHCHECK"), ("OnBuild", "ONBUILD")) if config.get(key)]
+    words = [
+        w
+        for key, w in (("Volumes", "VOLUME"), ("Healthcheck", "HEALTHCHECK"), ("OnBuild", "ONBUILD"))
+        if config.get(key)
+    ]
     if words:
         return Finding("instructions", False, f"it declares {', '.join(words)}", "Build it without.")
     return Finding("instructions", True, "no VOLUME, HEALTHCHECK or ONBUILD")
@@ -136,7 +141,10 @@ def _instructions(image: Mapping[str, Any]) -> Finding:
 def _environment(image: Mapping[str, Any]) -> Finding:
     entries = _config(image).get("Env") or []
     advice = f"At most {MAX_VARIABLES} variables of {MAX_ENVIRONMENT} bytes in all, named by letters, digits and _."
-    if len(entries) > MAX_VARIABLES or sum(len(entry.encode("utf-8", "replace")) for entry in entries) > MAX_ENVIRONMENT:
+    if (
+        len(entries) > MAX_VARIABLES
+        or sum(len(entry.encode("utf-8", "replace")) for entry in entries) > MAX_ENVIRONMENT
+    ):
         return Finding("environment", False, "its ENV is too large", advice)
     for entry in entries:
         name, equals, value = entry.partition("=")

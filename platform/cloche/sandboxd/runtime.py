@@ -10,6 +10,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +21,7 @@ from cloche.sandboxd.tree import Tree
 
 _UNFINISHED = ".new-"
 _PROVE_SECONDS = 60
+_EMPTY_ZIP = b"PK\5\6" + bytes(18)
 # Loads every extension module there is, then shows what of any file is in memory.
 _PROVE = """
 import importlib, os, sysconfig, sys
@@ -66,6 +68,8 @@ def runtime_tree() -> Tree:
     tree = image_parts.host_tree()
     loader = _first(tree, ("ld-linux", "ld64.so", "ld-musl"))
     tree.nodes[LOADER] = tree.nodes[loader]
+    # The interpreter looks for its library as an archive first, in every folder upwards from its own: found here, it never looks in the image's.
+    tree.file(f"usr/local/{sys.platlibdir}/python{image_parts.PYTHON.replace('.', '')}.zip", _EMPTY_ZIP)
     tree.link(LIBRARIES, str(PurePosixPath(_first(tree, ("libc.so", "libc.musl"))).parent))
     return tree
 
