@@ -24,10 +24,9 @@ MAX_VARIABLES = 64
 MAX_ENVIRONMENT = 16 << 10  # bytes of all names and values
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-# What the engine and we mount, and the folders above: a link there would lead a mount elsewhere.
-_FOLDERS = (
-    "/cloche /cloche/plugin /cloche/runtime /job /job/in /job/out /run /run/cloche /tmp /dev /dev/shm /proc /sys /etc"
-).split()
+# Where the engine and we mount, and the folders above: a link there would lead a mount elsewhere. What lies in /job, /dev, /proc and /sys
+# is covered before anything is mounted below.
+_FOLDERS = "/cloche /cloche/plugin /cloche/runtime /job /run /run/cloche /tmp /dev /proc /sys /etc".split()
 _FILES = ("/etc/passwd", "/etc/group")  # the engine reads them, and would wait for ever at a FIFO
 _ABSENT = ("/etc/ld.so.preload",)  # every dynamic loader obeys it, ours too
 
