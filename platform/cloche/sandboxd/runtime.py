@@ -25,7 +25,7 @@ _EMPTY_ZIP = b"PK\5\6" + bytes(18)
 # Loads every extension module there is, then shows what of any file is in memory.
 _PROVE = """
 import importlib, os, sysconfig, sys
-import cloche_guest.main, cloche_guest.command
+importlib.import_module("cloche_guest.command")
 for name in sorted(os.listdir(os.path.join(os.path.dirname(os.__file__), "lib-dynload"))):
     try:
         importlib.import_module(name.split(".")[0])
