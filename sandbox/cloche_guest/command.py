@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cloche_guest import first
 from cloche_guest.link import Link
 from cloche_guest.main import INPUTS, OUT, Agent, python_version, start, wait_for_the_end
 from cloche_guest.protocol import PROTOCOL, ProtocolError, parse
@@ -172,5 +173,6 @@ def main(argument: str) -> NoReturn:
     given = json.loads(argument)
     order = Order(given["command"], given["environment"])
     link, relay = start()
+    first.set_dumpable(False)  # nothing of the plugin's runs in this process: it may end it, not speak for it
     CommandAgent(link, relay, order).serve_command()
     wait_for_the_end()

@@ -135,6 +135,32 @@ def test_the_container_is_as_sealed_as_any(daemon: Sandboxd, run: Callable[..., 
     assert host["PidsLimit"] == 64
 
 
+def test_the_command_does_not_speak_for_the_agent(run: Callable[..., support.Outcome]) -> None:
+    """Unlike a Python plugin it runs in a process of its own: the agent's memory, descriptors and channel stay closed to it."""
+    outcome = run(
+        """
+        for pid in 1 $PPID; do
+            for what in environ mem maps fd/0 fd/3 fd/4; do
+                if (: < /proc/$pid/$what) 2>/dev/null; then echo "opened $pid $what"; fi
+                if (: >> /proc/$pid/$what) 2>/dev/null; then echo "opened $pid $what to write"; fi
+            done
+            for what in /proc/$pid/fd/*; do echo "listed $what" ; done
+        done
+        for what in /proc/$$/fd/*; do echo "own ${what##*/}"; done
+        """
+        + DONE
+    )
+    assert outcome.value == {"done": True}
+    assert "opened" not in outcome.log
+    # A pattern that matches nothing stays as it is; of its own the shell sees the three standard streams and what it opens to look.
+    assert {line for line in outcome.log.splitlines() if line.startswith("listed")} <= {
+        line for line in outcome.log.splitlines() if line.endswith("/fd/*")
+    }
+    assert {line for line in outcome.log.splitlines() if line.startswith("own")} <= {
+        f"own {n}" for n in (0, 1, 2, 3, 10)
+    }
+
+
 @pytest.mark.parametrize(
     ("script", "reason", "says"),
     [

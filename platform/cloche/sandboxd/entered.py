@@ -56,7 +56,8 @@ def _await_program(pid: int, folders: Folders) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         found = os.stat(f"/proc/{pid}/exe")
-        if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+        # For a moment after the change of program there is no environment yet.
+        if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino) and Path(f"/proc/{pid}/environ").read_bytes():
             return
         if time.monotonic() > deadline:
             message = "the plugin's image was refused after its start: its first process is not Cloche's"
