@@ -21,6 +21,7 @@ from cloche_guest.command import CommandAgent, Order, Refused, read_result
 from cloche_guest.link import Link
 from cloche_guest.protocol import FrameReader, encode
 from cloche_guest.relay import Relay
+from tests.support.stores import until
 
 LIMIT = 1_000
 
@@ -99,6 +100,13 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     path.unlink()
     path.mkdir()
     refused(path, "bad_result", "is not a regular file")
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 class Host:
@@ -239,8 +247,7 @@ def test_what_it_leaves_running_is_killed_before_its_result_is_read(host: Any) -
     here.start()
     assert here.last()["type"] == "result"
     pid = int((here.out / "pid").read_text())
-    stat = Path(f"/proc/{pid}/stat")
-    assert not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    until(lambda: gone(pid), 10, "it has died")
 
 
 def test_cancel_reaches_the_whole_group(host: Any) -> None:
@@ -248,8 +255,7 @@ def test_cancel_reaches_the_whole_group(host: Any) -> None:
         "trap 'echo 1 > \"$JOB/result.json\"; exit 0' TERM; mkfifo ready; (echo x > ready; sleep 600) & read x < ready; : > up; wait"
     )
     here.start()
-    while not (here.out / "up").exists():
-        assert here._thread.is_alive()
+    until((here.out / "up").exists, 30, "the command runs")
     here.send(type="cancel")
     assert here.last() == {"type": "result", "value": 1}
 
