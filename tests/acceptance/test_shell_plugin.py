@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from bench.stack import Stack, stack
+from cloche.config import Settings
+from cloche.registry.catalog import load
+from cloche.sandboxd.engine import Engine
 from tests.support import images
 from tests.support.stores import until
 
@@ -150,3 +153,19 @@ def test_the_command_line_says_which_rule_fails(image: str) -> None:
         assert found.returncode == 1
         assert '"usable": false' in found.stdout
         assert "org.cloche.plugin-image=1" in found.stdout
+
+
+def test_the_example_is_made_by_one_command(tmp_path: Path) -> None:
+    engine = Engine(Settings().sandbox.docker_socket)
+    was_there = engine.image(images.build.TAG) is not None
+    try:
+        command = [sys.executable, str(images.EXAMPLE / "build.py"), str(tmp_path)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        bundle = load(tmp_path / "shell_grep" / "1.0.0")
+        assert bundle.manifest.image is not None
+        assert bundle.manifest.image in said
+        assert check(bundle.manifest.image).returncode == 0
+    finally:
+        if not was_there:
+            engine.remove_image(images.build.TAG)
+        engine.close()

@@ -23,6 +23,7 @@ LIBRARIES = "libs"  # the folder of every library, under names that do not depen
 PYTHON = "usr/local/bin/python3"
 JOB_FOLDER = "/job"
 _JOB_INODES = 64
+_SPARE = 256 << 10  # bytes: what job.json has beyond the frame that brought it, the folders of 10,000 inputs
 # For process 1 and the agent alone. The C locale, and a time zone that is no file, keep the C library from reading the image's files.
 ENVIRONMENT = {
     "PATH": "/nowhere",
@@ -61,7 +62,7 @@ def command_problem(command: Any) -> str | None:
 def job_files(limits: Limits) -> int:
     """Bytes of ``/job`` itself, where job.json and result.json are: in memory, and therefore part of the container's memory limit."""
     whole_pages = -(-limits.result // 4_096) * 4_096
-    return MAX_FRAME + whole_pages + (64 << 10)
+    return MAX_FRAME + whole_pages + _SPARE
 
 
 def tmpfs(limits: Limits, uid: int) -> dict[str, str]:
