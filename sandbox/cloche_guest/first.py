@@ -21,10 +21,10 @@ def split() -> None:
     if os.getpid() != 1:
         return
     # Before there is an agent: the job runs as our own user, and nothing but this keeps it out of our memory, descriptors and OOM score.
-    _set_dumpable(False)
+    set_dumpable(False)
     agent = os.fork()
     if agent == 0:
-        _set_dumpable(True)
+        set_dumpable(True)
         _prefer_as_victim()
         return
     _take_no_signal()
@@ -58,7 +58,8 @@ def _take_no_signal() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _set_dumpable(allowed: bool) -> None:
+def set_dumpable(allowed: bool) -> None:
+    """Whether processes of the same user may look into this one. A new program starts with True."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, int(allowed), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
 

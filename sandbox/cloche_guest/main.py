@@ -50,8 +50,7 @@ class Agent:
             return
         self._manager = manager
         self._flush()
-        python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        self._link.send({"type": "ready", "protocol": PROTOCOL, "python": python})
+        self._link.send({"type": "ready", "protocol": PROTOCOL, "python": python_version()})
         self._arrived.wait()
         self._run(manager)
 
@@ -129,6 +128,13 @@ class Agent:
 
 def main() -> NoReturn:
     """Entry of the container."""
+    link, relay = start()
+    Agent(link, relay, INPUTS, OUT).serve(PLUGIN, WHEELS)
+    wait_for_the_end()
+
+
+def start() -> tuple[Link, Relay]:
+    """Leave process 1 behind, and take the standard streams."""
     first.split()
     link, stdout, stderr = take_standard_streams()
     relay = Relay(link, stdout, stderr)
@@ -137,9 +143,17 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
     os.umask(0o022)
-    Agent(link, relay, INPUTS, OUT).serve(PLUGIN, WHEELS)
-    threading.Event().wait()  # the host reads our usage, then kills us
+    return link, relay
+
+
+def wait_for_the_end() -> NoReturn:
+    """The host reads our usage, then kills us."""
+    threading.Event().wait()
     os._exit(0)
+
+
+def python_version() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def _say(error: BaseException) -> str:

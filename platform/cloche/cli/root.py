@@ -25,7 +25,7 @@ ENTRIES = {
     "sandboxd": (f"{_COMMANDS}.processes:sandboxd", "Run the sandbox daemon alone (root)."),
     "scheduler": (f"{_COMMANDS}.processes:scheduler", "Run the scheduler alone."),
     "db": (f"{_COMMANDS}.database:db", "Bring the database's schema up to date."),
-    "image": (f"{_COMMANDS}.image:image", "Build the sandbox image."),
+    "image": (f"{_COMMANDS}.image:image", "Build the sandbox image; check a plugin's own."),
 }
 
 

@@ -81,7 +81,7 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.REMOTE_UNAVAILABLE: "a remote storage did not answer",
     Reason.STORAGE_FAILED: "the platform's own storage failed",
     Reason.PLATFORM_FAILED: "the platform failed",
-    Reason.BUNDLE_UNAVAILABLE: "the plugin's frozen files are not on this host",
+    Reason.BUNDLE_UNAVAILABLE: "the plugin's frozen files, or the image it brings, are not on this host",
 }
 
 PLUGIN_REASONS = frozenset(

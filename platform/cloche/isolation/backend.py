@@ -20,6 +20,8 @@ class SandboxSpec:
     wheels: str | None  # SHA-256 of its unpacked wheels' lock, or None
     limits: Limits
     lease_until: int  # ms since the epoch, written into the label
+    image: str | None = None  # config digest of the plugin's own image, with
+    command: tuple[str, ...] | None = None  # what is run in it: a program's absolute path and its arguments
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Backend(Protocol):
     def create(self, spec: SandboxSpec) -> Sandbox:
         """
         Raises:
-            PlatformFailure: ``engine_unavailable`` (no engine, no image, no room) or ``bundle_unavailable``.
+            PlatformFailure: ``engine_unavailable`` (no engine, no image, no room) or ``bundle_unavailable`` (the plugin's files, or its own image).
         """
         ...
 

@@ -106,7 +106,7 @@ class ScriptedSandbox:
         self.destroyed = False
         self.in_folder = folder / "in"
         self.in_folder.mkdir(parents=True)
-        self.image = IMAGE
+        self.image = spec.image or IMAGE
         self._guest = ScriptedChannel(script)
         self.channel: Channel = self._guest
         self._folder = folder

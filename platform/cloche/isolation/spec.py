@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cloche.clock import is_uuid7
 from cloche.domain.limits import CEILINGS, Limits, violations
+from cloche.isolation import plugin_image
 from cloche.isolation.backend import SandboxSpec
 
 MAX_ATTEMPT = 1_000_000
 LABEL = "org.cloche"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_IMAGE = re.compile(r"sha256:[0-9a-f]{64}")
+_IMAGE = plugin_image.IMAGE_ID
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 _MIN_SHM = 64 << 10  # bytes; the engine takes 0 for its own default of 64 MB
 MAX_TMPFS_OUTPUT = 64 << 20  # bytes; larger outputs do not belong in memory
@@ -55,6 +56,7 @@ class Folders:
     run: Path
     plugin: Path
     wheels: Path | None
+    runtime: Path | None = None  # for a plugin with an image of its own
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Placement:
     counts_swap: bool = (
         True  # whether the engine can limit swap; where it cannot, sandboxd runs nothing unless the host has none
     )
+    image_environment: Mapping[str, str] = field(default_factory=dict)  # of a plugin's own image
 
 
 def parse_spec(value: Any) -> SandboxSpec:
@@ -80,7 +83,7 @@ def parse_spec(value: Any) -> SandboxSpec:
     Raises:
         BadSpec: a field is missing, unknown, of the wrong type or out of bounds.
     """
-    names = {"job_id", "attempt", "bundle", "wheels", "limits", "lease_until"}
+    names = {"job_id", "attempt", "bundle", "wheels", "limits", "lease_until", "image", "command"}
     if not isinstance(value, dict) or value.keys() != names:
         raise BadSpec(f"a spec has exactly the fields {', '.join(sorted(names))}")
     limits = value["limits"]
@@ -90,7 +93,10 @@ def parse_spec(value: Any) -> SandboxSpec:
         allowed = (int, float) if kind is float else (int,)
         if isinstance(limits[name], bool) or not isinstance(limits[name], allowed):
             raise BadSpec(f"limits.{name} is a number{'' if kind is float else ' without a fraction'}")
-    spec = SandboxSpec(**{**value, "limits": Limits(**limits)})
+    command = value["command"]
+    if isinstance(command, list):
+        command = tuple(command)
+    spec = SandboxSpec(**{**value, "limits": Limits(**limits), "command": command})
     check_spec(spec)
     return spec
 
@@ -104,6 +110,8 @@ def spec_to_json(spec: SandboxSpec) -> dict[str, Any]:
         "wheels": spec.wheels,
         "limits": spec.limits.to_dict(),
         "lease_until": spec.lease_until,
+        "image": spec.image,
+        "command": None if spec.command is None else list(spec.command),
     }
 
 
@@ -124,6 +132,18 @@ def check_spec(spec: SandboxSpec, ceilings: Limits = CEILINGS) -> None:
         raise BadSpec("lease_until is milliseconds since the epoch")
     if found := violations(spec.limits, ceilings):
         raise BadSpec(f"limits: {'; '.join(found)}")
+    _check_own_image(spec)
+
+
+def _check_own_image(spec: SandboxSpec) -> None:
+    if spec.image is None and spec.command is None:
+        return
+    if not isinstance(spec.image, str) or not _IMAGE.fullmatch(spec.image):
+        raise BadSpec("image is sha256: and 64 hex digits, and comes with a command; or both are null")
+    if problem := plugin_image.command_problem(spec.command):
+        raise BadSpec(f"command {problem}")
+    if spec.wheels is not None:
+        raise BadSpec("a plugin with an image of its own has no wheels")
 
 
 def check_owner(owner: Any) -> str:
@@ -151,10 +171,14 @@ def out_options(limits: Limits, uid: int) -> str:
     return f"size={limits.output},nr_inodes={out_inodes(limits)},uid={uid},gid={uid},mode=0700"
 
 
-def memory_limit(limits: Limits) -> int:
-    """Bytes for the container's cgroup: tmpfs pages count as the job's memory, so they are added to what was asked."""
+def memory_limit(limits: Limits, own_image: bool = False) -> int:
+    """Bytes for the container's cgroup: tmpfs pages count as the job's memory, so they are added to what was asked.
+
+    ``own_image``: for a plugin with an image of its own, whose ``/job`` is one more tmpfs.
+    """
     out = 0 if out_on_disk(limits) else limits.output
-    return limits.memory + out + limits.tmp + max(limits.shm, _MIN_SHM)
+    job = plugin_image.job_files(limits) if own_image else 0
+    return limits.memory + out + limits.tmp + max(limits.shm, _MIN_SHM) + job
 
 
 def swap_limit(memory: int, counts_swap: bool) -> int:
@@ -195,6 +219,11 @@ def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEI
     if place.uid < 1_000:
         raise BadSpec("a sandbox runs under a user id of its own range, never a system's")
     user = f"{place.uid}:{place.uid}"
+    own: Mapping[str, Any] = {}
+    if spec.image is not None and spec.command is not None:
+        if place.image != spec.image or place.folders.runtime is None:
+            raise BadSpec("a plugin's own image is placed with the runtime, and as no other image")
+        own = plugin_image.container(spec.command, place.image_environment)
     return {
         "Image": place.image,
         "User": user,
@@ -207,7 +236,8 @@ def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEI
         "AttachStderr": True,
         "NetworkDisabled": True,
         "Labels": _labels(spec, place),
-        "HostConfig": _host_config(spec.limits, place),
+        "HostConfig": _host_config(spec.limits, place, own_image=bool(own)),
+        **own,
     }
 
 
@@ -223,8 +253,8 @@ def _labels(spec: SandboxSpec, place: Placement) -> Mapping[str, str]:
     }
 
 
-def _host_config(limits: Limits, place: Placement) -> dict[str, Any]:
-    memory = memory_limit(limits)
+def _host_config(limits: Limits, place: Placement, own_image: bool) -> dict[str, Any]:
+    memory = memory_limit(limits, own_image)
     cpus = min(limits.cpu, float(place.host_cpus))
     return {
         "NetworkMode": "none",
@@ -241,12 +271,15 @@ def _host_config(limits: Limits, place: Placement) -> dict[str, Any]:
         "OomKillDisable": False,
         "PidsLimit": limits.pids,
         "NanoCpus": int(cpus * 1_000_000_000),
-        "Ulimits": _ulimits(limits),
+        "Ulimits": _ulimits(limits, own_image),
         "MaskedPaths": list(MASKED_PATHS),
         "IpcMode": "private",
         "ShmSize": max(limits.shm, _MIN_SHM),
         "CgroupnsMode": "private",
-        "Tmpfs": {"/tmp": f"rw,noexec,nosuid,nodev,size={limits.tmp},nr_inodes={_TMP_INODES},mode=1777"},  # noqa: S108
+        "Tmpfs": {
+            "/tmp": f"rw,noexec,nosuid,nodev,size={limits.tmp},nr_inodes={_TMP_INODES},mode=1777",  # noqa: S108
+            **(plugin_image.tmpfs(limits, place.uid) if own_image else {}),
+        },
         "LogConfig": {"Type": "none", "Config": {}},
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "AutoRemove": False,
@@ -254,12 +287,14 @@ def _host_config(limits: Limits, place: Placement) -> dict[str, Any]:
     }
 
 
-def _ulimits(limits: Limits) -> list[dict[str, Any]]:
-    values = {"nofile": limits.nofile, "core": 0, "fsize": max(limits.output, limits.tmp)}
+def _ulimits(limits: Limits, own_image: bool) -> list[dict[str, Any]]:
+    job = plugin_image.job_files(limits) if own_image else 0
+    values = {"nofile": limits.nofile, "core": 0, "fsize": max(limits.output, limits.tmp, job)}
     return [{"Name": name, "Soft": value, "Hard": value} for name, value in values.items()]
 
 
-def _mounts(folders: Folders) -> list[dict[str, Any]]:
+def mount_places(folders: Folders) -> list[tuple[Path, str, bool]]:
+    """Folder of the host, target in the container, whether read-only."""
     places = [
         (folders.inputs, "/job/in", True),
         (folders.out, "/job/out", False),
@@ -268,6 +303,12 @@ def _mounts(folders: Folders) -> list[dict[str, Any]]:
     ]
     if folders.wheels is not None:
         places.append((folders.wheels, "/cloche/wheels", True))
+    if folders.runtime is not None:
+        places.append((folders.runtime, plugin_image.RUNTIME, True))
+    return places
+
+
+def _mounts(folders: Folders) -> list[dict[str, Any]]:
     return [
         {
             "Type": "bind",  # unlike a volume or an old-style bind, it fails when the source is missing
@@ -276,7 +317,7 @@ def _mounts(folders: Folders) -> list[dict[str, Any]]:
             "ReadOnly": read_only,
             "BindOptions": {"Propagation": "rprivate", "NonRecursive": True},
         }
-        for source, target, read_only in places
+        for source, target, read_only in mount_places(folders)
     ]
 
 

@@ -122,7 +122,8 @@ def load(source: Path, *, named: bool = True) -> Bundle:
         raise ManifestError(
             "plugin", f"says {manifest.name} {manifest.version}; its folder must be {manifest.name}/{manifest.version}"
         )
-    if not (source / f"{manifest.entry}.py").is_file() and not (source / manifest.entry / "__init__.py").is_file():
+    entries = (source / f"{manifest.entry}.py", source / manifest.entry / "__init__.py")
+    if manifest.image is None and not any(path.is_file() for path in entries):
         raise ManifestError("plugin.entry", f"there is no {manifest.entry}.py in the bundle")
     if manifest.requires_python:
         wheels.check_lock(source, manifest.requires_python)

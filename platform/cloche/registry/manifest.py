@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 from cloche.clock import parse_duration
 from cloche.domain.limits import CEILINGS, FLOORS, Limits, capped, parse_size, violations
+from cloche.isolation.plugin_image import IMAGE_ID, command_problem
 from cloche.registry.payload import SchemaError, check_schema
 from cloche.registry.tables import ManifestError, Section
 
@@ -32,6 +33,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "limits": ("cpu", "memory", "pids", "time", "output", "output_files", "tmp", "shm", "nofile", "log", "result"),
     "sandbox": ("isolation", "runtime", "preload"),
     "network": ("allow",),
+    "image": ("id", "command"),
     "requires": ("python", "secrets"),
     "retry": ("max_retries",),
 }
@@ -50,7 +52,8 @@ _COUNTS = ("pids", "output_files", "nofile")
 class Manifest:
     """One plugin version. ``limits`` hold bytes, milliseconds and CPUs and are already under the platform's ceilings.
 
-    ``inputs_max`` None: no bound of the plugin's own. ``names_time``: whether the manifest set a time limit itself.
+    ``inputs_max`` None: no bound of the plugin's own. ``names_time``: whether the manifest set a time limit itself. ``image`` and
+    ``command``: of a plugin that brings an image of its own, else None.
     """
 
     name: str
@@ -70,6 +73,8 @@ class Manifest:
     secrets: tuple[str, ...] = ()
     max_retries: int | None = None
     names_time: bool = False
+    image: str | None = None
+    command: tuple[str, ...] | None = None
 
 
 def parse(text: str) -> Manifest:
@@ -102,6 +107,7 @@ def parse(text: str) -> Manifest:
         limits=_limits(limits),
         names_time="time" in limits,
         requires_python=_pins(requires),
+        **_own_image(top, plugin, requires),
         max_retries=top.section("retry", known=KEYS["retry"]).count("max_retries", None, low=0, high=100),
     )
 
@@ -210,6 +216,25 @@ def _pins(requires: Section) -> tuple[str, ...]:
             raise ManifestError(key, f"{name} is named twice")
         seen.add(name)
     return pins
+
+
+def _own_image(top: Section, plugin: Section, requires: Section) -> dict[str, Any]:
+    """``[image]``: then there is no Python of the plugin's, and what only Python plugins have is refused."""
+    if "image" not in top:
+        return {}
+    section = top.section("image", known=KEYS["image"])
+    image = section.required("id", str, '"sha256:<64 hex digits>"')
+    if not IMAGE_ID.fullmatch(image):
+        raise ManifestError(
+            "image.id", "must be the image's config digest: sha256: and 64 hex digits; a name or tag is not enough"
+        )
+    command = tuple(section.required("command", list, '["/bin/sh", "/cloche/plugin/run.sh"]'))
+    if problem := command_problem(command):
+        raise ManifestError("image.command", problem)
+    for other, name in ((plugin, "entry"), (requires, "python")):
+        if name in other:
+            raise ManifestError(other.key(name), "is for Python plugins; leave it out beside [image]")
+    return {"image": image, "command": command}
 
 
 def _refuse_unbuilt(sandbox: Section, network: Section, requires: Section) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import socket
+import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import docker
@@ -144,6 +146,22 @@ class Engine:
             except ImageNotFound:
                 return None
 
+    def look(self, image: str, paths: Sequence[str], labels: Mapping[str, str]) -> dict[str, int | None]:
+        """What lies at each path of an image (its ``st_mode``, links not followed), None where nothing does. Nothing of it is started."""
+        config = {
+            "Image": image,
+            "Entrypoint": ["/never-started"],
+            "Labels": dict(labels),
+            "NetworkDisabled": True,
+            "HostConfig": {"NetworkMode": "none", "ReadonlyRootfs": True, "CapDrop": ["ALL"]},
+        }
+        with self._answers() as client:
+            container = str(client.create_container_from_config(config)["Id"])
+            try:
+                return {path: _mode_of(client, container, path) for path in paths}
+            finally:
+                client.remove_container(container, force=True, v=True)
+
     def remove_image(self, image: str) -> None:
         """Remove an image that nothing uses and no tag names any more."""
         with self._answers() as client:
@@ -235,6 +253,28 @@ def _status(client: docker.APIClient, container: str) -> str:
         return str(client.inspect_container(container)["State"]["Status"])
     except NotFound:
         return ""
+
+
+_GO_TYPES = ((31, stat.S_IFDIR), (27, stat.S_IFLNK), (26, stat.S_IFBLK), (25, stat.S_IFIFO), (24, stat.S_IFSOCK))
+_GO_CHAR_DEVICE = 21
+
+
+def _mode_of(client: docker.APIClient, container: str, path: str) -> int | None:
+    """The engine's answer to HEAD archive: a JSON object in base64, whose mode has Go's bits."""
+    url = f"{client.base_url}/v{client.api_version}/containers/{container}/archive"
+    answer = client.head(url, params={"path": path}, timeout=_CALL_SECONDS)
+    if answer.status_code == 404:
+        return None
+    if answer.status_code != 200:
+        raise EngineRefused(f"the engine does not say what {path} of the image is ({answer.status_code})")
+    try:
+        mode = int(json.loads(base64.b64decode(answer.headers["X-Docker-Container-Path-Stat"]))["mode"])
+    except (KeyError, ValueError, TypeError):
+        raise EngineRefused(f"the engine says nothing usable of {path}") from None
+    if mode & (1 << _GO_CHAR_DEVICE):
+        return stat.S_IFCHR | (mode & 0o777)
+    kinds = [kind for bit, kind in _GO_TYPES if mode & (1 << bit)]
+    return (kinds[0] if kinds else stat.S_IFREG) | (mode & 0o777)
 
 
 def _away(error: Exception) -> PlatformFailure:

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cloche import clock, logs
@@ -15,11 +16,13 @@ from cloche.domain.states import Reason
 from cloche.errors import ClocheError, EnvironmentProblem, PlatformFailure
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.spec import LABEL, BadSpec, Placement, check_spec, container_config
-from cloche.sandboxd import cgroups
+from cloche.sandboxd import cgroups, entered
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.image import ImageInfo
+from cloche.sandboxd.own_image import OwnImages
 from cloche.sandboxd.places import Places, Site
 from cloche.sandboxd.running import DEATH_SECONDS, Running
+from cloche.sandboxd.runtime import ensure_runtime
 from cloche.sandboxd.uids import NoUidLeft, UidPool
 
 log = logs.get(__name__)
@@ -53,6 +56,9 @@ class Host:
         self._seccomp = seccomp
         self._max_running = max_running
         self._make_image = make_image
+        self._own_images = OwnImages(engine, {f"{LABEL}.home": home})
+        self._runtime: Path | None = None  # for plugins' own images; written when the first one asks for it
+        self._runtime_lock = threading.Lock()
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
         self._starting: set[str] = set()
@@ -121,7 +127,7 @@ class Host:
                 )
             self._starting.add(sandbox_id)
         try:
-            return (*self._create(sandbox_id, spec, owner, ready), ready.image.id)
+            return (*self._create(sandbox_id, spec, owner, ready), spec.image or ready.image.id)
         finally:
             with self._lock:
                 self._starting.discard(sandbox_id)
@@ -174,18 +180,21 @@ class Host:
         try:
             if problem := cgroups.uncounted_swap(ready.engine):
                 raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, problem)
+            own = None if spec.image is None else self._own_images.get(spec.image)
+            runtime = None if own is None else self._own_runtime()
             uid = self._uids.take()
-            site = self._places.make(sandbox_id, spec.bundle, spec.wheels, spec.limits, uid)
+            site = self._places.make(sandbox_id, spec.bundle, spec.wheels, spec.limits, uid, runtime)
             place = Placement(
                 sandbox_id=sandbox_id,
                 owner=owner,
                 home=self._home,
-                image=ready.image.id,
+                image=ready.image.id if own is None else own.id,
                 uid=uid,
                 host_cpus=int(ready.engine["NCPU"]),
                 seccomp=self._seccomp,
                 folders=site.folders,
                 counts_swap=bool(ready.engine.get("SwapLimit")),
+                image_environment={} if own is None else own.environment,
             )
             container = self._engine.create(f"cloche-{sandbox_id}", container_config(spec, place))
             channel = self._engine.attach(container)
@@ -210,6 +219,8 @@ class Host:
             if self._pid(container) != pid:
                 raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container was restarted by somebody else")
             group = cgroups.of_process(pid)
+            if spec.image is not None:
+                entered.check(pid, site.folders, place.uid)
         except BaseException:
             os.close(pidfd)
             raise
@@ -223,7 +234,14 @@ class Host:
             cgroup=group,
             pidfd=pidfd,
             counts_swap=place.counts_swap,
+            own_image=spec.image is not None,
         )
+
+    def _own_runtime(self) -> Path:
+        with self._runtime_lock:
+            if self._runtime is None:
+                self._runtime = ensure_runtime(self._places.runtimes)
+            return self._runtime
 
     def _pid(self, container: str) -> int:
         state = (self._engine.inspect(container) or {}).get("State", {})

@@ -89,8 +89,17 @@ class Places:
         finally:
             os.close(fd)
 
-    def make(self, sandbox_id: str, bundle: str, wheels: str | None, limits: Limits, uid: int) -> Site:
+    @property
+    def runtimes(self) -> Path:
+        """Where the runtime for plugins' own images is kept: beside the sandboxes, and as safe from others."""
+        return self.root.parent / "runtime"
+
+    def make(
+        self, sandbox_id: str, bundle: str, wheels: str | None, limits: Limits, uid: int, runtime: Path | None = None
+    ) -> Site:
         """A site with ``out/`` mounted and owned by the sandbox's ``uid``, and the plugin's files in place.
+
+        ``runtime``: what a plugin with an image of its own gets beside its files.
 
         Raises:
             PlatformFailure: ``bundle_unavailable`` when the plugin's files are not here, ``engine_unavailable`` when the host has no room.
@@ -106,6 +115,9 @@ class Places:
             if wheels is not None:
                 (root / "wheels").mkdir(mode=0o755)
                 self._bind_frozen(("wheels", wheels, "site"), root / "wheels")
+            if runtime is not None:
+                (root / "runtime").mkdir(mode=0o755)
+                _bind_folder(runtime, root / "runtime")
             self._mount_out(root, limits, uid)
             folders = Folders(
                 inputs=root / "in",
@@ -113,6 +125,7 @@ class Places:
                 run=root / "run",
                 plugin=root / "plugin",
                 wheels=root / "wheels" if wheels is not None else None,
+                runtime=root / "runtime" if runtime is not None else None,
             )
             return Site(root, folders, os.stat(root / "out").st_dev)
         except OSError as error:
@@ -165,6 +178,14 @@ class Places:
             syscalls.bind(fd, target)
         finally:
             os.close(fd)
+
+
+def _bind_folder(source: Path, target: Path) -> None:
+    fd = os.open(source, _FOLDER)
+    try:
+        syscalls.bind(fd, target)
+    finally:
+        os.close(fd)
 
 
 def _only_root_changes(folder: Path) -> bool:

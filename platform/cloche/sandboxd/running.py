@@ -36,6 +36,7 @@ class Running:
     cgroup: Cgroup
     pidfd: int
     counts_swap: bool  # whether the engine can limit swap
+    own_image: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)  # one finish, and no close during it
     fd_lock: threading.Lock = field(
         default_factory=threading.Lock
@@ -78,7 +79,7 @@ class Running:
             if self.finished or self.is_dead():
                 raise PlatformFailure(Reason.PLATFORM_FAILED, "the sandbox has ended")
             before, after = self.limits, resized(self.limits, self.made, memory, output)
-            if (now := self.cgroup.memory_now()) is not None and now > memory_limit(after):
+            if (now := self.cgroup.memory_now()) is not None and now > memory_limit(after, self.own_image):
                 raise PlatformFailure(Reason.PLATFORM_FAILED, f"it uses {now} bytes of memory already")
             try:
                 self.site.set_output(after)
@@ -86,7 +87,7 @@ class Running:
                 message = f"the output cannot have {after.output} bytes: {error.strerror}"
                 raise PlatformFailure(Reason.PLATFORM_FAILED, message) from None
             try:
-                size = memory_limit(after)
+                size = memory_limit(after, self.own_image)
                 engine.set_memory(self.container, size, swap_limit(size, self.counts_swap))
             except BaseException as error:
                 self.site.set_output(before)

@@ -61,10 +61,11 @@ class Tree:
     def write(self, out: IO[bytes], prefix: str = "") -> None:
         """Write all of it as a tar: sorted, owned by root, with one fixed time."""
         with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
-            for path, node in sorted(self._with_parents().items()):
+            for path, node in sorted(self.with_parents().items()):
                 add(tar, prefix + path, node)
 
-    def _with_parents(self) -> Mapping[str, Node]:
+    def with_parents(self) -> Mapping[str, Node]:
+        """Every node and the folders they lie in, by path."""
         found = dict(self.nodes)
         for path in self.nodes:
             parts = path.split("/")[:-1]

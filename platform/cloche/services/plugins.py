@@ -141,6 +141,8 @@ def _configuration(manifest: Manifest) -> dict[str, Any]:
         "runtime": manifest.runtime,
         "network": list(manifest.network_allow),
         "python": list(manifest.requires_python),
+        "image": manifest.image,
+        "command": None if manifest.command is None else list(manifest.command),
         "max_retries": manifest.max_retries,
     }
 

@@ -109,9 +109,10 @@ class Execution:
                 sandbox.destroy()
 
     def _spec(self) -> SandboxSpec:
-        bundle, wheels = self._tools.files.bundle(self._job)
         job = self._job
-        return SandboxSpec(job.id, job.attempt, bundle, wheels, self._limits, job.lease_until)
+        bundle, wheels = self._tools.files.bundle(job)
+        image, command = self._tools.files.own_image(job) or (None, None)
+        return SandboxSpec(job.id, job.attempt, bundle, wheels, self._limits, job.lease_until, image, command)
 
     def _received(self, sandbox: Sandbox, duration_ms: int) -> None:
         self._hold.on_interrupt = sandbox.kill

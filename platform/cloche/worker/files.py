@@ -48,6 +48,13 @@ class JobFiles:
         wheels = self._bundles.wheels(bundle, self._image_python()) if bundle.wheels else None
         return bundle.digest, wheels.name if wheels is not None else None
 
+    def own_image(self, job: ClaimedJob) -> tuple[str, tuple[str, ...]] | None:
+        """Digest of the image that the job's plugin brings, and the command to run in it; None for a Python plugin."""
+        bundle = self._bundles.bundle(job.type, job.plugin_version, job.plugin_digest)
+        if bundle is None or bundle.manifest.image is None or bundle.manifest.command is None:
+            return None
+        return bundle.manifest.image, bundle.manifest.command
+
     def stage_in(self, job: ClaimedJob, folder: Path, stop: Stop) -> list[StagedFile]:
         """See :meth:`cloche.staging.stager.Stager.stage_in`. What a remote's pattern found is held to the plugin's manifest here."""
         staged = self._stager.stage_in(

@@ -1,16 +1,18 @@
-"""``cloche image``: build."""
+"""``cloche image``: build, check."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
-from cloche.cli import output
+from cloche.cli import exits, output
 from cloche.cli.settings import load_settings, settings_options
 
 
 @click.group()
 def image() -> None:
-    """Build the sandbox image."""
+    """Build the sandbox image; check one that a plugin brings."""
 
 
 @image.command()
@@ -36,3 +38,32 @@ def build(home: str | None, config: str | None, base: str, form: str) -> None:
         engine.close()
     data = {"tag": settings.sandbox.image, "id": made.id, "python": made.python, "source": made.source}
     output.details(form, data, list(data.items()), made.id)
+
+
+_CHECKED: output.Columns = (
+    ("", lambda row: "✓" if row["kept"] else "✗"),
+    ("RULE", lambda row: row["rule"]),
+    ("FOUND", lambda row: row["found"]),
+    ("DO", lambda row: row["advice"]),
+)
+
+
+@image.command()
+@settings_options
+@click.argument("image_id", metavar="ID")
+@output.output_option
+def check(home: str | None, config: str | None, image_id: str, form: str) -> int:
+    """Say whether a plugin may bring the image ID (sha256:…, on this host's engine), and which rule it breaks. Nothing of it is run."""
+    settings = load_settings("image", home, config)
+    from cloche.sandboxd.engine import Engine
+    from cloche.sandboxd.own_image import findings
+
+    engine = Engine(settings.sandbox.docker_socket)
+    try:
+        rows = [asdict(finding) for finding in findings(engine, image_id, {})]
+    finally:
+        engine.close()
+    kept = all(row["kept"] for row in rows)
+    data = {"id": image_id, "usable": kept, "rules": rows}
+    output.show(form, data, rows=rows, columns=_CHECKED, name=lambda row: f"{row['rule']} {row['kept']}")
+    return exits.OK if kept else exits.FAILED

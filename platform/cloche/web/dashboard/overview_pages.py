@@ -37,6 +37,8 @@ def plugin(site: Site, actor: Actor, name: str, version: str) -> Answer:
         ("Accepts", ", ".join(found["inputs"]["accept"]) or "any kind"),
         ("Python packages", ", ".join(configuration["python"]) or "none"),
     ]
+    if configuration["image"] is not None:
+        facts += [("Image", configuration["image"]), ("Command", " ".join(map(repr, configuration["command"])))]
     return site.render(
         "plugin.html",
         plugin=found,
