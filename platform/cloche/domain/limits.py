@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from cloche.units import parse_size as parse_size
 
 
+MAX_LOCKS = 1_000  # record locks of one sandbox at once; SQLite holds three for each connection
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one attempt may use. Bytes, milliseconds, CPUs; counts where nothing else is said."""

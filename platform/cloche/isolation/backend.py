@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +36,8 @@ class Remains:
 
     ``usage``: ``cpu_ms``, ``memory_peak`` (bytes), ``oom_kills``, ``pids_denied`` (forks refused), ``output_bytes`` and
     ``output_files`` (collected), ``output_used`` (bytes) and ``output_inodes`` (what ``out/`` held), ``output_full`` and
-    ``output_inodes_full`` (1: no room was left), ``output_over`` and ``output_files_over`` (1: a file was left out for that limit).
+    ``output_inodes_full`` (1: no room was left), ``output_over`` and ``output_files_over`` (1: a file was left out for that limit),
+    ``locks_over`` (1: ended for its record locks).
     Keys that could not be read are absent.
     ``refused``: files not collected, each with the reason (``"not a regular file"``, …).
     """
@@ -52,11 +53,14 @@ class Remains:
 class Channel(Protocol):
     """Frames to and from one guest. Used by one thread; ``close`` may be called from any and more than once."""
 
-    def send(self, frame: Mapping[str, Any]) -> None:
-        """Send one frame.
+    def send(self, frame: Mapping[str, Any], keep_on: Callable[[], bool] = lambda: True) -> bool:
+        """Send one frame; True when the guest's end has taken all of it.
+
+        ``keep_on`` is asked about ten times a second while the guest does not read. Once it says no this answers False; half a frame
+        may have gone out, and nothing can be sent any more.
 
         Raises:
-            PluginFailure: the guest is gone (``plugin_crashed``).
+            PluginFailure: the guest is gone, or has not read for too long (``plugin_crashed``).
         """
         ...
 

@@ -172,7 +172,8 @@ class ScriptedChannel:
         self._job_came = False
         self._changed = threading.Condition()
 
-    def send(self, frame: Mapping[str, Any]) -> None:
+    def send(self, frame: Mapping[str, Any], keep_on: Callable[[], bool] = lambda: True) -> bool:
+        """As a guest that always reads: ``keep_on`` is never asked."""
         with self._changed:
             if self.ended:
                 raise PluginFailure(Reason.PLUGIN_CRASHED, "the guest is gone")
@@ -185,6 +186,7 @@ class ScriptedChannel:
             elif frame["type"] == "cancel":
                 self._frames = _chain(self._script.on_cancel, self._frames)
             self._changed.notify_all()
+            return True
 
     def receive(self, timeout_s: float) -> Mapping[str, Any] | None:
         deadline = time.monotonic() + timeout_s

@@ -20,10 +20,14 @@ _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 _MIN_SHM = 64 << 10  # bytes; the engine takes 0 for its own default of 64 MB
 MAX_TMPFS_OUTPUT = 64 << 20  # bytes; larger outputs do not belong in memory
 _TMP_INODES = 4_096
+# Bytes of a core file. With 0 the kernel still starts the program that the host's core_pattern may pipe cores to, as root and fed by the job;
+# it does not for 1, and a file needs a page at least, so that none is ever written.
+_CORE = 1
 _SPARE_INODES = 64  # of out/, for its root and folders
 # What the engine hides by itself, and beyond it what tells of the whole host or lets anybody set the kernel to work: interrupts, users' keys,
 # pressure (any user may write a trigger there), power meters. Naming any replaces the engine's list.
 MASKED_PATHS = (
+    "/dev/pts",  # of pseudo-terminals the host has a fixed number
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -247,7 +251,7 @@ def _host_config(limits: Limits, place: Placement) -> dict[str, Any]:
 
 
 def _ulimits(limits: Limits) -> list[dict[str, Any]]:
-    values = {"nofile": limits.nofile, "core": 0, "fsize": max(limits.output, limits.tmp)}
+    values = {"nofile": limits.nofile, "core": _CORE, "fsize": max(limits.output, limits.tmp)}
     return [{"Name": name, "Soft": value, "Hard": value} for name, value in values.items()]
 
 

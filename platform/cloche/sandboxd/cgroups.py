@@ -24,6 +24,25 @@ class Cgroup:
         """Bytes of memory in use. Version 2 kills for a limit below it, where version 1 refuses to set one; then None."""
         return None if self.unified is None else _number(self.unified / "memory.current")
 
+    def processes(self) -> list[int]:
+        """Numbers of the processes in it; empty once it is gone."""
+        folder = self.unified or self.controllers.get("pids")
+        if folder is None:
+            return []
+        try:
+            return [int(line) for line in (folder / "cgroup.procs").read_text("ascii").split()]
+        except OSError:
+            return []
+
+    def bound_sockets(self, size: int) -> None:
+        """Count the memory of sockets to it, and let it have ``size`` bytes of that. Version 2 counts it as memory already.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        if self.unified is None and (memory := self.controllers.get("memory")):
+            (memory / "memory.kmem.tcp.limit_in_bytes").write_text(str(size), "ascii")
+
     def _version1(self) -> dict[str, int]:
         found: dict[str, int | None] = {}
         if cpu := self.controllers.get("cpuacct"):

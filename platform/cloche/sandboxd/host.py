@@ -24,6 +24,7 @@ from cloche.sandboxd.uids import NoUidLeft, UidPool
 
 log = logs.get(__name__)
 RETRY_SECONDS = 2.0
+SOCKET_MEMORY = 16 << 20  # bytes of buffers of a sandbox's connections to itself, where the kernel does not count them as its memory
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,7 @@ class Host:
             if self._pid(container) != pid:
                 raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container was restarted by somebody else")
             group = cgroups.of_process(pid)
+            group.bound_sockets(SOCKET_MEMORY)
         except BaseException:
             os.close(pidfd)
             raise

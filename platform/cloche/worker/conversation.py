@@ -63,18 +63,9 @@ class Conversation:
             Interrupted: cancel or loss of the lease.
         """
         limits = self._job.limits
-        self._channel.send(
-            {
-                "type": "job",
-                "id": self._job.id,
-                "attempt": self._job.attempt,
-                "payload": self._job.payload,
-                "inputs": inputs,
-                "limits": limits,
-            }
-        )
         began = time.monotonic()
         deadline = began + limits["time_ms"] / 1000
+        self._hand_over(inputs, deadline)
         while True:
             frame = self._next(deadline)
             if frame is None:
@@ -89,6 +80,23 @@ class Conversation:
                 if failure.reason == Reason.RESULT_TOO_LARGE:
                     failure.details["limit"] = limits["result"]
                 raise failure
+
+    def _hand_over(self, inputs: list[str], deadline: float) -> None:
+        """Send the job. A guest that does not read it holds up neither a cancel nor its own deadline, which :meth:`_next` then sees."""
+        job = self._job
+        frame = {
+            "type": "job",
+            "id": job.id,
+            "attempt": job.attempt,
+            "payload": job.payload,
+            "inputs": inputs,
+            "limits": job.limits,
+        }
+        self._channel.send(frame, lambda: not self._interrupted() and time.monotonic() < deadline)
+
+    def _interrupted(self) -> bool:
+        hold = self._hold
+        return hold.lost.is_set() or hold.handed_back.is_set() or hold.cancel.is_set()
 
     def _next(self, deadline: float) -> Mapping[str, Any] | None:
         """The next frame that is not a log or a progress; None at the deadline."""
@@ -124,8 +132,9 @@ class Conversation:
     def _soften(self) -> None:
         """Tell the guest to stop and give it a moment to say its last words; SIGKILL follows in any case."""
         try:
-            self._channel.send({"type": "cancel"})
             end = time.monotonic() + GRACE_S
+            if not self._channel.send({"type": "cancel"}, lambda: time.monotonic() < end):
+                return  # it reads nothing, and so will not hear
             while (left := end - time.monotonic()) > 0 and not self._hold.lost.is_set():
                 frame = self._channel.receive(min(left, _SLICE_S))
                 if frame is not None and not self._noted(frame):

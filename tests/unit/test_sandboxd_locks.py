@@ -1,0 +1,89 @@
+"""Who holds too many record locks, by the kernel's own list."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from cloche.sandboxd import locks
+from cloche.sandboxd.locks import LockWatch
+
+
+@dataclass
+class Held:
+    """A sandbox with these processes."""
+
+    id: str
+    pids: list[int]
+    stopped: list[str] = field(default_factory=list)
+
+    def processes(self) -> list[int]:
+        return self.pids
+
+    def stop_for(self, counter: str) -> None:
+        self.stopped.append(counter)
+
+
+def listing(path: Path, *rows: tuple[str, int, int]) -> Path:
+    """A list as the kernel writes it: kind, process, how many."""
+    lines = []
+    for kind, pid, count in rows:
+        lines += [f"{len(lines) + n}: {kind}  ADVISORY  WRITE {pid} 00:1f:{n} {n} {n}" for n in range(count)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def look(path: Path, *sandboxes: Held) -> list[list[str]]:
+    LockWatch(lambda: sandboxes, path).look()
+    return [sandbox.stopped for sandbox in sandboxes]
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "MAX_LOCKS", 10)
+
+
+def test_one_with_too_many_is_ended(tmp_path: Path) -> None:
+    path = listing(tmp_path / "locks", ("POSIX", 7, 8), ("POSIX", 8, 11))
+    assert look(path, Held("a", [7]), Held("b", [8])) == [[], ["locks_over"]]
+
+
+def test_all_processes_of_a_sandbox_count_together(tmp_path: Path) -> None:
+    path = listing(tmp_path / "locks", ("POSIX", 7, 4), ("POSIX", 1, 30), ("POSIX", 8, 4), ("POSIX", 9, 4))
+    assert look(path, Held("a", [7, 8, 9])) == [["locks_over"]]
+
+
+def test_a_few_each_and_many_in_all_end_nobody(tmp_path: Path) -> None:
+    path = listing(tmp_path / "locks", ("POSIX", 7, 10), ("POSIX", 1, 100), ("POSIX", 8, 10))
+    assert look(path, Held("a", [7]), Held("b", [8])) == [[], []]
+
+
+def test_other_kinds_do_not_count_and_waiting_does(tmp_path: Path) -> None:
+    path = listing(tmp_path / "locks", ("FLOCK", 7, 50), ("OFDLCK", -1, 50), ("POSIX", 7, 10))
+    assert look(path, Held("a", [7])) == [[]]
+    path.write_text(path.read_text() + "61: -> POSIX  ADVISORY  READ 7 00:1f:9 0 EOF\n")
+    assert look(path, Held("a", [7])) == [["locks_over"]]
+
+
+def test_locks_of_this_host(tmp_path: Path) -> None:
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    own = Held("own", [os.getpid()])
+    try:
+        for place in range(9):
+            fcntl.lockf(fd, fcntl.LOCK_EX, 1, 2 * place)
+        assert look(Path("/proc/locks"), own) == [[]]
+        for place in range(9, 50):
+            fcntl.lockf(fd, fcntl.LOCK_EX, 1, 2 * place)
+        assert look(Path("/proc/locks"), own) == [["locks_over"]]
+    finally:
+        os.close(fd)
+
+
+def test_the_list_cannot_be_read(tmp_path: Path) -> None:
+    watch = LockWatch(lambda: [Held("a", [7])], tmp_path / "absent")
+    with pytest.raises(OSError, match="No such file"):
+        watch.look()
