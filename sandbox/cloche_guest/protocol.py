@@ -158,7 +158,7 @@ _DECODER = json.JSONDecoder(
 class FrameReader:
     """Cuts a stream of bytes into frames. ``feed`` what came, then call ``next`` until it answers None."""
 
-    def __init__(self, limit: int = MAX_FRAME, admit: Callable[[bytes], None] = lambda data: None) -> None:
+    def __init__(self, limit: int = MAX_FRAME, admit: Callable[[bytes], None] = lambda _data: None) -> None:
         """``admit`` sees a whole frame's JSON before it is parsed, and may raise ProtocolError."""
         self._limit = limit
         self._admit = admit

@@ -44,7 +44,10 @@ def own_filters(_: Job) -> Any:
                 name: tried(one.setsockopt, option, value, _PROGRAM)
                 for name, value in (("attach", 26), ("attach bpf", 50), ("lock", 44))
             },
-            **{name: tried(two.setsockopt, option, value, _PROGRAM) for name, value in (("reuseport", 51), ("ebpf", 52))},
+            **{
+                name: tried(two.setsockopt, option, value, _PROGRAM)
+                for name, value in (("reuseport", 51), ("ebpf", 52))
+            },
         }
 
 
@@ -133,7 +136,10 @@ def watches(job: Job) -> Any:
 @wall
 def pseudo_terminals(_: Job) -> Any:
     """The host has a fixed number, and typing into one is older than most filters."""
-    return {path: tried(lambda p=path: os.close(os.open(p, os.O_RDWR | os.O_NOCTTY))) for path in ("/dev/ptmx", "/dev/pts/ptmx")}
+    return {
+        path: tried(lambda p=path: os.close(os.open(p, os.O_RDWR | os.O_NOCTTY)))
+        for path in ("/dev/ptmx", "/dev/pts/ptmx")
+    }
 
 
 @wall
@@ -159,9 +165,7 @@ def sync_host(job: Job) -> Any:
 @wall
 def core_handler(_: Job) -> Any:
     """A core limit of 0 starts a handler that the host pipes cores to, as root; only a limit of one byte does not."""
-    limits = {
-        f"{soft}, {hard}": tried(_set_core, soft, hard) for soft, hard in ((0, 0), (0, 1), (1, 1), (-1, -1))
-    }
+    limits = {f"{soft}, {hard}": tried(_set_core, soft, hard) for soft, hard in ((0, 0), (0, 1), (1, 1), (-1, -1))}
     return {"now": list(resource.getrlimit(resource.RLIMIT_CORE)), **limits}
 
 
@@ -175,7 +179,9 @@ def priorities(_: Job) -> Any:
     """Deadlines and other classes of the scheduler, which would come before every neighbour."""
     deadline = struct.pack("IIQiIQQQ", 48, 6, 0, 0, 0, 10**7, 10**8, 10**8)
     fifo = struct.pack("IIQiIQQQ", 48, 1, 0, 0, 50, 0, 0, 0)
-    return {name: tried(syscall, here(314, 274), 0, value, 0) for name, value in (("deadline", deadline), ("fifo", fifo))}
+    return {
+        name: tried(syscall, here(314, 274), 0, value, 0) for name, value in (("deadline", deadline), ("fifo", fifo))
+    }
 
 
 @act

@@ -304,7 +304,9 @@ def test_a_guest_that_never_reads(guest: Guest, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_sender_can_give_up_and_nothing_is_sent_after_half_a_frame(guest: Guest) -> None:
     asked = []
-    assert not guest.channel.send({"type": "job", "payload": "x" * (4 << 20)}, lambda: len(asked) < 2 and not asked.append(1))
+    assert not guest.channel.send(
+        {"type": "job", "payload": "x" * (4 << 20)}, lambda: len(asked) < 2 and not asked.append(1)
+    )
     assert len(asked) == 2
     with pytest.raises(PluginFailure, match="did not read"):
         guest.channel.send({"type": "cancel"})

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, replace
 
 from cloche.units import parse_size as parse_size
 
-
 MAX_LOCKS = 1_000  # record locks of one sandbox at once; SQLite holds three for each connection
 
 

@@ -66,7 +66,9 @@ class GuestChannel:
         self._stream = stream
         self._stream.setblocking(False)
         self._limits = limits
-        self._largest = _LARGEST | {b"result": max(limits.result, 6 * MAX_LOG_TEXT) + 1_024}  # its own limit counts its JSON
+        self._largest = _LARGEST | {
+            b"result": max(limits.result, 6 * MAX_LOG_TEXT) + 1_024
+        }  # its own limit counts its JSON
         largest = max(self._largest.values())
         self._frames = FrameReader(largest, self._admit)
         self._raw = bytearray()

@@ -25,21 +25,28 @@ _TMP_INODES = 4_096
 _CORE = 1
 _SPARE_INODES = 64  # of out/, for its root and folders
 # What the engine hides by itself, and beyond it what tells of the whole host or lets anybody set the kernel to work: interrupts, users' keys,
-# pressure (any user may write a trigger there), power meters. Naming any replaces the engine's list.
+# pressure (any user may write a trigger there), power meters, its boot line, disks and file locks. Naming any replaces the engine's list.
 MASKED_PATHS = (
     "/dev/pts",  # of pseudo-terminals the host has a fixed number
     "/proc/acpi",
     "/proc/asound",
+    "/proc/cmdline",
+    "/proc/config.gz",
+    "/proc/diskstats",
     "/proc/interrupts",
     "/proc/kcore",
     "/proc/key-users",
     "/proc/keys",
     "/proc/latency_stats",
+    "/proc/locks",
+    "/proc/partitions",
     "/proc/pressure",
     "/proc/sched_debug",
     "/proc/scsi",
+    "/proc/swaps",
     "/proc/timer_list",
     "/proc/timer_stats",
+    "/sys/block",
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )

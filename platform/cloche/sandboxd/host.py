@@ -24,7 +24,9 @@ from cloche.sandboxd.uids import NoUidLeft, UidPool
 
 log = logs.get(__name__)
 RETRY_SECONDS = 2.0
-SOCKET_MEMORY = 16 << 20  # bytes of buffers of a sandbox's connections to itself, where the kernel does not count them as its memory
+SOCKET_MEMORY = (
+    16 << 20
+)  # bytes of buffers of a sandbox's connections to itself, where the kernel does not count them as its memory
 
 
 @dataclass(frozen=True)
