@@ -19,6 +19,7 @@ mount umount umount2 pivot_root chroot mount_setattr move_mount open_tree fsopen
 init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff acct quotactl quotactl_fd syslog
 settimeofday clock_settime clock_adjtime adjtimex iopl ioperm vm86 vm86old uselib ustat sysfs _sysctl nfsservctl
 set_mempolicy mbind migrate_pages move_pages fanotify_init fanotify_mark vhangup sethostname setdomainname seccomp socketcall ipc
+sync syncfs io_setup io_submit inotify_init inotify_init1 inotify_add_watch
 """.split()
 
 

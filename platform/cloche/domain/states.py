@@ -71,7 +71,7 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.TOO_MANY_PROCESSES: "the plugin started more processes than its limit",
     Reason.OUTPUT_TOO_LARGE: "the plugin wrote more output than its limit",
     Reason.TOO_MANY_FILES: "the plugin wrote more files than its limit",
-    Reason.TOO_MANY_LOCKS: "the plugin held more record locks than a job may",
+    Reason.TOO_MANY_LOCKS: "the plugin held more locks on files than a job may",
     Reason.RESULT_TOO_LARGE: "the plugin's result is larger than its limit",
     Reason.BAD_RESULT: "the plugin's result is not plain JSON",
     Reason.NO_RESULT: "the plugin ended without a result",

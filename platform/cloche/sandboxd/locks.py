@@ -11,6 +11,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from cloche.domain.limits import MAX_LOCKS
 
 LOCKS_OVER = "locks_over"  # in a sandbox's usage: ended for this
 INTERVAL_SECONDS = 0.2
+_OPEN = 100  # of a thousand locks that dead processes left: files that a sandbox has open, so that they are its
 _CHUNK = 64 << 10
 
 log = logs.get(__name__)
@@ -42,9 +44,9 @@ class Watched(Protocol):
 class LockWatch:
     """``start`` once, ``close`` once. Looks only while there are sandboxes."""
 
-    def __init__(self, running: Callable[[], Sequence[Watched]], source: Path = Path("/proc/locks")) -> None:
+    def __init__(self, running: Callable[[], Sequence[Watched]], proc: Path = Path("/proc")) -> None:
         self._running = running
-        self._source = source
+        self._proc = proc
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="locks", daemon=True)
 
@@ -57,21 +59,10 @@ class LockWatch:
 
     def look(self) -> None:
         """One round: count, and end the first sandbox that is found to have too many."""
-        counted: Counter[int] = Counter()
-        owners: dict[int, Watched] | None = None
-        held: Counter[str] = Counter()
-        for number, pid in enumerate(_holders(self._source), start=1):
-            counted[pid] += 1
-            if number <= MAX_LOCKS:
-                continue
-            if owners is None:  # more than one sandbox may have: only now is it worth asking whose they are
-                owners = {process: sandbox for sandbox in self._running() for process in sandbox.processes()}
-                for process in counted.keys() & owners.keys():
-                    held[owners[process].id] += counted[process]
-            elif pid in owners:
-                held[owners[pid].id] += 1
+        count = _Count(self._running, self._proc)
+        for lock in _locks(self._proc / "locks"):
             # The list is read no further than needed: the kernel takes longer the longer it is.
-            if (owner := owners.get(pid)) is not None and held[owner.id] > MAX_LOCKS:
+            if (owner := count.add(lock)) is not None:
                 log.warning("sandbox_holds_too_many_locks", sandbox=owner.id, limit=MAX_LOCKS)
                 owner.stop_for(LOCKS_OVER)
                 return
@@ -86,8 +77,70 @@ class LockWatch:
                 log.warning("locks_not_counted", error=str(error))
 
 
-def _holders(source: Path) -> Iterator[int]:
-    """The process of every record lock there is, also of those that are waited for."""
+class _Count:
+    """Locks by sandbox. ``flock`` counts too: else a job could hide its record locks behind a list that takes a second to read."""
+
+    def __init__(self, running: Callable[[], Sequence[Watched]], proc: Path) -> None:
+        self._running = running
+        self._proc = proc
+        self._early: (
+            list[_Lock] | None
+        ) = []  # those seen before there were so many that it is worth asking whose they are
+        self._owners: dict[int, Watched] = {}
+        self._held: Counter[str] = Counter()
+        self._alive: dict[int, bool] = {}
+        self._orphans: set[tuple[int, int]] = (
+            set()
+        )  # files with locks whose process is gone: it gave the open file away
+        self._orphaned = 0
+
+    def add(self, lock: _Lock) -> Watched | None:
+        """The sandbox that has too many with this one."""
+        if self._early is None:
+            return self._add(lock)
+        self._early.append(lock)
+        if len(self._early) <= MAX_LOCKS:
+            return None
+        early, self._early = self._early, None
+        self._owners = {process: sandbox for sandbox in self._running() for process in sandbox.processes()}
+        return next((owner for one in early if (owner := self._add(one)) is not None), None)
+
+    def _add(self, lock: _Lock) -> Watched | None:
+        if (owner := self._owners.get(lock.process)) is not None:
+            self._held[owner.id] += 1
+            return owner if self._held[owner.id] > MAX_LOCKS else None
+        if lock.process not in self._alive:
+            self._alive[lock.process] = (self._proc / str(lock.process)).exists()
+        if self._alive[lock.process]:
+            return None  # the host's own
+        self._orphans.add(lock.file)
+        self._orphaned += 1
+        return self._searched() if self._orphaned == MAX_LOCKS else None
+
+    def _searched(self) -> Watched | None:
+        """The sandbox that has most of those files open."""
+        found: Counter[str] = Counter()
+        for process, owner in self._owners.items():
+            for fd in _entries(self._proc / str(process) / "fd"):
+                try:
+                    facts = os.stat(fd)
+                except OSError:
+                    continue
+                found[owner.id] += (facts.st_dev, facts.st_ino) in self._orphans
+        worst = found.most_common(1)
+        if not worst or worst[0][1] < _OPEN:
+            return None
+        return next(owner for owner in self._owners.values() if owner.id == worst[0][0])
+
+
+@dataclass(frozen=True)
+class _Lock:
+    process: int
+    file: tuple[int, int]  # device and inode
+
+
+def _locks(source: Path) -> Iterator[_Lock]:
+    """Every lock that names a process, also of those that are waited for."""
     fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
         rest = b""
@@ -95,7 +148,15 @@ def _holders(source: Path) -> Iterator[int]:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 words = line.replace(b"->", b"").split()
-                if len(words) > 4 and words[1] == b"POSIX":
-                    yield int(words[4])
+                if len(words) > 5 and words[1] in (b"POSIX", b"FLOCK"):
+                    major, minor, inode = words[5].split(b":")
+                    yield _Lock(int(words[4]), (os.makedev(int(major, 16), int(minor, 16)), int(inode)))
     finally:
         os.close(fd)
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        return [entry.path for entry in os.scandir(folder)]
+    except OSError:
+        return []
