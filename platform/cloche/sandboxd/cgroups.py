@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
+SOCKET_LIMIT = "memory.kmem.tcp.limit_in_bytes"
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,15 @@ class Cgroup:
     def bound_sockets(self, size: int) -> None:
         """Count the memory of sockets to it, and let it have ``size`` bytes of that. Version 2 counts it as memory already.
 
+        A kernel of version 1 that cannot leaves it uncounted; ``cloche doctor`` says so.
+
         Raises:
             OSError: the kernel refused.
         """
         if self.unified is None and (memory := self.controllers.get("memory")):
-            (memory / "memory.kmem.tcp.limit_in_bytes").write_text(str(size), "ascii")
+            limit = memory / SOCKET_LIMIT
+            if limit.exists():
+                limit.write_text(str(size), "ascii")
 
     def _version1(self) -> dict[str, int]:
         found: dict[str, int | None] = {}
