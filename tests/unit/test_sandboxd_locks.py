@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,18 +90,28 @@ def test_locks_that_dead_processes_left_belong_to_who_has_the_files_open(
     assert look(proc, Held("a", [7]), Held("b", [8])) == [[], ["locks_over"]]
 
 
-def test_locks_of_this_host(tmp_path: Path) -> None:
-    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
-    own = Held("own", [os.getpid()])
-    try:
-        for place in range(9):
-            fcntl.lockf(fd, fcntl.LOCK_EX, 1, 2 * place)
-        assert look(Path("/proc"), own) == [[]]
-        for place in range(9, 50):
-            fcntl.lockf(fd, fcntl.LOCK_EX, 1, 2 * place)
-        assert look(Path("/proc"), own) == [["locks_over"]]
-    finally:
-        os.close(fd)
+@pytest.mark.parametrize(("count", "stopped"), [(9, []), (50, ["locks_over"])])
+def test_locks_of_this_host(tmp_path: Path, count: int, stopped: list[str]) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "file"), str(count)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"locked\n"
+        assert look(Path("/proc"), Held("a", [holder.pid])) == [stopped]
+        holder.communicate()
+
+
+HOLDER = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+for place in range(int(sys.argv[2])):
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, 2 * place)
+print("locked", flush=True)
+sys.stdin.read()
+"""
 
 
 def test_the_list_cannot_be_read(tmp_path: Path) -> None:
