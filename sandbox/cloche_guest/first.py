@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 
 from cloche_guest.protocol import EXIT_LINE
@@ -46,9 +47,19 @@ def _linger(code: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)  # everything in this pid namespace but ourselves
     os.write(2, f"\n{EXIT_LINE}{code}\n".encode())
-    while os.read(0, 65_536):
-        continue
+    _until_closed(0)
     os._exit(code if code >= 0 else 128 - code)
+
+
+def _until_closed(fd: int) -> None:
+    """Throw away what comes until the host closes its end. The job shared this stream, and may have left it non-blocking."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while True:
+        poll.poll()
+        with contextlib.suppress(BlockingIOError):
+            if not os.read(fd, 65_536):
+                return
 
 
 def _take_no_signal() -> None:

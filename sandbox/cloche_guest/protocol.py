@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 PROTOCOL = 1
@@ -166,8 +166,10 @@ _DECODER = json.JSONDecoder(
 class FrameReader:
     """Cuts a stream of bytes into frames. ``feed`` what came, then call ``next`` until it answers None."""
 
-    def __init__(self, limit: int = MAX_FRAME) -> None:
+    def __init__(self, limit: int = MAX_FRAME, admit: Callable[[bytes], None] = lambda _data: None) -> None:
+        """``admit`` sees a whole frame's JSON before it is parsed, and may raise ProtocolError."""
         self._limit = limit
+        self._admit = admit
         self._buffer = bytearray()
 
     def feed(self, data: bytes | memoryview) -> None:
@@ -189,4 +191,5 @@ class FrameReader:
             return None
         data = bytes(self._buffer[HEADER.size : end])
         del self._buffer[:end]
+        self._admit(data)
         return decode(data)

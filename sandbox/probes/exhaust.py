@@ -159,9 +159,9 @@ def open_files(job: Job) -> Any:
 
 @act
 def hoard(job: Job) -> Any:
-    """Take all of what the kernel counts by user: inotify instances, pending signals, pipes; then hold it while a neighbour works."""
+    """Take all of what the kernel counts by user: descriptors on their way, pending signals, pipes; then hold it while a neighbour works."""
     opened: list[int] = []
-    made = _until_refused(lambda _n: opened.append(_inotify()), 100_000)
+    made = _until_refused(_on_its_way, 4_000)
     for number in range(64):
         for fd in os.pipe():
             opened.append(fd)
@@ -192,7 +192,7 @@ def live_beside(job: Job) -> Any:
             client.connect("\0" + job.payload["name"])
 
     return {
-        "inotify": take(_inotify),
+        "on their way": tried(lambda: [_on_its_way(number) for number in range(4)]),
         "files": take(os.open, job.inputs[0], os.O_RDONLY),
         "pipes": take(os.pipe),
         "processes": tried(lambda: subprocess.run(["/bin/sh", "-c", "exit"], check=True)),
@@ -214,12 +214,11 @@ def _bind(name: str) -> None:
     _kept.append(server)
 
 
-def _inotify() -> int:
-    fd = int(libc.inotify_init1(0))
-    if fd == -1:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return fd
+def _on_its_way(_number: int) -> None:
+    """Send a hundred descriptors to nobody."""
+    near, far = socket.socketpair()
+    _kept.append((near, far))
+    socket.send_fds(near, [b"x"], [0] * 100)
 
 
 @act

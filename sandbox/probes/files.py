@@ -258,6 +258,14 @@ def kernel_secrets(_: Job) -> Any:
     return {"bytes": found, "addresses": sum(1 for line in lines if line.split()[0].strip("0"))}
 
 
+@wall
+def machine_facts(_: Job) -> Any:
+    """What tells which machine this is and who else works on it: bytes that can be read, and names of disks."""
+    names = ["cmdline", "config.gz", "diskstats", "locks", "partitions", "swaps"]
+    disks = os.listdir("/sys/block") if os.path.isdir("/sys/block") else []
+    return {**{name: _size(f"/proc/{name}") for name in names}, "disks": len(disks)}
+
+
 def _size(path: str) -> int:
     """Bytes that can be read, at most 4 KiB; 0 when it cannot be opened."""
     try:

@@ -60,6 +60,7 @@ KINDS = (
     Kind("many_files", "too_many_files", 50, "50"),
     Kind("many_files", "too_many_files", 50, "50", SMALL),
     Kind("some_files", "too_many_files", 50, "50", SMALL),
+    Kind("locks", "too_many_locks", 1_000, "1000", SMALL),
     Kind("no_files", "succeeded", body=SMALL),
     Kind("scratch", "plugin_failed", says="No space left"),
     Kind("log", "succeeded"),

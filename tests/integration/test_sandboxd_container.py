@@ -70,9 +70,9 @@ def test_limits(seen: Seen) -> None:
     assert seen.host["PidsLimit"] == 20
     assert seen.host["NanoCpus"] == 500_000_000
     ulimits = {item["Name"]: (item["Soft"], item["Hard"]) for item in seen.host["Ulimits"]}
-    assert ulimits == {"nofile": (99, 99), "core": (0, 0), "fsize": (3 * MIB, 3 * MIB)}
+    assert ulimits == {"nofile": (99, 99), "core": (1, 1), "fsize": (3 * MIB, 3 * MIB)}
     text = Path(f"/proc/{seen.pid}/limits").read_text()
-    for name, value in (("Max core file size", "0"), ("Max open files", "99"), ("Max file size", str(3 * MIB))):
+    for name, value in (("Max core file size", "1"), ("Max open files", "99"), ("Max file size", str(3 * MIB))):
         (line,) = [line for line in text.splitlines() if line.startswith(name)]
         assert line[len(name) :].split()[:2] == [value, value]
 

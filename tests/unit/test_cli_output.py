@@ -25,6 +25,16 @@ def test_printable_leaves_text_and_writes_out_what_steers() -> None:
     assert shown == "ok\ttab\nline \\x1b]0;title\\x07 \\x9b31m \\x7f \\u202e\\u2066 \\u2028 é 日本"
 
 
+def test_printable_leaves_nothing_invisible() -> None:
+    hidden = "\u200b\u200d\u2060\ufeff\xad\u3164\u2800\U000e0041\ue000\ufe0f"
+    assert output.printable(hidden) == ("\\u200b\\u200d\\u2060\\ufeff\\xad\\u3164\\u2800\\U000e0041\\ue000\\ufe0f")
+    assert (
+        output.printable("fine \u2714\ufe0f \u2764\ufe0f \U0001f600 naïve")
+        == "fine \u2714\ufe0f \u2764\ufe0f \U0001f600 naïve"
+    )
+    assert json.loads(output.to_json(hidden)) == hidden
+
+
 def test_json_and_yaml_stay_the_same_data_without_raw_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     text = output.to_json({"x": HOSTILE})
     assert json.loads(text) == {"x": HOSTILE}

@@ -46,6 +46,8 @@ def test_symbols_say_which_character_they_stand_for():
         'a<span class="ctl" title="U+001B">ESC</span>[0m\nb<span class="ctl" title="U+000D">CR</span>'
     )
     assert Markup(show.visible("x\u202ey")).striptags() == "xU+202Ey"
+    assert Markup(show.visible("x\u200d\ufeff\u3164\U000e0041y")).striptags() == "xU+200DU+FEFFU+3164U+E0041y"
+    assert show.visible("\u2714\ufe0f") == "\u2714\ufe0f"
 
 
 def test_every_state_and_trace_event_has_a_word():

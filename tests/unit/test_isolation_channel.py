@@ -215,6 +215,63 @@ def test_a_flood_of_logs_is_dropped_in_little_memory_and_lets_go_of_the_caller(g
     assert peak < 8 << 20
 
 
+@pytest.mark.parametrize("filler", [b"[]", b"[[[[[[[[]]]]]]]]", b"0", b'{"a":0}'])
+def test_frames_that_take_long_to_read_have_a_budget(monkeypatch: pytest.MonkeyPatch, filler: bytes) -> None:
+    """Within a log frame, whose text is cheap, members that nobody asked for."""
+    monkeypatch.setattr(module, "_CPU_BURST", 0.2)
+    monkeypatch.setattr(module, "_CPU_RATE", 0.0)
+    guest = Guest(Limits())
+    junk = b",".join([filler] * (300_000 // (len(filler) + 1)))
+    data = b'{"type":"log","stream":"stdout","text":"","junk":[' + junk + b"]}"
+    framed = struct.pack(">I", len(data)) + data
+    sender = threading.Thread(target=_until_closed, args=(guest, framed), daemon=True)
+    sender.start()
+    with pytest.raises(PluginFailure, match="too long to read"):
+        guest.read_to_the_end()
+    guest.channel.close()
+    guest.stream.close()
+    sender.join(10)
+
+
+def _until_closed(guest: Guest, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            guest.out(data)
+
+
+def test_a_result_of_any_shape_within_its_limit_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CPU_BURST", 0.0)
+    monkeypatch.setattr(module, "_CPU_RATE", 0.0)
+    guest = Guest(Limits(result=1 << 20))
+    sender = threading.Thread(target=guest.frame, kwargs={"type": "result", "value": [[]] * 300_000}, daemon=True)
+    sender.start()
+    with contextlib.suppress(PluginFailure):  # waiting costs something too, of which there is none here
+        frame = guest.channel.receive(20)
+        assert frame is not None
+        assert len(frame["value"]) == 300_000
+    sender.join(10)
+    guest.channel.close()
+    guest.stream.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"stream":"stdout","type":"log","text":""}', "begins with its type"),
+        (b'[{"type":"log"}]', "begins with its type"),
+        (b'{"type":"secret"}', "unknown type"),
+        (b'{"type":"LOG","stream":"stdout","text":""}', "begins with its type"),
+        (b'{"type":"ready","protocol":1,"python":"3.11","more":[' + b"0," * 10_000 + b"0]}", "over the limit"),
+        (b'{"type":"progress","current":1,"more":[' + b"0," * 50_000 + b"0]}", "over the limit"),
+        (b'{"type":"log","type":"result","value":1}', "twice"),
+    ],
+)
+def test_a_frame_says_its_type_first_and_is_judged_by_it(guest: Guest, data: bytes, message: str) -> None:
+    guest.out(struct.pack(">I", len(data)) + data)
+    with pytest.raises(PluginFailure, match=message):
+        guest.channel.receive(5)
+
+
 def test_what_cannot_be_sent_is_the_jobs_fault(guest: Guest) -> None:
     with pytest.raises(PluginFailure) as caught:
         guest.channel.send({"type": "job", "payload": "x" * (9 << 20)})
@@ -251,6 +308,32 @@ def test_a_guest_that_never_reads(guest: Guest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "_SEND_SECONDS", 0.05)
     with pytest.raises(PluginFailure, match="does not read"):
         guest.channel.send({"type": "job", "payload": "x" * (4 << 20)})
+
+
+def test_a_sender_can_give_up_and_nothing_is_sent_after_half_a_frame(guest: Guest) -> None:
+    asked = []
+    assert not guest.channel.send(
+        {"type": "job", "payload": "x" * (4 << 20)}, lambda: len(asked) < 2 and not asked.append(1)
+    )
+    assert len(asked) == 2
+    with pytest.raises(PluginFailure, match="did not read"):
+        guest.channel.send({"type": "cancel"})
+
+
+def test_a_guest_that_reads_slowly_gets_all_of_it(guest: Guest) -> None:
+    read = bytearray()
+    reader = threading.Thread(target=_read_all, args=(guest.stream, read), daemon=True)
+    reader.start()
+    assert guest.channel.send({"type": "job", "payload": "x" * 500_000}, lambda: True)
+    assert guest.channel.send({"type": "cancel"})
+    guest.channel.close()
+    reader.join(10)
+    assert read.endswith(encode({"type": "cancel"}))
+
+
+def _read_all(stream: socket.socket, into: bytearray) -> None:
+    while data := stream.recv(16_384):
+        into += data
 
 
 def test_close_from_another_thread_ends_a_wait(guest: Guest) -> None:

@@ -63,6 +63,22 @@ def test_swap_that_cannot_be_counted_stops_jobs_only_where_there_is_some(
     assert cgroups.uncounted_swap({"SwapLimit": False}, tmp_path / "kernel without swap") is None
 
 
+def test_processes_of_a_cgroup_and_its_sockets(tmp_path: Path) -> None:
+    root, proc = tmp_path / "cgroup", tmp_path / "proc"
+    write(proc / "7" / "cgroup", "4:memory:/docker/x\n2:pids:/docker/x\n")
+    write(root / "pids/docker/x/cgroup.procs", "7\n9\n")
+    write(root / "memory/docker/x/memory.kmem.tcp.limit_in_bytes", "9223372036854771712\n")
+    group = cgroups.of_process(7, root, proc)
+    assert group.processes() == [7, 9]
+    group.bound_sockets(4096)
+    assert (root / "memory/docker/x/memory.kmem.tcp.limit_in_bytes").read_text() == "4096"
+    write(proc / "8" / "cgroup", "0::/x.scope\n")
+    gone = cgroups.of_process(8, root, proc)
+    assert gone.processes() == []
+    gone.bound_sockets(4096)  # version 2 counts them as memory: nothing to set
+    assert not (root / "x.scope").exists()
+
+
 def test_usage_that_cannot_be_read_is_absent(tmp_path: Path) -> None:
     proc = tmp_path / "proc"
     write(proc / "7" / "cgroup", "0::/gone\n")

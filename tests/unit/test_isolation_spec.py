@@ -86,7 +86,7 @@ def test_the_whole_configuration() -> None:
             "NanoCpus": 1_000_000_000,
             "Ulimits": [
                 {"Name": "nofile", "Soft": 1024, "Hard": 1024},
-                {"Name": "core", "Soft": 0, "Hard": 0},
+                {"Name": "core", "Soft": 1, "Hard": 1},
                 {"Name": "fsize", "Soft": 64 * MIB, "Hard": 64 * MIB},
             ],
             "MaskedPaths": list(MASKED_PATHS),

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cloche.domain.limits import CEILINGS, Limits
 from cloche.registry.manifest import KEYS, MAX_MANIFEST, ManifestError, parse
-from cloche.registry.payload import apply_defaults, check_schema, validate_payload
+from cloche.registry.payload import SchemaError, apply_defaults, check_schema, validate_payload
 from tests.support.plugins import manifest_text
 
 SCHEMA = {
@@ -245,3 +246,95 @@ def test_the_authoring_guide_lists_every_key():
     guide = guide.partition("\n## plugin.toml")[2].partition("\n## ")[0]
     documented = set(re.findall(r"^\| `([a-z]+\.[a-z_]+)` \|", guide, re.MULTILINE))
     assert documented == {f"{table}.{key}" for table, keys in KEYS.items() for key in keys}
+
+
+def _nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {"wrong": 1}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+def _doubling(count: int) -> dict[str, Any]:
+    """Definitions that each name the next one twice."""
+    two = {f"n{n}": {"anyOf": [{"$ref": f"#/$defs/n{n + 1}"}] * 2} for n in range(count)}
+    return {
+        "type": "object",
+        "$defs": {**two, f"n{count}": {"type": "string"}},
+        "properties": {"x": {"$ref": "#/$defs/n0"}},
+    }
+
+
+@pytest.mark.parametrize("kind", ["anyOf", "oneOf", "allOf"])
+def test_a_schema_that_names_itself_twice_is_not_walked_without_end(kind: str) -> None:
+    two = {kind: [{"$ref": "#/$defs/n"}, {"$ref": "#/$defs/n"}]}
+    one = {"type": "object", "properties": {"a": two}, "additionalProperties": False}
+    schema = {"type": "object", "$defs": {"n": one}, "properties": {"x": {"$ref": "#/$defs/n"}}}
+    check_schema(schema)
+    (deep,) = validate_payload(schema, {"x": _nested(60)})
+    assert "too deeply nested" in deep.detail
+    assert validate_payload(schema, {"x": {}}) == []
+    (untold,) = validate_payload(schema, {"x": _nested(11)})
+    assert "does not fit" in untold.detail
+
+
+def test_definitions_that_unfold_without_end_are_refused() -> None:
+    with pytest.raises(SchemaError, match="unfolds to too much"):
+        check_schema(_doubling(40))
+    check_schema(_doubling(4))
+    assert validate_payload(_doubling(4), {"x": "text"}) == []
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "$ref": "#"},
+        {
+            "type": "object",
+            "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"anyOf": [{"$ref": "#/$defs/a"}]}},
+            "$ref": "#/$defs/a",
+        },
+        {"type": "object", "properties": {"x": {"$ref": "#/$defs/none"}}},
+        {"type": "object", "properties": {"x": {"$id": "urn:other", "$ref": "#/$defs/none"}}},
+    ],
+)
+def test_references_that_lead_nowhere_are_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(SchemaError):
+        check_schema(schema)
+
+
+def test_trees_and_large_lists_are_still_allowed() -> None:
+    leaf = {
+        "type": "object",
+        "properties": {"field": {"type": "string"}},
+        "required": ["field"],
+        "additionalProperties": False,
+    }
+    both = {name: {"type": "array", "items": {"$ref": "#/$defs/e"}} for name in ("and", "or")}
+    schema = {
+        "type": "object",
+        "$defs": {
+            "e": {
+                "anyOf": [
+                    leaf,
+                    {"type": "object", "properties": both, "minProperties": 1, "additionalProperties": False},
+                ]
+            }
+        },
+        "properties": {"where": {"$ref": "#/$defs/e"}, "list": {"type": "array", "items": {"type": "integer"}}},
+    }
+    check_schema(schema)
+    where: dict[str, Any] = {"field": "a"}
+    for depth in range(6):
+        where = {("and", "or")[depth % 2]: [where, where]}
+    assert validate_payload(schema, {"where": where, "list": [1] * 100_000}) == []
+    (fault,) = validate_payload(schema, {"list": [1] * 1_000 + ["x"]})
+    assert fault.pointer == "/payload/list/1000"
+
+
+@pytest.mark.parametrize("pattern", ["^(a+)+$", "(a|a)*b", "(.*)*(x|y)*z", "^(([a-z])+.)+[A-Z]([a-z])+$"])
+def test_no_pattern_stalls_the_check(pattern: str) -> None:
+    """Linear whatever the pattern: with a backtracking matcher each of these would take longer than the machine lasts."""
+    schema = {"type": "object", "properties": {"x": {"type": "string", "pattern": pattern}}}
+    check_schema(schema)
+    assert len(validate_payload(schema, {"x": "a" * 100_000 + "!"})) == 1

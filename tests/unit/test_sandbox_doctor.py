@@ -29,10 +29,18 @@ def cgroup_root(root: Path, *controllers: str) -> Path:
     ],
 )
 def test_cgroup_version_1(tmp_path: Path, controllers: tuple[str, ...], status: str) -> None:
-    check = doctor_host.cgroup(cgroup_root(tmp_path, *controllers))
+    root = cgroup_root(tmp_path, *controllers)
+    if "memory" in controllers:
+        (root / "memory" / "memory.kmem.tcp.limit_in_bytes").touch()
+    check = doctor_host.cgroup(root)
     assert check.status == status
     assert check.detail.startswith("version 1")
     assert bool(check.advice) == (status != "ok")
+
+
+def test_cgroup_version_1_without_a_limit_for_sockets(tmp_path: Path) -> None:
+    check = doctor_host.cgroup(cgroup_root(tmp_path, "cpu", "cpuacct", "memory", "pids"))
+    assert (check.status, check.detail) == ("warn", "version 1, without a limit for the memory of sockets")
 
 
 @pytest.mark.parametrize(("text", "status"), [("cpuset cpu io memory pids\n", "ok"), ("cpuset cpu\n", "fail")])

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
 
+from cloche.letters import HIDDEN, written_out
+
 FORMATS = ("table", "json", "yaml", "name")
 F = TypeVar("F", bound=Callable[..., Any])
 Row = Mapping[str, Any]
 Columns = Sequence[tuple[str, Callable[[Row], Any]]]
 
-# C0 but tab and newline, DEL, C1, line separators, and the marks that reorder text on screen
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
 
 def printable(text: str) -> str:
-    """The text with every control character written out (``\\x1b``, ``\\u202e``); newlines and tabs stay."""
-    return _UNSAFE.sub(
-        lambda match: f"\\x{ord(match[0]):02x}" if ord(match[0]) < 256 else f"\\u{ord(match[0]):04x}", text
-    )
+    """The text with every control and every invisible character written out (``\\x1b``, ``\\u202e``); newlines and tabs stay."""
+    return HIDDEN.sub(lambda match: written_out(match[0]), text)
 
 
 def one_line(value: Any) -> str:
@@ -40,7 +36,7 @@ def one_line(value: Any) -> str:
 def to_json(value: Any) -> str:
     """Indented JSON; control characters are escaped as JSON escapes them."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return HIDDEN.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 
 def output_option(command: F) -> F:
@@ -59,7 +55,7 @@ def show(form: str, data: Any, *, rows: Sequence[Row], columns: Columns, name: C
         import yaml
 
         text = yaml.safe_dump(data, allow_unicode=True, sort_keys=False)
-        if _UNSAFE.search(text):  # what YAML lets stand but a terminal may not see: escape all that is not ASCII
+        if HIDDEN.search(text):  # what YAML lets stand but a terminal may not see: escape all that is not ASCII
             text = yaml.safe_dump(data, allow_unicode=False, sort_keys=False)
         click.echo(text, nl=False)
     elif form == "name":

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 
 from cloche.units import parse_size as parse_size
 
+MAX_LOCKS = 1_000  # locks on files of one sandbox at once; SQLite holds three for each connection
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -41,6 +41,7 @@ class Reason(StrEnum):
     TOO_MANY_PROCESSES = "too_many_processes"
     OUTPUT_TOO_LARGE = "output_too_large"
     TOO_MANY_FILES = "too_many_files"
+    TOO_MANY_LOCKS = "too_many_locks"
     RESULT_TOO_LARGE = "result_too_large"
     BAD_RESULT = "bad_result"
     NO_RESULT = "no_result"
@@ -70,6 +71,7 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.TOO_MANY_PROCESSES: "the plugin started more processes than its limit",
     Reason.OUTPUT_TOO_LARGE: "the plugin wrote more output than its limit",
     Reason.TOO_MANY_FILES: "the plugin wrote more files than its limit",
+    Reason.TOO_MANY_LOCKS: "the plugin held more locks on files than a job may",
     Reason.RESULT_TOO_LARGE: "the plugin's result is larger than its limit",
     Reason.BAD_RESULT: "the plugin's result is not plain JSON",
     Reason.NO_RESULT: "the plugin ended without a result",
@@ -93,6 +95,7 @@ PLUGIN_REASONS = frozenset(
         Reason.TOO_MANY_PROCESSES,
         Reason.OUTPUT_TOO_LARGE,
         Reason.TOO_MANY_FILES,
+        Reason.TOO_MANY_LOCKS,
         Reason.RESULT_TOO_LARGE,
         Reason.BAD_RESULT,
         Reason.NO_RESULT,

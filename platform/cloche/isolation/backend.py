@@ -39,7 +39,8 @@ class Remains:
     ``usage``: ``cpu_ms``, ``memory_peak`` (bytes), ``oom_kills``, ``pids_denied`` (forks refused), ``pids_peak`` (where the kernel
     keeps it, or refused), ``output_bytes`` and
     ``output_files`` (collected), ``output_used`` (bytes) and ``output_inodes`` (what ``out/`` held), ``output_full`` and
-    ``output_inodes_full`` (1: no room was left), ``output_over`` and ``output_files_over`` (1: a file was left out for that limit).
+    ``output_inodes_full`` (1: no room was left), ``output_over`` and ``output_files_over`` (1: a file was left out for that limit),
+    ``locks_over`` (1: ended for its record locks).
     Keys that could not be read are absent.
     ``refused``: files not collected, each with the reason (``"not a regular file"``, …).
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import select
 import socket
 import struct
@@ -39,6 +40,18 @@ _FRAME_RATE = 500.0  # frames a second after that; an honest guest stays below 2
 # log, and so many a second after that.
 _BYTE_BURST = 64.0 * (1 << 20)
 _BYTE_RATE = 10.0 * (1 << 20)
+# CPU seconds of the caller's thread at once, and the share of one CPU after that, for everything but the result: a megabyte of brackets
+# takes a second to read, a megabyte of text two milliseconds.
+_CPU_BURST = 3.0
+_CPU_RATE = 0.05
+# A frame says its type first, so that its length is judged before it is parsed. Escapes can make a text six times as long.
+_TYPE = re.compile(rb'\s*\{\s*"type"\s*:\s*"([a-z]{1,16})"')
+_LARGEST = {
+    b"ready": 1_024,
+    b"progress": 6 * 4 * MAX_MESSAGE + 1_024,
+    b"log": 6 * MAX_LOG_TEXT + 1_024,
+    b"error": 6 * (MAX_TRACEBACK + 4 * MAX_MESSAGE) + 1_024,
+}
 _ENVELOPE = len(encode({"value": None})) - len("null")  # bytes around a result's JSON
 _MAX_USED = 1 << 53  # every JSON reader keeps integers up to here
 _ERROR_REASONS = frozenset({Reason.PLUGIN_FAILED, Reason.BAD_RESULT, Reason.NO_RESULT, Reason.RESULT_TOO_LARGE})
@@ -54,14 +67,17 @@ class GuestChannel:
         self._stream = stream
         self._stream.setblocking(False)
         self._limits = limits
-        # Escapes can make a text six times as long; a result's own limit counts its JSON.
-        largest = max(limits.result, 6 * MAX_LOG_TEXT, 6 * (MAX_TRACEBACK + MAX_MESSAGE)) + 1_024
-        self._frames = FrameReader(largest)
+        self._largest = _LARGEST | {
+            b"result": max(limits.result, 6 * MAX_LOG_TEXT) + 1_024
+        }  # its own limit counts its JSON
+        largest = max(self._largest.values())
+        self._frames = FrameReader(largest, self._admit)
         self._raw = bytearray()
         self._note = bytearray()
         self._log_left = limits.log + MAX_LOG_TEXT  # the guest's own budgets: before the job, and for it
         self._frame_allowance = frame_allowance()
         self._byte_allowance = Allowance(_BYTE_BURST + largest + 6 * limits.log, _BYTE_RATE)
+        self._cpu_allowance = Allowance(_CPU_BURST, _CPU_RATE)
         self._half_sent = False
         self._ended = False
         self._close_lock = threading.Lock()
@@ -115,6 +131,14 @@ class GuestChannel:
         return True
 
     def receive(self, timeout_s: float) -> Mapping[str, Any] | None:
+        began = time.thread_time()
+        frame = self._receive(timeout_s)
+        # A result is one and the last: however long it takes to read, it is read once.
+        if (frame is None or frame["type"] != "result") and not self._cpu_allowance.take(time.thread_time() - began):
+            raise PluginFailure(Reason.BAD_RESULT, "the guest sent what takes too long to read")
+        return frame
+
+    def _receive(self, timeout_s: float) -> Mapping[str, Any] | None:
         deadline = time.monotonic() + timeout_s
         while True:
             while (frame := self._next()) is not None:
@@ -141,6 +165,16 @@ class GuestChannel:
             return self._frames.next()
         except ProtocolError as error:
             raise PluginFailure(Reason.BAD_RESULT, f"the guest broke the protocol: {error}") from None
+
+    def _admit(self, data: bytes) -> None:
+        found = _TYPE.match(data[:128])
+        if found is None:
+            raise ProtocolError("a frame begins with its type")
+        largest = self._largest.get(found[1])
+        if largest is None:
+            raise ProtocolError("a frame of an unknown type")
+        if len(data) > largest:
+            raise ProtocolError(f"a {found[1].decode()} frame of {len(data)} bytes is over the limit of {largest}")
 
     def _fill(self, deadline: float) -> bool:
         """Read once more; False when the time is over. Sets ``_ended`` at the end of the stream."""

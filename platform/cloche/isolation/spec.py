@@ -21,22 +21,33 @@ _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 _MIN_SHM = 64 << 10  # bytes; the engine takes 0 for its own default of 64 MB
 MAX_TMPFS_OUTPUT = 64 << 20  # bytes; larger outputs do not belong in memory
 _TMP_INODES = 4_096
+# Bytes of a core file. With 0 the kernel still starts the program that the host's core_pattern may pipe cores to, as root and fed by the job;
+# it does not for 1, and a file needs a page at least, so that none is ever written.
+_CORE = 1
 _SPARE_INODES = 64  # of out/, for its root and folders
 # What the engine hides by itself, and beyond it what tells of the whole host or lets anybody set the kernel to work: interrupts, users' keys,
-# pressure (any user may write a trigger there), power meters. Naming any replaces the engine's list.
+# pressure (any user may write a trigger there), power meters, its boot line, disks and file locks. Naming any replaces the engine's list.
 MASKED_PATHS = (
+    "/dev/pts",  # of pseudo-terminals the host has a fixed number
     "/proc/acpi",
     "/proc/asound",
+    "/proc/cmdline",
+    "/proc/config.gz",
+    "/proc/diskstats",
     "/proc/interrupts",
     "/proc/kcore",
     "/proc/key-users",
     "/proc/keys",
     "/proc/latency_stats",
+    "/proc/locks",
+    "/proc/partitions",
     "/proc/pressure",
     "/proc/sched_debug",
     "/proc/scsi",
+    "/proc/swaps",
     "/proc/timer_list",
     "/proc/timer_stats",
+    "/sys/block",
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )
@@ -289,7 +300,7 @@ def _host_config(limits: Limits, place: Placement, own_image: bool) -> dict[str,
 
 def _ulimits(limits: Limits, own_image: bool) -> list[dict[str, Any]]:
     job = plugin_image.job_files(limits) if own_image else 0
-    values = {"nofile": limits.nofile, "core": 0, "fsize": max(limits.output, limits.tmp, job)}
+    values = {"nofile": limits.nofile, "core": _CORE, "fsize": max(limits.output, limits.tmp, job)}
     return [{"Name": name, "Soft": value, "Hard": value} for name, value in values.items()]
 
 

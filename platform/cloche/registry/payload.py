@@ -10,11 +10,14 @@ from typing import Any
 import jsonschema_rs
 
 from cloche.errors import ClocheError, Problem
+from cloche.registry.unfolding import MOST, Endless, Unfolding, size
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _ITSELF = "a schema may refer only to itself ('#/$defs/…'): nothing is fetched"
 _MAX_DEPTH = 64  # of schema and payload; far below where a recursive walk would hurt
 _MAX_PROBLEMS = 20
+_EXPLAINED = 20_000  # the work up to which faults are told one by one: where alternatives nest, telling takes far longer than finding
+_SIMPLE = 500  # or the work for each value
 _MAX_DETAIL = 300  # characters of one problem: its message may quote the caller's value
 # Linear time whatever the pattern: a plugin's schema must not be able to stall the web process.
 _PATTERNS = jsonschema_rs.RegexOptions(size_limit=1 << 20, dfa_size_limit=1 << 20)
@@ -53,6 +56,11 @@ def check_schema(schema: Mapping[str, Any]) -> None:
     except (jsonschema_rs.ReferencingError, ValueError) as error:
         raise SchemaError("", _short(str(error))) from None
     _validator(schema)
+    try:
+        if Unfolding(schema).work(1) > MOST:
+            raise SchemaError("", "unfolds to too much: its references name one another too many times")
+    except Endless as error:
+        raise SchemaError("", str(error)) from None
     _check_defaults(schema)
 
 
@@ -75,8 +83,20 @@ def validate_payload(schema: Mapping[str, Any], payload: Any, *, at: str = "/pay
         _check_plain(payload, ())
     except SchemaError as error:
         return [Problem(at + error.where, error.detail)]
+    values, depth = size(payload)
+    each = Unfolding(schema).work(depth)
+    work = values * each
+    if work > MOST:
+        return [
+            Problem(
+                at, "is too large or too deeply nested for this plugin's schema, which would take too long to check"
+            )
+        ]
     found: list[Problem] = []
     try:
+        if work > _EXPLAINED and each > _SIMPLE:
+            fits = _validator(schema).is_valid(payload)
+            return [] if fits else [Problem(at, "does not fit this plugin's schema, and is too large to say where")]
         for fault in _validator(schema).iter_errors(payload):
             found.extend(_problems(fault, at))
             if len(found) >= _MAX_PROBLEMS:
@@ -105,6 +125,8 @@ def _check_references(schema: Any, path: tuple[str | int, ...]) -> None:
     """Say where a reference leads out of the schema; the retriever refuses what gets past this."""
     if isinstance(schema, Mapping):
         for key, item in schema.items():
+            if key == "$id" and path and isinstance(item, str):
+                raise SchemaError(pointer((*path, key)), "only the whole schema may have an '$id'")
             if key in ("$ref", "$dynamicRef") and isinstance(item, str) and not item.startswith("#"):
                 raise SchemaError(pointer((*path, key)), _ITSELF)
             _check_references(item, (*path, key))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path("/sys/fs/cgroup")
+SOCKET_LIMIT = "memory.kmem.tcp.limit_in_bytes"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,29 @@ class Cgroup:
     def memory_now(self) -> int | None:
         """Bytes of memory in use. Version 2 kills for a limit below it, where version 1 refuses to set one; then None."""
         return None if self.unified is None else _number(self.unified / "memory.current")
+
+    def processes(self) -> list[int]:
+        """Numbers of the processes in it; empty once it is gone."""
+        folder = self.unified or self.controllers.get("pids")
+        if folder is None:
+            return []
+        try:
+            return [int(line) for line in (folder / "cgroup.procs").read_text("ascii").split()]
+        except OSError:
+            return []
+
+    def bound_sockets(self, size: int) -> None:
+        """Count the memory of sockets to it, and let it have ``size`` bytes of that. Version 2 counts it as memory already.
+
+        A kernel of version 1 that cannot leaves it uncounted; ``cloche doctor`` says so.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        if self.unified is None and (memory := self.controllers.get("memory")):
+            limit = memory / SOCKET_LIMIT
+            if limit.exists():
+                limit.write_text(str(size), "ascii")
 
     def _version1(self) -> dict[str, int]:
         found: dict[str, int | None] = {}

@@ -46,6 +46,9 @@ def cgroup(root: Path = cgroups.ROOT) -> Check:
     if missing := sorted(wanted - found):
         advice = "Without them limits do not hold: enable them (kernel command line cgroup_enable=…)."
         return Check("cgroups", "fail", f"version {version} without {', '.join(missing)}", advice)
+    if version == 1 and not (root / "memory" / cgroups.SOCKET_LIMIT).exists():
+        advice = "A job's connections to itself use memory that nothing counts: boot without cgroup.memory=nokmem, or use cgroup version 2."
+        return Check("cgroups", "warn", "version 1, without a limit for the memory of sockets", advice)
     return Check("cgroups", "ok", f"version {version} with {', '.join(sorted(wanted))}")
 
 

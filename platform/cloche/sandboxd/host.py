@@ -27,6 +27,9 @@ from cloche.sandboxd.uids import NoUidLeft, UidPool
 
 log = logs.get(__name__)
 RETRY_SECONDS = 2.0
+SOCKET_MEMORY = (
+    16 << 20
+)  # bytes of buffers of a sandbox's connections to itself, where the kernel does not count them as its memory
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,7 @@ class Host:
             group = cgroups.of_process(pid)
             if spec.image is not None:
                 entered.check(pid, site.folders, place.uid)
+            group.bound_sockets(SOCKET_MEMORY)
         except BaseException:
             os.close(pidfd)
             raise

@@ -15,6 +15,7 @@ from cloche.sandboxd import image_parts
 from cloche.sandboxd.engine import Engine
 from cloche.sandboxd.host import Host
 from cloche.sandboxd.image import ensure_image
+from cloche.sandboxd.locks import LockWatch
 from cloche.sandboxd.places import Places, home_digest
 from cloche.sandboxd.server import Server
 from cloche.sandboxd.uids import UidPool
@@ -52,6 +53,7 @@ class Sandboxd:
                     engine, sandbox.image, emit=lambda line: log.info("image", message=line)
                 ),
             )
+            self._locks = LockWatch(self.host.listing)
             self.server = Server(self.host, settings.sandboxd_socket, owner.st_uid, owner.st_gid)
         except BaseException:
             os.close(self._lock_fd)
@@ -60,6 +62,7 @@ class Sandboxd:
     def start(self) -> None:
         self._uids.clean()
         self.host.start()
+        self._locks.start()
         self.server.start()
 
     def close(self) -> None:
@@ -70,6 +73,7 @@ class Sandboxd:
             try:
                 self.host.close()
             finally:
+                self._locks.close()
                 self._uids.clean()
                 os.close(self._lock_fd)
 

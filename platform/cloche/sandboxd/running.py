@@ -42,6 +42,7 @@ class Running:
         default_factory=threading.Lock
     )  # the descriptor's number is not reused under a kill
     killed: bool = False
+    stopped_with: dict[str, int] = field(default_factory=dict)  # what it had used when a watch ended it, and why
     finished: bool = False
     made: Limits = field(init=False)  # the limits it was made with; ``limits`` are those of now
 
@@ -54,6 +55,17 @@ class Running:
         with self.fd_lock, contextlib.suppress(ProcessLookupError):
             if self.pidfd >= 0:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def stop_for(self, counter: str) -> None:
+        """End it for a limit that no cgroup has: note what it used, and this counter with it, then kill it."""
+        with self.lock:
+            if not self.finished and not self.stopped_with:
+                self.stopped_with = self._measure() | {counter: 1}
+        self.kill()
+
+    def processes(self) -> list[int]:
+        """The numbers of its processes as the host sees them; empty once it is dead."""
+        return self.cgroup.processes()
 
     def is_dead(self, timeout_s: float = 0) -> bool:
         """Whether it died within the time."""
@@ -107,7 +119,7 @@ class Running:
                 raise PlatformFailure(Reason.PLATFORM_FAILED, "the sandbox was finished already")
             self.finished = True
             died_alone = self.is_dead() and not self.killed
-            usage = self._measure()
+            usage = self.stopped_with or self._measure()
             self.kill()
             if not self.is_dead(DEATH_SECONDS):
                 raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the sandbox's processes do not die")

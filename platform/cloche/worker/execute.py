@@ -18,7 +18,7 @@ from cloche.clock import now_ms
 from cloche.db.engine import Database
 from cloche.domain.events import Trace
 from cloche.domain.jobs import ClaimedJob, Success
-from cloche.domain.limits import Limits
+from cloche.domain.limits import MAX_LOCKS, Limits
 from cloche.domain.states import Reason
 from cloche.errors import ClocheError, JobFailure, PlatformFailure, PluginFailure, StaleAttempt, Unavailable
 from cloche.isolation.backend import Backend, Remains, Sandbox, SandboxSpec
@@ -268,6 +268,9 @@ def _verdict(error: BaseException, remains: Remains, limits: Limits) -> JobFailu
     if remains.oom_killed:
         numbers = _numbers(limits.memory, remains.usage.get("memory_peak"))
         return PluginFailure(Reason.OUT_OF_MEMORY, f"it needed more than its {limits.memory >> 20} MB", numbers)
+    if remains.usage.get("locks_over"):
+        message = f"it held more locks on files than the {MAX_LOCKS} that a job may"
+        return PluginFailure(Reason.TOO_MANY_LOCKS, message, {"limit": MAX_LOCKS})
     for counter, reason, limit, used, words in _NAMED:
         if remains.usage.get(counter, 0) > 0:
             allowed = getattr(limits, limit)

@@ -6,7 +6,7 @@ from typing import Any
 
 from cloche.sandboxd.probes import scenes
 from cloche.sandboxd.probes.bench import MIB, SMALL
-from cloche.sandboxd.probes.probe import Probe
+from cloche.sandboxd.probes.probe import Probe, refused
 from cloche.sandboxd.probes.scenes import big_tmp, job
 
 
@@ -34,7 +34,7 @@ def _bounded(facts: Any) -> bool:
 
 def _beside(facts: Any) -> bool:
     beside = facts["beside"]
-    own = all(beside[name] == "DONE" for name in ("inotify", "files", "pipes", "processes", "bind"))
+    own = all(beside[name] == "DONE" for name in ("on their way", "files", "pipes", "processes", "bind"))
     return (
         own
         and beside["reach"] == beside["loopback"] == "ECONNREFUSED"
@@ -75,6 +75,12 @@ LIMITS = (
           lambda f: f["oom"] and f["value"] == -9, job("memory_of_a_child")),
     Probe("memory_by_memfd", "limits", "memory in a file nobody sees", "counted: killed, out of memory", _killed_for_memory, job("memory_by_memfd")),
     Probe("memory_by_sysv", "limits", "memory in System V segments", "counted: killed, out of memory", _killed_for_memory, job("memory_by_sysv")),
+    Probe("huge_pages", "limits", "memory from the host's pool of huge pages, which nothing counts", "each is EPERM", refused),
+    Probe("foreign_locks", "limits", "record locks that name no process, or outlive the one they name", "each is EPERM", refused),
+    Probe("record_locks", "limits", "5,000 record locks, which the kernel counts to nobody", "ended, and called by name; a neighbour has its few",
+          lambda f: f["last"] is None and f["usage"].get("locks_over") == 1 and f["neighbour"] == {"made": 10, "error": None}, scenes.record_locks),
+    Probe("socket_memory", "limits", "fill the buffers of 20 connections within the sandbox", "at most 24 MB, wherever the kernel counts them",
+          lambda f: f["oom"] or f["held"] <= 24 * MIB, scenes.socket_memory),
     Probe("memory_of_first", "limits", "become tiny and fill memory, so that process 1 is the largest", "killed, and called out of memory all the same",
           lambda f: f["oom"] and f["last"] is None, job("memory_of_first", {"megabytes": 56})),
     Probe("memory_locked", "limits", "lock 512 MB in memory", "refused, or killed",
@@ -91,7 +97,7 @@ LIMITS = (
           lambda f: f["value"]["error"] == "EMFILE" and f["value"]["made"] <= SMALL.nofile, job("open_files")),
     Probe("spin", "limits", "four processes compute for ever on half a CPU", "half a CPU it is, and a neighbour finishes its work",
           lambda f: f["neighbour"] == 90 and f["share"] <= 0.75, scenes.spin),
-    Probe("hoard", "limits", "hold every inotify instance, signal, pipe and name there is", "a neighbour gets its own, and cannot be reached",
+    Probe("hoard", "limits", "hold every descriptor on its way, signal, pipe and name there is", "a neighbour gets its own, and cannot be reached",
           _beside, scenes.hoard),
     Probe("flood_log", "limits", "flood both streams, with control characters", "cut at the limit, said once; the result arrives",
           lambda f: f["value"] == "done" and f["log"] < 51_000 and f["frames"]["log"] < 500, scenes.log_flood),
@@ -110,6 +116,10 @@ DEATH = (
           lambda f: f["last"] == "result" and f["before"] >= 6 and f["left"] == 0, scenes.daemons),
     Probe("kill_all", "death", "kill -9 -1 from a child", "the job has crashed by SIGKILL, and says so",
           lambda f: f["last"] is None and f["exit_code"] == -9 and not f["oom"], job("kill_all", seconds=20)),
+    Probe("signals_by_files", "death", "have the kernel send process 1 a signal for a file that is ready", "process 1 lives, and the result arrives",
+          lambda f: f["last"] == "result" and not f["oom"], job("signals_by_files", seconds=20)),
+    Probe("odd_streams", "death", "leave the streams shared with process 1 non-blocking, then die", "process 1 lives, and what was used is known",
+          lambda f: f["alive"] and f["exit_code"] == -9 and f["usage"].get("memory_peak", 0) > 0, scenes.odd_streams),
     Probe("kill_first", "death", "every signal to process 1, then SIGKILL to the agent", "process 1 lives to report it",
           lambda f: f["last"] is None and f["exit_code"] == -9 and not f["oom"], job("kill_first", seconds=20)),
 )

@@ -77,6 +77,8 @@ KERNEL = (
           lambda f: denied(f["opened"]) and "DONE" not in f["made"]),
     Probe("sys_writes", "kernel files", "write to /sys", "each is refused", denied),
     Probe("kernel_secrets", "kernel files", "read keys, timers, memory maps, firmware tables, kernel addresses", "not a byte, not an address", _no_secrets),
+    Probe("machine_facts", "kernel files", "read the boot line, the kernel's configuration, disks, file locks and swap", "not a byte, no disk",
+          lambda f: set(f.values()) == {0}),
 )
 
 PROCESSES = (

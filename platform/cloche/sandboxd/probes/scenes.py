@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -186,3 +187,32 @@ def log_flood(bench: Bench) -> Any:
 def big_tmp(folder: str, act: str) -> Observe:
     """Fill a folder with more than enough memory left."""
     return job(act, {"folder": folder}, output=2 * MIB)
+
+
+def odd_streams(bench: Bench) -> Any:
+    """The agent dies with what it shares with process 1 left odd. Is process 1 still there to be asked what was used?"""
+    with bench.live("odd_streams") as live:
+        live.drive(20)
+        alive = not live.running.is_dead()
+        return live.facts() | {"alive": alive}
+
+
+def record_locks(bench: Bench) -> Any:
+    """One job takes more locks than it may, spread over files; a neighbour takes some of its own."""
+    with bench.live("record_locks", {"files": 50, "each": 100}) as live:
+        live.drive(20)
+        return live.facts() | {"neighbour": bench.run("record_locks", {"files": 2, "each": 5, "end": True})["value"]}
+
+
+def _host_tcp_bytes() -> int:
+    """Memory of all TCP sockets of this host."""
+    line = next(text for text in Path("/proc/net/sockstat").read_text("ascii").splitlines() if text.startswith("TCP:"))
+    return int(line.split()[-1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def socket_memory(bench: Bench) -> Any:
+    """Buffers of connections within the sandbox, as the kernel counts them to it and to the whole host."""
+    before = _host_tcp_bytes()
+    with bench.live("socket_memory", {"connections": 20}) as live:
+        live.until("filled", 20)
+        return live.facts() | {"held": _host_tcp_bytes() - before}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +10,13 @@ from markupsafe import Markup, escape
 
 from cloche.clock import from_rfc3339
 from cloche.domain.states import REASON_TEXT, Reason
+from cloche.letters import HIDDEN
 
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _C0 = (
     *("NUL", "SOH", "STX", "ETX", "EOT", "ENQ", "ACK", "BEL", "BS", "TAB", "LF", "VT", "FF", "CR", "SO", "SI"),
     *("DLE", "DC1", "DC2", "DC3", "DC4", "NAK", "SYN", "ETB", "CAN", "EM", "SUB", "ESC", "FS", "GS", "RS", "US"),
 )
-_ZERO_WIDTH = frozenset("\u200b\u2060\ufeff\u00ad")
+_NAMES = {**{chr(code): name for code, name in enumerate(_C0)}, "\x7f": "DEL"}
 _PREVIEW_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 _PREVIEW_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 PRETTY_MAX = 200_000  # characters of a result shown on the page; the rest is a download
@@ -59,32 +58,17 @@ def visible(text: object) -> Markup:
     Line feeds and tabs stay, and ``CR LF`` is one line feed.
     """
     parts: list[Markup] = []
-    plain: list[str] = []
-    for char in str(text).replace("\r\n", "\n"):
-        symbol = _symbol(char)
-        if symbol is None:
-            plain.append(char)
-            continue
+    plain = str(text).replace("\r\n", "\n")
+    end = 0
+    for match in HIDDEN.finditer(plain):
+        code = f"U+{ord(match[0]):04X}"
         parts += [
-            escape("".join(plain)),
-            Markup('<span class="ctl" title="{}">{}</span>').format(f"U+{ord(char):04X}", symbol),
+            escape(plain[end : match.start()]),
+            Markup('<span class="ctl" title="{}">{}</span>').format(code, _NAMES.get(match[0], code)),
         ]
-        plain = []
-    parts.append(escape("".join(plain)))
+        end = match.end()
+    parts.append(escape(plain[end:]))
     return Markup("").join(parts)
-
-
-def _symbol(char: str) -> str | None:
-    code = ord(char)
-    if char in "\n\t" or 0x20 <= code < 0x7F:
-        return None
-    if code < 0x20:
-        return _C0[code]
-    if code == 0x7F:
-        return "DEL"
-    if char in _BIDI or char in _ZERO_WIDTH or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp"):
-        return f"U+{code:04X}"
-    return None
 
 
 def size(count: int | None) -> str:

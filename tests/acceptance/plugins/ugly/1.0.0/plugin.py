@@ -1,3 +1,4 @@
+import fcntl
 import os
 import signal
 import subprocess
@@ -78,6 +79,13 @@ def many_files(job):
 def some_files(job):
     for number in range(55):
         (job.out / str(number)).touch()
+
+
+def locks(job):
+    with open("/tmp/locks", "w") as file:
+        for place in range(5_000):
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, 2 * place)
+        sleep(job)
 
 
 def no_files(job):
