@@ -17,6 +17,7 @@ from cloche.sandboxd.host import Host
 from cloche.sandboxd.image import ensure_image
 from cloche.sandboxd.places import Places, home_digest
 from cloche.sandboxd.server import Server
+from cloche.sandboxd.supply import Supply
 from cloche.sandboxd.uids import UidPool
 
 log = logs.get(__name__)
@@ -52,7 +53,8 @@ class Sandboxd:
                     engine, sandbox.image, emit=lambda line: log.info("image", message=line)
                 ),
             )
-            self.server = Server(self.host, settings.sandboxd_socket, owner.st_uid, owner.st_gid)
+            self.supply = Supply(self.host, settings.pool)
+            self.server = Server(self.host, self.supply, settings.sandboxd_socket, owner.st_uid, owner.st_gid)
         except BaseException:
             os.close(self._lock_fd)
             raise
@@ -60,6 +62,7 @@ class Sandboxd:
     def start(self) -> None:
         self._uids.clean()
         self.host.start()
+        self.supply.start()
         self.server.start()
 
     def close(self) -> None:
@@ -68,6 +71,7 @@ class Sandboxd:
             self.server.close()
         finally:
             try:
+                self.supply.close()
                 self.host.close()
             finally:
                 self._uids.clean()

@@ -13,6 +13,7 @@ from typing import Any
 from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
+from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.spec import memory_limit, out_on_disk, resized
 from cloche.sandboxd import disk
 from cloche.sandboxd.cgroups import Cgroup
@@ -28,7 +29,7 @@ class Running:
     """A started sandbox. ``pidfd`` refers to its process 1: when that is dead, its whole pid namespace is."""
 
     id: str
-    owner: str
+    owner: str | None  # None while it waits for a job
     container: str
     limits: Limits
     uid: int
@@ -42,9 +43,19 @@ class Running:
     killed: bool = False
     finished: bool = False
     made: Limits = field(init=False)  # the limits it was made with; ``limits`` are those of now
+    template: SandboxSpec | None = None  # what it has in common with others; see :func:`cloche.isolation.spec.template`
+    setup_ms: int = 0  # CPU time it had used before it got its job
 
     def __post_init__(self) -> None:
         self.made = self.limits
+
+    def hand_over(self, owner: str, limits: Limits) -> None:
+        """It is a job's from now on: what it used before is not the job's."""
+        with self.lock:
+            self.owner = owner
+            self.limits = self.made = limits
+            self.setup_ms = self.cgroup.usage().get("cpu_ms", 0)
+            self.cgroup.forget_peak()
 
     def kill(self) -> None:
         """SIGKILL everything in it. Returns once sent; any number of times, also after its death."""
@@ -140,7 +151,12 @@ class Running:
         return (None if state.get("Running") else int(state.get("ExitCode", -1))), bool(state.get("OOMKilled"))
 
     def _measure(self) -> dict[str, int]:
-        return {} if self.is_dead() else {**self.cgroup.usage(), **self._room()}
+        if self.is_dead():
+            return {}
+        used = {**self.cgroup.usage(), **self._room()}
+        if "cpu_ms" in used:
+            used["cpu_ms"] -= self.setup_ms
+        return used
 
     def _room(self) -> dict[str, int]:
         """What out/ holds, and whether it is full, by bytes and by files: what turns a plugin's "no space left" into a reason."""
