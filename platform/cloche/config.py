@@ -98,7 +98,9 @@ class SandboxSettings(_Group):
 
 class PoolSettings(_Group):
     enabled: bool = Field(True, description="Keep sandboxes ready before their jobs come.")
-    min: int = Field(0, ge=0, le=64, description="Sandboxes kept ready for each plugin version in use, also when nobody asks.")
+    min: int = Field(
+        0, ge=0, le=64, description="Sandboxes kept ready for each plugin version in use, also when nobody asks."
+    )
     max: int = Field(8, ge=0, le=256, description="Sandboxes kept ready for one plugin version at most.")
     idle: Milliseconds = Field(
         600_000, description="How long one may wait, and how long a version that nobody asks for keeps any."

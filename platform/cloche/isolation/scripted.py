@@ -104,6 +104,8 @@ class ScriptedSandbox:
         self.in_folder = folder / "in"
         self.in_folder.mkdir(parents=True)
         self.image = IMAGE
+        self.start = "cold"
+        self.why: str | None = "the backend is scripted"
         self._guest = ScriptedChannel(script)
         self.channel: Channel = self._guest
         self._folder = folder

@@ -24,7 +24,9 @@ class Cgroup:
     def memory_used(self) -> int:
         """Bytes of memory in use, 0 when that cannot be read."""
         memory = self.controllers.get("memory")
-        path = self.unified / "memory.current" if self.unified is not None else (memory or ROOT) / "memory.usage_in_bytes"
+        path = (
+            self.unified / "memory.current" if self.unified is not None else (memory or ROOT) / "memory.usage_in_bytes"
+        )
         return _number(path) or 0
 
     def forget_peak(self) -> None:

@@ -79,7 +79,7 @@ class Filler:
             self._pools.unfilled(pool, failure)
         except BadSpec as error:
             self._pools.unfilled(pool, PlatformFailure(Reason.BUNDLE_UNAVAILABLE, str(error)))
-        except Exception:  # noqa: BLE001 - jobs start cold as long as this goes on, and say so
+        except Exception:
             log.exception("warm_sandbox_not_made", bundle=pool.key.template.bundle)
             self._pools.unfilled(pool, PlatformFailure(Reason.PLATFORM_FAILED, "an unexpected error; see the log"))
         else:
@@ -101,6 +101,6 @@ class Filler:
                 if left <= 0:
                     swept = time.monotonic()
                     self._pools.sweep()
-            except Exception:  # noqa: BLE001 - one bad look must not blind the host; every job checks again
+            except Exception:
                 log.exception("pool_watch_failed")
                 self._stop.wait(_SWEEP_S)

@@ -58,7 +58,9 @@ class Host:
         self._starting: dict[str, str | None] = {}  # for whom
         self._unremoved: set[str] = set()  # containers of dead sandboxes that the engine has not removed yet
         self._condemned: set[str] = set()  # sandboxes that did not die when they were destroyed
-        self.make_room: Callable[[], bool] = lambda: False  # gives up a sandbox that waits for a job; set before ``start``
+        self.make_room: Callable[[], bool] = lambda: (
+            False
+        )  # gives up a sandbox that waits for a job; set before ``start``
         self._ready: _Ready | None = None
         self._reaped = False
         self._problem = "the sandbox host is starting"
@@ -234,9 +236,7 @@ class Host:
         except BaseException:
             os.close(pidfd)
             raise
-        return Running(
-            sandbox_id, owner, container, spec.limits, uid, site, group, pidfd, template=template(spec)
-        )
+        return Running(sandbox_id, owner, container, spec.limits, uid, site, group, pidfd, template=template(spec))
 
     def _pid(self, container: str) -> int:
         state = (self._engine.inspect(container) or {}).get("State", {})

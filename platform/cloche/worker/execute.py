@@ -18,7 +18,7 @@ from cloche.clock import now_ms
 from cloche.db.engine import Database
 from cloche.domain.events import Trace
 from cloche.domain.jobs import ClaimedJob, Success
-from cloche.domain.limits import Limits
+from cloche.domain.limits import Limits, watched_apart
 from cloche.domain.states import Reason
 from cloche.errors import ClocheError, JobFailure, PlatformFailure, PluginFailure, StaleAttempt, Unavailable
 from cloche.isolation.backend import Backend, Remains, Sandbox, SandboxSpec
@@ -61,6 +61,7 @@ class Tools:
     recorder: AttemptRecorder
     files: JobFiles
     worker_id: str
+    retired: Callable[[str], bool] = lambda _bundle: False  # whether its version takes no new jobs
 
 
 class Execution:
@@ -74,6 +75,7 @@ class Execution:
         self._journal = Journal(tools.recorder, tools.broker, self._job, self._limits.log)
         self._usage: dict[str, Any] = {}
         self._buried = False
+        self._why_cold: str | None = None
 
     def run(self) -> None:
         try:
@@ -111,13 +113,24 @@ class Execution:
     def _spec(self) -> SandboxSpec:
         bundle, wheels = self._tools.files.bundle(self._job)
         job = self._job
-        return SandboxSpec(job.id, job.attempt, bundle, wheels, self._limits, job.lease_until)
+        self._why_cold = self._must_be_cold(bundle)
+        warm = self._why_cold is None
+        return SandboxSpec(job.id, job.attempt, bundle, wheels, self._limits, job.lease_until, warm, job.priority)
+
+    def _must_be_cold(self, bundle: str) -> str | None:
+        """Why no sandbox made beforehand can serve this job, or None."""
+        own = self._tools.files.limits(self._job)
+        if own is None or watched_apart(self._limits) != watched_apart(own):
+            return "its limits are not the plugin's own"
+        return "its version takes no new jobs" if self._tools.retired(bundle) else None
 
     def _received(self, sandbox: Sandbox, duration_ms: int) -> None:
         self._hold.on_interrupt = sandbox.kill
         if self._not_ours():
             raise Interrupted
-        details = {"duration_ms": duration_ms, "sandbox": sandbox.id}
+        details = {"duration_ms": duration_ms, "sandbox": sandbox.id, "start": sandbox.start}
+        if sandbox.start == "cold":
+            details["why"] = self._why_cold or sandbox.why or "no reason was given"
         self._trace("starting", (Trace.SANDBOX_STARTED, details), image=sandbox.image)
 
     def _inside(self, sandbox: Sandbox) -> Success:
