@@ -72,10 +72,15 @@ class Sandboxd:
         finally:
             try:
                 self.supply.close()
-                self.host.close()
             finally:
-                self._uids.clean()
-                os.close(self._lock_fd)
+                self._close_host()
+
+    def _close_host(self) -> None:
+        try:
+            self.host.close()
+        finally:
+            self._uids.clean()
+            os.close(self._lock_fd)
 
 
 def run(settings: Settings) -> int:

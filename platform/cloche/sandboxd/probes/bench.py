@@ -123,7 +123,6 @@ class Bench:
         if running.site.root.exists():
             raise ProbeBroken(f"left on the host: {running.site.root}")
 
-
     def _create_warm(self, spec: SandboxSpec) -> Sandbox:
         """
         Raises:
