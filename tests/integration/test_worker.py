@@ -97,7 +97,7 @@ def test_a_job_runs_and_its_sandbox_is_destroyed(start, db, admin):
     row = ended(db, jobs.submit(db, worker.broker, admin))
     assert (row["state"], row["result"]) == ("completed", ANSWER)
     until(lambda: all(box.destroyed for box in worker.backend.sandboxes), 5, "destroyed")
-    assert not worker.holds.all()
+    until(lambda: not worker.holds.all(), 5, "let go of")
 
 
 def test_a_stopped_worker_hands_its_job_back_and_nobody_is_charged(start, db, admin):
