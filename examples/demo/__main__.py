@@ -16,6 +16,7 @@ import httpx
 import jobs
 import record
 import refusals
+import starts
 from rest import Rest
 from screen import DemoFailed, Screen
 from stack import Cloche, WebDav, leftovers, start_cloche, start_webdav, temporary_folder, wait_until_ready
@@ -119,6 +120,9 @@ def _use(screen: Screen, cloche: Cloche, webdav: WebDav, files: list[Path]) -> N
     screen.check(
         first["result"] != second["result"], "the two versions of text_stats say different things about the same text"
     )
+
+    screen.chapter("A warm start beside a cold one")
+    starts.compare(screen, user)
 
     screen.chapter("Refusals")
     refusals.at_the_door(screen, cloche.url, user, viewer)

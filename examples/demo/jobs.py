@@ -188,7 +188,7 @@ def _details(details: dict[str, Any]) -> str:
             words.append(f"{size(value)} of memory")
         elif key == "cpu_ms":
             words.append(f"{value} ms of CPU")
-        elif key in ("type", "version", "reason"):
+        elif key in ("type", "version", "reason", "start"):
             words.append(str(value))
     return " · ".join(words)
 

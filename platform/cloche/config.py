@@ -96,6 +96,21 @@ class SandboxSettings(_Group):
     max_running: int = Field(64, ge=1, description="Sandboxes alive at once on this host.")
 
 
+class PoolSettings(_Group):
+    enabled: bool = Field(True, description="Keep sandboxes ready before their jobs come.")
+    min: int = Field(
+        0, ge=0, le=64, description="Sandboxes kept ready for each plugin version in use, also when nobody asks."
+    )
+    max: int = Field(8, ge=0, le=256, description="Sandboxes kept ready for one plugin version at most.")
+    idle: Milliseconds = Field(
+        600_000, description="How long one may wait, and how long a version that nobody asks for keeps any."
+    )
+    memory: Bytes = Field(
+        0, description="Memory that all waiting sandboxes may use together; 0 takes a sixteenth of the host's."
+    )
+    fill_rate: float = Field(10.0, gt=0, le=1_000, description="Sandboxes made ahead per second at most.")
+
+
 class RetrySettings(_Group):
     max_retries: int = Field(3, ge=0, le=100, description="Retries of a job whose plugin and body name none.")
     platform_budget: int = Field(
@@ -144,6 +159,7 @@ class Settings(BaseSettings):
     remote: RemoteSettings = RemoteSettings()
     worker: WorkerSettings = WorkerSettings()
     sandbox: SandboxSettings = SandboxSettings()
+    pool: PoolSettings = PoolSettings()
     retry: RetrySettings = RetrySettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     metrics: MetricsSettings = MetricsSettings()
@@ -221,6 +237,10 @@ def _check_together(settings: Settings) -> None:
     ):
         if value < 50:
             raise SettingsError(f"{name} is at least 50ms")
+    if settings.pool.min > settings.pool.max:
+        raise SettingsError("pool.min is more than pool.max")
+    if settings.pool.idle < 1_000:
+        raise SettingsError("pool.idle is at least 1s")
     if worker.count * worker.slots > settings.sandbox.max_running:
         raise SettingsError(
             "worker.count × worker.slots is more than sandbox.max_running: raise that, or take fewer slots"

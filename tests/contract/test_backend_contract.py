@@ -1,4 +1,4 @@
-"""One suite over both backends: the scripted one and sandboxd's, on a real engine."""
+"""One suite over both backends: the scripted one and sandboxd's, on a real engine, with cold and with warm starts."""
 
 from __future__ import annotations
 
@@ -121,12 +121,13 @@ def home() -> Iterator[Path]:
 class Made:
     backend: Backend
     bundles: dict[str, str]
+    least_cpu_ms: int = 1  # a job is not charged for a setup that was done before it came
 
     def spec(self, case: str) -> SandboxSpec:
         return support.spec(self.bundles[case], memory=64 << 20, output=1 << 20, tmp=1 << 20)
 
 
-@pytest.fixture(params=["scripted", "sandboxd"])
+@pytest.fixture(params=["scripted", "cold", "warm"])
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Made]:
     if request.param == "scripted":
         bundles = {name: f"{number:064x}" for number, name in enumerate(CASES)}
@@ -142,8 +143,10 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Made]:
         folder = request.getfixturevalue("home")
         bundles = {name: support.write_bundle(folder, case.source) for name, case in CASES.items()}
         backend = support.client(folder)
+        if request.param == "warm":
+            backend = support.Prewarmed(backend)
     try:
-        yield Made(backend, bundles)
+        yield Made(backend, bundles, 0 if request.param == "warm" else 1)
     finally:
         backend.close()
 
@@ -179,7 +182,7 @@ def test_a_job_from_create_to_destroy(made: Made) -> None:
         assert remains.usage["output_bytes"] == 3
         assert remains.usage["output_files"] == 1
         assert remains.usage["memory_peak"] > 0
-        assert remains.usage["cpu_ms"] > 0
+        assert remains.usage["cpu_ms"] >= made.least_cpu_ms
         with pytest.raises(PlatformFailure):
             sandbox.finish()
     finally:
@@ -282,7 +285,7 @@ def test_usage_and_limits_of_a_running_sandbox(made: Made) -> None:
         assert sandbox.channel.receive(WAIT) == READY
         used = sandbox.usage()
         assert used["memory_peak"] > 0
-        assert used["cpu_ms"] > 0
+        assert used["cpu_ms"] >= made.least_cpu_ms
         sandbox.resize(48 << 20, 1 << 19)
         sandbox.resize(spec.limits.memory, spec.limits.output)
         for memory, output in ((1, 1 << 20), (64 << 20, 0), (64 << 20, (1 << 20) + 1), (1 << 50, 1 << 20)):
@@ -341,3 +344,17 @@ def test_health_and_close(made: Made) -> None:
     with pytest.raises(PlatformFailure):
         made.backend.create(made.spec("hangs"))
     sandbox.destroy()
+
+
+def test_how_it_started_and_why(made: Made) -> None:
+    sandbox = made.backend.create(made.spec("echo"))
+    try:
+        if isinstance(made.backend, support.Prewarmed):
+            assert (sandbox.start, sandbox.why) == ("warm", None)
+        else:
+            assert sandbox.start == "cold"
+            assert isinstance(made.backend, support.SandboxdBackend) == (
+                sandbox.why is None
+            )  # it was not asked for a warm one
+    finally:
+        sandbox.destroy()

@@ -7,7 +7,9 @@ from itertools import repeat
 from types import SimpleNamespace
 
 import pytest
+from sqlalchemy import select
 
+from cloche.db import tables as t
 from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure, PluginFailure
@@ -38,6 +40,9 @@ class NoFiles:
     def own_image(self, _job):
         return None
 
+    def limits(self, _job):
+        return Limits()
+
     def stage_in(self, _job, _folder, _stop):
         return []
 
@@ -50,7 +55,7 @@ def start(db, valkey, tmp_path):
     """Start a worker over a script; everything is stopped at the end."""
     running = []
 
-    def begin(script, *, worker="w1", lease_ms=15_000, heartbeat_ms=100, grace_ms=100, slots=2):
+    def begin(script, *, worker="w1", lease_ms=15_000, heartbeat_ms=100, grace_ms=100, slots=2, retired=False):
         broker = RedisBroker(valkey.url)
         broker.rebuild([])
         hub = EventHub(broker)
@@ -59,7 +64,8 @@ def start(db, valkey, tmp_path):
         workers.register(worker, "host", 1, ["default"], slots)
         holds = Holds(db, hub, jobs.transitions(), workers, worker, lease_ms=lease_ms, heartbeat_ms=heartbeat_ms)
         holds.on_effects = lambda done: effects.apply(broker, done)
-        tools = Tools(db, broker, backend, jobs.transitions(), AttemptRecorder(db, worker), NoFiles(), worker)
+        recorder = AttemptRecorder(db, worker)
+        tools = Tools(db, broker, backend, jobs.transitions(), recorder, NoFiles(), worker, lambda _bundle: retired)
         loop = WorkerLoop(tools, holds, slots=slots, lease_ms=lease_ms, poll_ms=100, grace_ms=grace_ms)
         holds.start()
         thread = threading.Thread(target=loop.run)
@@ -95,7 +101,7 @@ def test_a_job_runs_and_its_sandbox_is_destroyed(start, db, admin):
     row = ended(db, jobs.submit(db, worker.broker, admin))
     assert (row["state"], row["result"]) == ("completed", ANSWER)
     until(lambda: all(box.destroyed for box in worker.backend.sandboxes), 5, "destroyed")
-    assert not worker.holds.all()
+    until(lambda: not worker.holds.all(), 5, "let go of")
 
 
 def test_a_stopped_worker_hands_its_job_back_and_nobody_is_charged(start, db, admin):
@@ -215,3 +221,24 @@ def test_what_a_pattern_found_is_held_to_the_manifest():
         with pytest.raises(PluginFailure) as caught:
             check_inputs(wrong, manifest)
         assert caught.value.reason == "input_unavailable"
+
+
+@pytest.mark.parametrize(
+    ("limits", "retired", "warm", "why"),
+    [
+        ({}, False, True, "the backend is scripted"),
+        ({"time_ms": 5, "log": 5, "result": 500}, False, True, "the backend is scripted"),
+        ({"memory": 64 << 20}, False, False, "its limits are not the plugin's own"),
+        ({}, True, False, "its version takes no new jobs"),
+    ],
+)
+def test_a_warm_sandbox_is_asked_for_where_one_may_serve(start, db, admin, limits, retired, warm, why):
+    worker = start(Script(running=[result(ANSWER)]), retired=retired)
+    asked = {**Limits().to_dict(), **limits}
+    job_id = jobs.submit(db, worker.broker, admin, limits={**asked, "time_ms": 60_000}, priority=7)
+    ended(db, job_id)
+    (sandbox,) = worker.backend.sandboxes
+    assert (sandbox.spec.warm, sandbox.spec.priority) == (warm, 7)
+    query = select(t.trace_event.c.details).where(t.trace_event.c.event_type == "sandbox_started")
+    details = db.read(lambda c: c.execute(query).scalar_one())
+    assert (details["start"], details["why"]) == ("cold", why)

@@ -46,16 +46,51 @@ def temporary_home() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def running_sandboxd(home: Path, **sandbox: Any) -> Iterator[Sandboxd]:
-    """A sandboxd in this process, ready to run jobs. ``sandbox`` overrides fields of the settings' sandbox group."""
+def running_sandboxd(home: Path, pool: Mapping[str, Any] | None = None, **sandbox: Any) -> Iterator[Sandboxd]:
+    """A sandboxd in this process, ready to run jobs. ``sandbox`` and ``pool`` override fields of those groups of the settings."""
     # One slot: settings refuse more slots than sandboxes, and some tests allow one sandbox.
-    daemon = Sandboxd(config.load(home=home, sandbox=sandbox, worker={"count": 1, "slots": 1}))
+    daemon = Sandboxd(config.load(home=home, sandbox=sandbox, pool=dict(pool or {}), worker={"count": 1, "slots": 1}))
     daemon.start()
     try:
         wait_until(lambda: daemon.host.health()["problem"] is None, "sandboxd is ready", READY_SECONDS)
         yield daemon
     finally:
         daemon.close()
+
+
+class Prewarmed:
+    """A client whose sandboxes were made before it asks, wherever the plugin lets that happen. ``starts``: how each came."""
+
+    def __init__(self, backend: SandboxdBackend) -> None:
+        self.backend = backend
+        self.starts: list[str] = []
+
+    def create(self, of: SandboxSpec) -> Sandbox:
+        of = replace(of, warm=True)
+        warm_up(self.backend, of)
+        sandbox = self.backend.create(of)
+        self.starts.append(sandbox.start)
+        return sandbox
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+
+def pool_of(backend: SandboxdBackend, bundle: str) -> Mapping[str, Any]:
+    """The bundle's pool in numbers; empty when there is none."""
+    return next((pool for pool in backend.pools() if pool["bundle"] == bundle), {})
+
+
+def warm_up(backend: SandboxdBackend, of: SandboxSpec, count: int = 1) -> None:
+    """Return when so many wait, or when it is plain that none will."""
+    if not pool_of(backend, of.bundle):
+        backend.create(replace(of, warm=True)).destroy()
+
+    def settled() -> bool:
+        pool = pool_of(backend, of.bundle)
+        return pool["warm"] >= count or (pool["failures"] > 0 and not pool["filling"])
+
+    wait_until(settled, f"{count} wait", 60)
 
 
 def client(home: Path, owner: str = "test-worker") -> SandboxdBackend:

@@ -18,6 +18,7 @@ from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import PluginFailure
 from cloche.isolation import channel as module
+from cloche.isolation import stream as stream_module
 from cloche.isolation.channel import GuestChannel
 from cloche_guest.protocol import EXIT_LINE, encode
 
@@ -175,8 +176,8 @@ def test_logs_beyond_the_budget_are_dropped(guest: Guest) -> None:
 
 
 def test_too_many_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FRAME_RATE", 0.0)
-    monkeypatch.setattr(module, "_FRAME_BURST", 10.0)
+    monkeypatch.setattr(stream_module, "_FRAME_RATE", 0.0)
+    monkeypatch.setattr(stream_module, "_FRAME_BURST", 10.0)
     guest = Guest(Limits())
     for _ in range(11):
         guest.frame(type="progress", current=1, total=None, message=None)
@@ -189,8 +190,8 @@ def test_too_many_frames(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_too_many_bytes_in_few_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BYTE_RATE", 0.0)
-    monkeypatch.setattr(module, "_BYTE_BURST", 0.0)
+    monkeypatch.setattr(stream_module, "_BYTE_RATE", 0.0)
+    monkeypatch.setattr(stream_module, "_BYTE_BURST", 0.0)
     guest = Guest(Limits(result=1, log=0))
     sender = threading.Thread(target=guest.flood, args=("x" * 60_000, 400), daemon=True)
     sender.start()

@@ -23,6 +23,7 @@ from cloche.isolation.spec import (
     out_options,
     parse_spec,
     spec_to_json,
+    template,
 )
 
 MIB = 1 << 20
@@ -45,6 +46,36 @@ PLACE = Placement(
 
 def host(spec: SandboxSpec = SPEC, place: Placement = PLACE) -> dict[str, Any]:
     return container_config(spec, place)["HostConfig"]
+
+
+def test_one_without_a_job_has_labels_that_name_none() -> None:
+    labels = container_config(template(SPEC), replace(PLACE, owner=None))["Labels"]
+    assert labels == {
+        "org.cloche.home": "0123456789abcdef",
+        "org.cloche.sandbox": "box",
+        "org.cloche.bundle": "a" * 64,
+        "org.cloche.warm": "true",
+    }
+
+
+def test_it_is_made_as_one_with_a_job() -> None:
+    assert host(template(SPEC), replace(PLACE, owner=None)) == host()
+
+
+def test_a_template_has_nothing_of_the_job() -> None:
+    one = template(SPEC)
+    assert template(replace(SPEC, job_id=uuid7(), attempt=7, lease_until=9, warm=True, priority=9)) == one
+    assert parse_spec(spec_to_json(one)) == one
+    for changed in (replace(SPEC, bundle="9" * 64), replace(SPEC, wheels=None)):
+        assert template(changed) != one
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("warm", 1), ("warm", None), ("priority", 10), ("priority", -1), ("priority", True)]
+)
+def test_what_a_client_may_say_of_the_pool(field: str, value: Any) -> None:
+    with pytest.raises(BadSpec, match=field):
+        parse_spec({**spec_to_json(SPEC), field: value})
 
 
 def test_the_whole_configuration() -> None:

@@ -270,6 +270,7 @@ worker = Table(
     Column("status_reason", String(255)),
     Column("queues", JSON, nullable=False),
     Column("slots", Integer, nullable=False),
+    Column("pools", JSON),  # of its host, as last reported: see worker/pools.py
     Column("started_at", _MS, nullable=False),
     Column("last_heartbeat_at", _MS, nullable=False),
 )

@@ -59,6 +59,7 @@ class ClaimedJob:
     lease_until: int
     submitted_by: str
     name: str | None = None
+    priority: int = DEFAULT_PRIORITY
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,11 @@ FLOORS = Limits(
 )
 
 
+def watched_apart(limits: Limits) -> Limits:
+    """The limits a sandbox is made with; those that the worker alone watches over (time, log, result) are at their floors."""
+    return replace(limits, time_ms=FLOORS.time_ms, log=FLOORS.log, result=FLOORS.result)
+
+
 def capped(asked: Limits, ceilings: Limits = CEILINGS) -> Limits:
     """The asked limits, none above its ceiling."""
     return replace(asked, **{k: min(v, getattr(ceilings, k)) for k, v in asked.to_dict().items()})

@@ -22,6 +22,8 @@ class SandboxSpec:
     lease_until: int  # ms since the epoch, written into the label
     image: str | None = None  # config digest of the plugin's own image, with
     command: tuple[str, ...] | None = None  # what is run in it: a program's absolute path and its arguments
+    warm: bool = False  # these are the plugin version's own limits: one made beforehand serves, and more may be kept
+    priority: int = 5  # 0 to 9: who gets a warm one first
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Sandbox(Protocol):
     in_folder: Path
     image: str  # config digest of the image it runs
     channel: Channel
+    start: str  # "warm": made before it was asked for; "cold": for this job
+    why: str | None  # of a cold start: why no warm one served
 
     def kill(self) -> None:
         """SIGKILL everything in it. Returns once sent; safe from any thread, at any time, more than once."""

@@ -43,7 +43,7 @@ class SandboxdBackend:
             session.close()
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "sandboxd sent no channel")
         channel = GuestChannel(socket.socket(fileno=fd), spec.limits)
-        return SandboxdSandbox(session, str(reply["id"]), Path(reply["in_folder"]), str(reply["image"]), channel)
+        return SandboxdSandbox(session, reply, channel)
 
     def health(self) -> str | None:
         try:
@@ -78,6 +78,22 @@ class SandboxdBackend:
         """
         self._current().call("owner_gone", owner=owner)
 
+    def pools(self) -> list[Mapping[str, Any]]:
+        """The host's pools of waiting sandboxes: ``bundle``, ``warm``, ``filling``, ``busy``, ``hits``, ``cold_starts``, …
+
+        Raises:
+            PlatformFailure: sandboxd does not answer.
+        """
+        return list(self._current().call("pools")[0]["items"])
+
+    def retire(self, bundle: str) -> int:
+        """Kill every sandbox that waits with this bundle; how many there were.
+
+        Raises:
+            PlatformFailure: sandboxd does not answer.
+        """
+        return int(self._current().call("retire", bundle=bundle)[0]["count"])
+
     def close(self) -> None:
         with self._lock:
             self._closed = True
@@ -96,10 +112,12 @@ class SandboxdBackend:
 class SandboxdSandbox:
     """One sandbox; see :class:`cloche.isolation.backend.Sandbox`."""
 
-    def __init__(self, session: _Session, id: str, in_folder: Path, image: str, channel: GuestChannel) -> None:
-        self.id = id
-        self.in_folder = in_folder
-        self.image = image
+    def __init__(self, session: _Session, reply: Mapping[str, Any], channel: GuestChannel) -> None:
+        self.id = str(reply["id"])
+        self.in_folder = Path(reply["in_folder"])
+        self.image = str(reply["image"])
+        self.start = str(reply["start"])
+        self.why: str | None = reply["why"]
         self.channel: Channel = channel
         self._guest = channel
         self._session = session

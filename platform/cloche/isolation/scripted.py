@@ -14,8 +14,8 @@ from cloche import clock
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure, PluginFailure
 from cloche.isolation.backend import Channel, CollectedFile, Remains, Sandbox, SandboxSpec
-from cloche.isolation.channel import frame_allowance
 from cloche.isolation.spec import BadSpec, check_spec, resized
+from cloche.isolation.stream import frame_allowance
 from cloche_guest.protocol import PROTOCOL
 
 READY: Mapping[str, Any] = {"type": "ready", "protocol": PROTOCOL, "python": "3.11"}
@@ -107,6 +107,8 @@ class ScriptedSandbox:
         self.in_folder = folder / "in"
         self.in_folder.mkdir(parents=True)
         self.image = spec.image or IMAGE
+        self.start = "cold"
+        self.why: str | None = "the backend is scripted"
         self._guest = ScriptedChannel(script)
         self.channel: Channel = self._guest
         self._folder = folder

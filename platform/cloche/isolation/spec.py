@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from cloche.clock import is_uuid7
-from cloche.domain.limits import CEILINGS, Limits, violations
+from cloche.domain.limits import CEILINGS, Limits, violations, watched_apart
 from cloche.isolation import plugin_image
 from cloche.isolation.backend import SandboxSpec
 
 MAX_ATTEMPT = 1_000_000
+MAX_PRIORITY = 9
+NO_JOB = "00000000-0000-7000-8000-000000000000"  # of a sandbox that waits for its job
 LABEL = "org.cloche"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _IMAGE = plugin_image.IMAGE_ID
@@ -75,7 +77,7 @@ class Placement:
     """What sandboxd decides, not the caller: identity, place, engine facts."""
 
     sandbox_id: str
-    owner: str  # worker id
+    owner: str | None  # worker id; None: made before there is a job for it
     home: str  # digest of the home directory: two homes on one engine never touch each other's containers
     image: str  # config digest
     uid: int  # also the gid
@@ -94,7 +96,7 @@ def parse_spec(value: Any) -> SandboxSpec:
     Raises:
         BadSpec: a field is missing, unknown, of the wrong type or out of bounds.
     """
-    names = {"job_id", "attempt", "bundle", "wheels", "limits", "lease_until", "image", "command"}
+    names = {field.name for field in fields(SandboxSpec)}
     if not isinstance(value, dict) or value.keys() != names:
         raise BadSpec(f"a spec has exactly the fields {', '.join(sorted(names))}")
     limits = value["limits"]
@@ -123,6 +125,8 @@ def spec_to_json(spec: SandboxSpec) -> dict[str, Any]:
         "lease_until": spec.lease_until,
         "image": spec.image,
         "command": None if spec.command is None else list(spec.command),
+        "warm": spec.warm,
+        "priority": spec.priority,
     }
 
 
@@ -135,12 +139,15 @@ def check_spec(spec: SandboxSpec, ceilings: Limits = CEILINGS) -> None:
         raise BadSpec("job_id is a UUIDv7")
     if not _is_count(spec.attempt, MAX_ATTEMPT):
         raise BadSpec(f"attempt lies between 1 and {MAX_ATTEMPT}")
-    if not isinstance(spec.bundle, str) or not _DIGEST.fullmatch(spec.bundle):
-        raise BadSpec("bundle is 64 hex digits")
+    check_bundle(spec.bundle)
     if spec.wheels is not None and (not isinstance(spec.wheels, str) or not _DIGEST.fullmatch(spec.wheels)):
         raise BadSpec("wheels is 64 hex digits or null")
     if not _is_count(spec.lease_until, 1 << 53):
         raise BadSpec("lease_until is milliseconds since the epoch")
+    if not isinstance(spec.warm, bool):
+        raise BadSpec("warm is true or false")
+    if not _is_count(spec.priority, MAX_PRIORITY, least=0):
+        raise BadSpec(f"priority lies between 0 and {MAX_PRIORITY}")
     if found := violations(spec.limits, ceilings):
         raise BadSpec(f"limits: {'; '.join(found)}")
     _check_own_image(spec)
@@ -157,6 +164,15 @@ def _check_own_image(spec: SandboxSpec) -> None:
         raise BadSpec("a plugin with an image of its own has no wheels")
 
 
+def template(spec: SandboxSpec) -> SandboxSpec:
+    """The spec without its job: all that one sandbox must share with another to stand in for it.
+
+    Whatever a spec comes to hold is part of it, unless it is named here.
+    """
+    limits = watched_apart(spec.limits)
+    return replace(spec, job_id=NO_JOB, attempt=1, lease_until=1, warm=True, priority=0, limits=limits)
+
+
 def check_owner(owner: Any) -> str:
     """
     Raises:
@@ -165,6 +181,16 @@ def check_owner(owner: Any) -> str:
     if not isinstance(owner, str) or not _OWNER.fullmatch(owner):
         raise BadSpec("owner is 1 to 128 letters, digits and . _ : @ -")
     return owner
+
+
+def check_bundle(bundle: Any) -> str:
+    """
+    Raises:
+        BadSpec: not a bundle's digest.
+    """
+    if not isinstance(bundle, str) or not _DIGEST.fullmatch(bundle):
+        raise BadSpec("bundle is 64 hex digits")
+    return bundle
 
 
 def out_on_disk(limits: Limits) -> bool:
@@ -253,14 +279,19 @@ def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEI
 
 
 def _labels(spec: SandboxSpec, place: Placement) -> Mapping[str, str]:
-    return {
+    labels = {
         f"{LABEL}.home": place.home,
         f"{LABEL}.sandbox": place.sandbox_id,
+        f"{LABEL}.bundle": spec.bundle,
+    }
+    if place.owner is None:  # labels are for good: whose it becomes only sandboxd knows
+        return {**labels, f"{LABEL}.warm": "true"}
+    return {
+        **labels,
         f"{LABEL}.job": spec.job_id,
         f"{LABEL}.attempt": str(spec.attempt),
         f"{LABEL}.worker": check_owner(place.owner),
         f"{LABEL}.lease": str(spec.lease_until),
-        f"{LABEL}.bundle": spec.bundle,
     }
 
 
@@ -332,5 +363,5 @@ def _mounts(folders: Folders) -> list[dict[str, Any]]:
     ]
 
 
-def _is_count(value: Any, top: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= top
+def _is_count(value: Any, top: int, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= top

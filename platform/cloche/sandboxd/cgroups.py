@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,20 @@ class Cgroup:
     def usage(self) -> dict[str, int]:
         """``cpu_ms``, ``memory_peak`` (bytes), ``oom_kills``, ``pids_denied`` (forks refused), ``pids_peak``. What cannot be read is absent."""
         return self._version2(self.unified) if self.unified is not None else self._version1()
+
+    def memory_used(self) -> int:
+        """Bytes of memory in use, 0 when that cannot be read."""
+        memory = self.controllers.get("memory")
+        path = (
+            self.unified / "memory.current" if self.unified is not None else (memory or ROOT) / "memory.usage_in_bytes"
+        )
+        return _number(path) or 0
+
+    def forget_peak(self) -> None:
+        """Start ``memory_peak`` anew. Version 2 lets nobody do so for every reader: its peak stays the highest since the start."""
+        if memory := self.controllers.get("memory"):
+            with contextlib.suppress(OSError):  # then the peak is the higher one, which is no wrong limit
+                (memory / "memory.max_usage_in_bytes").write_text("0", "ascii")
 
     def memory_now(self) -> int | None:
         """Bytes of memory in use. Version 2 kills for a limit below it, where version 1 refuses to set one; then None."""

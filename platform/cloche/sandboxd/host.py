@@ -15,7 +15,7 @@ from cloche import clock, logs
 from cloche.domain.states import Reason
 from cloche.errors import ClocheError, EnvironmentProblem, PlatformFailure
 from cloche.isolation.backend import SandboxSpec
-from cloche.isolation.spec import LABEL, BadSpec, Placement, check_spec, container_config
+from cloche.isolation.spec import LABEL, BadSpec, Placement, check_spec, container_config, template
 from cloche.sandboxd import cgroups, entered
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.image import ImageInfo
@@ -64,9 +64,12 @@ class Host:
         self._runtime_lock = threading.Lock()
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
-        self._starting: set[str] = set()
+        self._starting: dict[str, str | None] = {}  # for whom
         self._unremoved: set[str] = set()  # containers of dead sandboxes that the engine has not removed yet
         self._condemned: set[str] = set()  # sandboxes that did not die when they were destroyed
+        self.make_room: Callable[[], bool] = lambda: (
+            False
+        )  # gives up a sandbox that waits for a job; set before ``start``
         self._ready: _Ready | None = None
         self._reaped = False
         self._problem = "the sandbox host is starting"
@@ -107,12 +110,26 @@ class Host:
         return {
             "problem": problem,
             "image": None if image is None else {"id": image.id, "python": image.python, "source": image.source},
-            "running": len(self._running),
+            "running": sum(1 for running in self.listing() if running.owner is not None),
             "max_running": self._max_running,
         }
 
-    def create(self, spec: SandboxSpec, owner: str) -> tuple[Running, socket.socket, str]:
+    @property
+    def image(self) -> str | None:
+        """Config digest of the image that sandboxes are made of, once known."""
+        ready = self._ready
+        return None if ready is None else ready.image.id
+
+    def load(self) -> tuple[int, int]:
+        """How many more sandboxes there may be, and how many are being made for jobs that wait for them."""
+        with self._lock:
+            starting = sum(1 for owner in self._starting.values() if owner is not None)
+            return self._max_running - len(self._running) - len(self._starting), starting
+
+    def create(self, spec: SandboxSpec, owner: str | None) -> tuple[Running, socket.socket, str]:
         """A started sandbox, the connection to its guest, and the image's config digest. The caller closes the connection.
+
+        ``owner`` None: it will wait for a job, and takes nothing away from jobs to be made.
 
         Raises:
             BadSpec: the spec breaks a rule.
@@ -123,17 +140,23 @@ class Host:
         if ready is None:
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, self._problem)
         sandbox_id = clock.uuid7()
-        with self._lock:
-            if len(self._running) + len(self._starting) >= self._max_running:
-                raise PlatformFailure(
-                    Reason.ENGINE_UNAVAILABLE, f"{self._max_running} sandboxes are running, which is the limit"
-                )
-            self._starting.add(sandbox_id)
+        while not self._book(sandbox_id, owner):
+            if owner is None or not self.make_room():
+                message = f"{self._max_running} sandboxes are running, which is the limit"
+                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, message)
         try:
             return (*self._create(sandbox_id, spec, owner, ready), spec.image or ready.image.id)
         finally:
             with self._lock:
-                self._starting.discard(sandbox_id)
+                self._starting.pop(sandbox_id, None)
+
+    def _book(self, sandbox_id: str, owner: str | None) -> bool:
+        """Count it among those that are starting, unless the limit is reached."""
+        with self._lock:
+            if len(self._running) + len(self._starting) >= self._max_running:
+                return False
+            self._starting[sandbox_id] = owner
+            return True
 
     def find(self, sandbox_id: str) -> Running | None:
         with self._lock:
@@ -176,7 +199,9 @@ class Host:
         with self._lock:
             return list(self._running.values())
 
-    def _create(self, sandbox_id: str, spec: SandboxSpec, owner: str, ready: _Ready) -> tuple[Running, socket.socket]:
+    def _create(
+        self, sandbox_id: str, spec: SandboxSpec, owner: str | None, ready: _Ready
+    ) -> tuple[Running, socket.socket]:
         uid: int | None = None
         container: str | None = None
         channel: socket.socket | None = None
@@ -239,6 +264,7 @@ class Host:
             pidfd=pidfd,
             counts_swap=place.counts_swap,
             own_image=spec.image is not None,
+            template=template(spec),
         )
 
     def _own_runtime(self) -> Path:

@@ -18,6 +18,7 @@ from cloche.sandboxd.image import ensure_image
 from cloche.sandboxd.locks import LockWatch
 from cloche.sandboxd.places import Places, home_digest
 from cloche.sandboxd.server import Server
+from cloche.sandboxd.supply import Supply
 from cloche.sandboxd.uids import UidPool
 
 log = logs.get(__name__)
@@ -54,7 +55,8 @@ class Sandboxd:
                 ),
             )
             self._locks = LockWatch(self.host.listing)
-            self.server = Server(self.host, settings.sandboxd_socket, owner.st_uid, owner.st_gid)
+            self.supply = Supply(self.host, settings.pool)
+            self.server = Server(self.host, self.supply, settings.sandboxd_socket, owner.st_uid, owner.st_gid)
         except BaseException:
             os.close(self._lock_fd)
             raise
@@ -63,6 +65,7 @@ class Sandboxd:
         self._uids.clean()
         self.host.start()
         self._locks.start()
+        self.supply.start()
         self.server.start()
 
     def close(self) -> None:
@@ -71,11 +74,17 @@ class Sandboxd:
             self.server.close()
         finally:
             try:
-                self.host.close()
+                self.supply.close()
             finally:
-                self._locks.close()
-                self._uids.clean()
-                os.close(self._lock_fd)
+                self._close_host()
+
+    def _close_host(self) -> None:
+        try:
+            self.host.close()
+        finally:
+            self._locks.close()
+            self._uids.clean()
+            os.close(self._lock_fd)
 
 
 def run(settings: Settings) -> int:

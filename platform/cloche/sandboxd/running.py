@@ -13,6 +13,7 @@ from typing import Any
 from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
+from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.spec import memory_limit, out_on_disk, resized, swap_limit
 from cloche.sandboxd import disk
 from cloche.sandboxd.cgroups import Cgroup
@@ -28,7 +29,7 @@ class Running:
     """A started sandbox. ``pidfd`` refers to its process 1: when that is dead, its whole pid namespace is."""
 
     id: str
-    owner: str
+    owner: str | None  # None while it waits for a job
     container: str
     limits: Limits
     uid: int
@@ -45,9 +46,19 @@ class Running:
     stopped_with: dict[str, int] = field(default_factory=dict)  # what it had used when a watch ended it, and why
     finished: bool = False
     made: Limits = field(init=False)  # the limits it was made with; ``limits`` are those of now
+    template: SandboxSpec | None = None  # what it has in common with others; see :func:`cloche.isolation.spec.template`
+    setup_ms: int = 0  # CPU time it had used before it got its job
 
     def __post_init__(self) -> None:
         self.made = self.limits
+
+    def hand_over(self, owner: str, limits: Limits) -> None:
+        """It is a job's from now on: what it used before is not the job's."""
+        with self.lock:
+            self.owner = owner
+            self.limits = self.made = limits
+            self.setup_ms = self.cgroup.usage().get("cpu_ms", 0)
+            self.cgroup.forget_peak()
 
     def kill(self) -> None:
         """SIGKILL everything in it. Returns once sent; any number of times, also after its death."""
@@ -160,6 +171,8 @@ class Running:
         used = self.cgroup.usage()
         if used.get("pids_denied"):
             used.setdefault("pids_peak", self.limits.pids)  # a kernel that keeps no peak refuses only at the limit
+        if "cpu_ms" in used:
+            used["cpu_ms"] -= self.setup_ms
         return {**used, **self._room()}
 
     def _room(self) -> dict[str, int]:

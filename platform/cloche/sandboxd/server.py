@@ -7,13 +7,15 @@ or ``{"ok": false, "reason", "message"}``. A sandbox is known by its id, and onl
 op         fields                   answer
 ========== ======================== ======================================================================
 hello      owner, session (or null) session: the key with which further connections join
-create     spec                     id, in_folder, image; beside it the guest's channel as a descriptor
+create     spec                     id, in_folder, image, start, why; beside it the guest's channel as a descriptor
 usage      id                       usage: see :class:`cloche.isolation.backend.Remains`
 resize     id, memory, output       (bytes)
 kill       id
 finish     id                       remains
 destroy    id
-list                                items: id, owner, container, dead; of every session
+list                                items: id, owner (null: waits for a job), container, dead; of every session
+retire     bundle                   count: how many that waited with this bundle were killed
+pools                               items: see :meth:`cloche.sandboxd.pool.Pool.facts`
 owner_gone owner                    sessions: how many were ended
 health                              problem, image, running, max_running
 ========== ======================== ======================================================================
@@ -34,10 +36,11 @@ from cloche import logs
 from cloche.domain.states import Reason
 from cloche.errors import EnvironmentProblem, PlatformFailure
 from cloche.isolation import wire
-from cloche.isolation.spec import BadSpec, check_owner, parse_spec
+from cloche.isolation.spec import BadSpec, check_bundle, check_owner, parse_spec
 from cloche.sandboxd.host import Host
 from cloche.sandboxd.running import Running
 from cloche.sandboxd.sessions import Session, Sessions
+from cloche.sandboxd.supply import Supply, reply
 from cloche_guest.protocol import ProtocolError
 
 log = logs.get(__name__)
@@ -51,8 +54,9 @@ Reply = tuple[dict[str, Any], socket.socket | None]
 class Server:
     """``start`` once; ``close`` ends every session. Peers are uid 0 or ``allowed_uid``, by SO_PEERCRED."""
 
-    def __init__(self, host: Host, path: Path, allowed_uid: int, allowed_gid: int) -> None:
+    def __init__(self, host: Host, supply: Supply, path: Path, allowed_uid: int, allowed_gid: int) -> None:
         self._host = host
+        self._supply = supply
         self._path = path
         self._allowed = (allowed_uid, allowed_gid)
         self._sessions = Sessions(host)
@@ -68,6 +72,8 @@ class Server:
             "list": self._list,
             "owner_gone": self._owner_gone,
             "health": self._health,
+            "retire": self._retire,
+            "pools": self._pools,
         }
 
     def start(self) -> None:
@@ -162,16 +168,16 @@ class Server:
         channel: socket.socket | None = None
         try:
             try:
-                reply, channel = operation(session, request)
+                answer, channel = operation(session, request)
             except PlatformFailure as error:
-                reply = {"ok": False, "reason": error.reason, "message": error.message}
+                answer = {"ok": False, "reason": error.reason, "message": error.message}
             except BadSpec as error:
-                reply = {
+                answer = {
                     "ok": False,
                     "reason": Reason.PLATFORM_FAILED,
                     "message": f"sandboxd refused the request: {error}",
                 }
-            wire.send(stream, reply, wire.MAX_REPLY, None if channel is None else channel.fileno())
+            wire.send(stream, answer, wire.MAX_REPLY, None if channel is None else channel.fileno())
         finally:
             if channel is not None:
                 channel.close()
@@ -181,19 +187,18 @@ class Server:
         spec = parse_spec(request["spec"])
         self._sessions.begin(session)
         try:
-            running, channel, image = self._host.create(spec, session.owner)
+            supplied = self._supply.create(spec, session.owner)
         except BaseException:
             self._sessions.made(session, None)
             raise
-        if not self._sessions.made(session, running):
-            channel.close()
+        if not self._sessions.made(session, supplied.running):
+            supplied.channel.close()
             try:
-                self._host.destroy(running.id)
+                self._host.destroy(supplied.running.id)
             finally:
                 self._sessions.settled(session)
             raise PlatformFailure(Reason.WORKER_STOPPED, "the session has ended")
-        reply = {"ok": True, "id": running.id, "in_folder": str(running.site.folders.inputs), "image": image}
-        return reply, channel
+        return reply(supplied), supplied.channel
 
     def _kill(self, session: Session, request: dict[str, Any]) -> Reply:
         _only(request, "id")
@@ -250,6 +255,14 @@ class Server:
     def _health(self, _session: Session, request: dict[str, Any]) -> Reply:
         _only(request)
         return {"ok": True, **self._host.health()}, None
+
+    def _retire(self, _session: Session, request: dict[str, Any]) -> Reply:
+        _only(request, "bundle")
+        return {"ok": True, "count": self._supply.retire(check_bundle(request["bundle"]))}, None
+
+    def _pools(self, _session: Session, request: dict[str, Any]) -> Reply:
+        _only(request)
+        return {"ok": True, "items": self._supply.facts()}, None
 
 
 def _only(request: dict[str, Any], *names: str) -> None:

@@ -32,6 +32,28 @@ class AttemptRecorder:
         image: str | None = None,
     ) -> None:
         """Add trace events, and enter ``phase`` (None: stay). ``image`` is noted on the job."""
+        self.tracing(job, phase, events, image).result()
+
+    def tracing(
+        self,
+        job: ClaimedJob,
+        phase: str | None,
+        events: Sequence[tuple[Trace, Mapping[str, Any]]],
+        image: str | None = None,
+    ) -> Future[None]:
+        """As ``traced``, without waiting for the disk. The events happened now, whenever they are written."""
+        at = now_ms()
+        rows = [
+            {
+                "id": uuid7(),
+                "job_id": job.id,
+                "attempt": job.attempt,
+                "event_type": event.value,
+                "at": at,
+                "details": dict(details),
+            }
+            for event, details in events
+        ]
 
         def unit(connection: Connection) -> None:
             # The update also takes the row, so that a phase is never written for an attempt that was taken away meanwhile.
@@ -40,21 +62,10 @@ class AttemptRecorder:
             if phase is not None:
                 mine = and_(t.attempt.c.job_id == job.id, t.attempt.c.number == job.attempt)
                 connection.execute(update(t.attempt).where(mine).values(phase=phase))
-            rows = [
-                {
-                    "id": uuid7(),
-                    "job_id": job.id,
-                    "attempt": job.attempt,
-                    "event_type": event.value,
-                    "at": now_ms(),
-                    "details": dict(details),
-                }
-                for event, details in events
-            ]
             if rows:
                 connection.execute(insert(t.trace_event), rows)
 
-        self._db.write(unit)
+        return self._db.submit(unit)
 
     def logged(
         self, job: ClaimedJob, pieces: Sequence[Mapping[str, Any]], progress: Mapping[str, Any] | None

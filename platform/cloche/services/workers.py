@@ -74,7 +74,7 @@ class WorkerService:
     def list(self, actor: Actor) -> Items:
         """DESIGN §11's shape, newest first; workers gone for an hour are forgotten.
 
-        ``busy`` counts every tenant's jobs, ``current_job_ids`` names the actor's tenant's alone.
+        ``busy`` counts every tenant's jobs, ``current_job_ids`` names the actor's tenant's alone. ``pools`` are those of its host.
         """
 
         def unit(connection: Connection) -> Items:
@@ -108,6 +108,13 @@ class WorkerService:
             "reasons": reasons,
         }
 
+    def pools(self) -> dict[str, Items]:
+        """Each host's pools, as the worker heard of last reports them."""
+        fresh = (t.worker.c.status != "dead") & (t.worker.c.last_heartbeat_at > now_ms() - STALE_MS)
+        query = select(t.worker.c.host, t.worker.c.pools).where(fresh & t.worker.c.pools.is_not(None))
+        rows = self._db.read(lambda c: c.execute(query.order_by(t.worker.c.last_heartbeat_at)).all())
+        return {row[0]: row[1] or [] for row in rows}
+
     def counts(self) -> dict[str, int]:
         """Jobs by state over all tenants, for metrics."""
         query = select(t.job.c.state, func.count()).group_by(t.job.c.state)
@@ -126,6 +133,7 @@ def _view(row: Any, busy: int, job_ids: list[str]) -> dict[str, Any]:
         "queues": row["queues"],
         "slots": row["slots"],
         "busy": busy,
+        "pools": (row["pools"] or []) if alive else [],
         "current_job_ids": job_ids,
         "started_at": to_rfc3339(row["started_at"]),
         "last_heartbeat": to_rfc3339(row["last_heartbeat_at"]),

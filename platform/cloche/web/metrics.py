@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -45,6 +46,7 @@ class _Scrape(Collector):
         summary = self._services.workers.summary()
         yield GaugeMetricFamily("job_queue_workers", "Workers alive.", summary["count"])
         yield GaugeMetricFamily("job_queue_workers_ready", "Workers that take jobs.", summary["ready"])
+        yield from _pool_metrics(self._services.workers.pools())
         yield self._index_depth()
         backlog = self._services.auditing.backlog()
         yield GaugeMetricFamily("cloche_audit_events", "Audit events.", backlog["events"])
@@ -77,6 +79,36 @@ def _job_metrics(states: Mapping[str, int], durations: Any) -> Iterable[Metric]:
     buckets = [(str(float(edge)), count) for edge, count in zip(_BUCKETS_S, durations[2:], strict=True)]
     histogram.add_metric([], [*buckets, ("+Inf", durations[0])], durations[1])
     yield histogram
+
+
+_POOL_GAUGES = {
+    "warm": "Sandboxes that wait for a job.",
+    "filling": "Sandboxes being made to wait.",
+    "busy": "Sandboxes whose job runs.",
+}
+_POOL_COUNTERS = {
+    "hits": "Jobs that got a waiting sandbox.",
+    "cold_starts": "Jobs that found none.",
+    "evictions": "Waiting sandboxes given up to make room.",
+    "failures": "Sandboxes that could not be made ready.",
+}
+
+
+def _pool_metrics(hosts: Mapping[str, Any]) -> Iterable[Metric]:
+    names = ["host", "plugin", "version"]
+    families: list[GaugeMetricFamily | CounterMetricFamily] = []
+    for field, text in _POOL_GAUGES.items():
+        families.append(GaugeMetricFamily(f"cloche_pool_{field}", text, labels=names))
+    for field, text in _POOL_COUNTERS.items():
+        families.append(CounterMetricFamily(f"cloche_pool_{field}", text, labels=names))
+    for family, field in zip(families, [*_POOL_GAUGES, *_POOL_COUNTERS], strict=True):
+        sums: Counter[tuple[str, str, str]] = Counter()  # a version has several pools when the image has just changed
+        for host, pools in hosts.items():
+            for pool in pools:
+                sums[host, pool["plugin"], pool["version"]] += pool[field]
+        for labels, value in sums.items():
+            family.add_metric(list(labels), value)
+    return families
 
 
 def _by_state(connection: Connection) -> dict[str, int]:

@@ -158,6 +158,24 @@ class QueueOut(Shape):
     oldest_age_s: float | None
 
 
+class PoolOut(Shape):
+    """Sandboxes of one plugin version that wait for jobs on the worker's host, and what became of them."""
+
+    plugin: str
+    version: str
+    warm: int
+    filling: int
+    busy: int
+    hits: int
+    cold_starts: int
+    evictions: int
+    expired: int
+    lost: int
+    failures: int
+    memory: int
+    last_error: str | None
+
+
 class WorkerOut(Shape):
     id: str
     host: str
@@ -168,6 +186,7 @@ class WorkerOut(Shape):
     queues: list[str]
     slots: int
     busy: int
+    pools: list[PoolOut]
     current_job_ids: list[str]
     started_at: str
     last_heartbeat: str

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from cloche.clock import now_ms
 from cloche.db.engine import Database
 from cloche.domain.events import Trace
 from cloche.domain.jobs import ClaimedJob, Success
-from cloche.domain.limits import MAX_LOCKS, Limits
+from cloche.domain.limits import MAX_LOCKS, Limits, watched_apart
 from cloche.domain.states import Reason
 from cloche.errors import ClocheError, JobFailure, PlatformFailure, PluginFailure, StaleAttempt, Unavailable
 from cloche.isolation.backend import Backend, Remains, Sandbox, SandboxSpec
@@ -32,6 +32,7 @@ from cloche.worker.conversation import Conversation, Interrupted
 from cloche.worker.files import JobFiles
 from cloche.worker.holds import Hold
 from cloche.worker.journal import Journal
+from cloche.worker.tracing import AttemptTrace
 
 _log = logs.get(__name__)
 _SETTLE_RETRY_S = 0.5
@@ -61,6 +62,7 @@ class Tools:
     recorder: AttemptRecorder
     files: JobFiles
     worker_id: str
+    retired: Callable[[str], bool] = lambda _bundle: False  # whether its version takes no new jobs
 
 
 class Execution:
@@ -72,8 +74,10 @@ class Execution:
         self._job: ClaimedJob = hold.job
         self._limits = Limits(**self._job.limits)
         self._journal = Journal(tools.recorder, tools.broker, self._job, self._limits.log)
+        self._trace = AttemptTrace(tools.recorder, self._job)
         self._usage: dict[str, Any] = {}
         self._buried = False
+        self._why_cold: str | None = None
 
     def run(self) -> None:
         try:
@@ -112,14 +116,35 @@ class Execution:
         job = self._job
         bundle, wheels = self._tools.files.bundle(job)
         image, command = self._tools.files.own_image(job) or (None, None)
-        return SandboxSpec(job.id, job.attempt, bundle, wheels, self._limits, job.lease_until, image, command)
+        self._why_cold = self._must_be_cold(bundle)
+        return SandboxSpec(
+            job_id=job.id,
+            attempt=job.attempt,
+            bundle=bundle,
+            wheels=wheels,
+            limits=self._limits,
+            lease_until=job.lease_until,
+            image=image,
+            command=command,
+            warm=self._why_cold is None,
+            priority=job.priority,
+        )
+
+    def _must_be_cold(self, bundle: str) -> str | None:
+        """Why no sandbox made beforehand can serve this job, or None."""
+        own = self._tools.files.limits(self._job)
+        if own is None or watched_apart(self._limits) != watched_apart(own):
+            return "its limits are not the plugin's own"
+        return "its version takes no new jobs" if self._tools.retired(bundle) else None
 
     def _received(self, sandbox: Sandbox, duration_ms: int) -> None:
         self._hold.on_interrupt = sandbox.kill
         if self._not_ours():
             raise Interrupted
-        details = {"duration_ms": duration_ms, "sandbox": sandbox.id}
-        self._trace("starting", (Trace.SANDBOX_STARTED, details), image=sandbox.image)
+        details = {"duration_ms": duration_ms, "sandbox": sandbox.id, "start": sandbox.start}
+        if sandbox.start == "cold":
+            details["why"] = self._why_cold or sandbox.why or "no reason was given"
+        self._trace.add("starting", (Trace.SANDBOX_STARTED, details), image=sandbox.image)
 
     def _inside(self, sandbox: Sandbox) -> Success:
         talk = Conversation(sandbox.channel, self._hold, self._journal)
@@ -131,7 +156,7 @@ class Execution:
         staged_event = (Trace.STAGED_IN, {"duration_ms": _ms(began), "files": shown[:50], "count": len(shown)})
         try:
             talk.await_ready()
-            self._trace("running", staged_event, (Trace.STARTED, {}))
+            self._trace.add("running", staged_event, (Trace.STARTED, {}))
             began = time.monotonic()
             result = talk.run([file.path for file in staged])
         except (PluginFailure, EOFError) as error:
@@ -144,7 +169,8 @@ class Execution:
             failure = _verdict(EOFError(), remains, self._limits)
             self._trace_failure(failure, ran_ms)
             raise failure
-        self._trace("staging_out", (Trace.FINISHED, {"duration_ms": ran_ms, **self._usage}))
+        self._trace.check(wait=True)  # nothing of an attempt that was taken away may go out
+        self._trace.add("staging_out", (Trace.FINISHED, {"duration_ms": ran_ms, **self._usage}))
         return self._stage_out(remains, result)
 
     def _named(self, sandbox: Sandbox, ran_ms: int, error: BaseException) -> JobFailure:
@@ -155,7 +181,9 @@ class Execution:
 
     def _trace_failure(self, failure: JobFailure, ran_ms: int) -> None:
         numbers: dict[str, Any] = {name: failure.details[name] for name in ("limit", "used") if name in failure.details}
-        self._trace(None, (Trace.FINISHED, {"duration_ms": ran_ms, "reason": failure.reason, **numbers, **self._usage}))
+        self._trace.add(
+            None, (Trace.FINISHED, {"duration_ms": ran_ms, "reason": failure.reason, **numbers, **self._usage})
+        )
 
     def _stage_out(self, remains: Remains, result: Any) -> Success:
         began = time.monotonic()
@@ -166,7 +194,7 @@ class Execution:
         details: dict[str, Any] = {"duration_ms": _ms(began), "files": shown[:50], "count": len(shown)}
         if remains.refused:
             details["refused"] = len(remains.refused)
-        self._trace(None, (Trace.STAGED_OUT, details))
+        self._trace.add(None, (Trace.STAGED_OUT, details))
         return Success(result=result, outputs=tuple(outputs), usage=self._usage)
 
     def _bury(self, sandbox: Sandbox, ran_ms: int | None = None) -> Remains:
@@ -180,7 +208,7 @@ class Execution:
             self._usage["ran_ms"] = ran_ms
         self._journal.flush()
         if self._journal.truncated:
-            self._trace(None, (Trace.LOG_TRUNCATED, {"limit": self._limits.log, "used": self._journal.kept}))
+            self._trace.add(None, (Trace.LOG_TRUNCATED, {"limit": self._limits.log, "used": self._journal.kept}))
         return remains
 
     def _stopped(self) -> bool:
@@ -228,6 +256,7 @@ class Execution:
         self._flush_quietly()
         while True:
             try:
+                self._trace.check()
                 done = self._tools.db.write(unit)
                 self._hold.settled.set()
                 effects.apply(self._tools.broker, done)
@@ -255,12 +284,6 @@ class Execution:
             )
         except Unavailable as error:
             _log.warning("stale write not audited", job_id=job.id, error=str(error))
-
-    def _trace(self, phase: str | None, *events: tuple[Trace, Mapping[str, Any]], image: str | None = None) -> None:
-        try:
-            self._tools.recorder.traced(self._job, phase, events, image)
-        except Unavailable as error:
-            _log.warning("trace not written", job_id=self._job.id, error=str(error))
 
 
 def _verdict(error: BaseException, remains: Remains, limits: Limits) -> JobFailure:

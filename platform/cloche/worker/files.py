@@ -11,6 +11,7 @@ from sqlalchemy import select
 from cloche.db import tables as t
 from cloche.db.engine import Database
 from cloche.domain.jobs import ClaimedJob, OutputFile
+from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import NotFound, PlatformFailure, PluginFailure
 from cloche.isolation.backend import Remains
@@ -54,6 +55,11 @@ class JobFiles:
         if bundle is None or bundle.manifest.image is None or bundle.manifest.command is None:
             return None
         return bundle.manifest.image, bundle.manifest.command
+
+    def limits(self, job: ClaimedJob) -> Limits | None:
+        """The limits of the job's plugin version itself; None when its files are not on this host."""
+        bundle = self._bundles.bundle(job.type, job.plugin_version, job.plugin_digest)
+        return None if bundle is None else bundle.manifest.limits
 
     def stage_in(self, job: ClaimedJob, folder: Path, stop: Stop) -> list[StagedFile]:
         """See :meth:`cloche.staging.stager.Stager.stage_in`. What a remote's pattern found is held to the plugin's manifest here."""

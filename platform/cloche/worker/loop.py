@@ -161,4 +161,5 @@ def claimed(row: Mapping[str, Any]) -> ClaimedJob:
         lease_until=row["lease_until"],
         submitted_by=row["submitted_by"],
         name=row["name"],
+        priority=row["priority"],
     )

@@ -36,6 +36,7 @@ from cloche.worker.execute import Tools
 from cloche.worker.files import JobFiles
 from cloche.worker.holds import STARTING, Holds
 from cloche.worker.loop import WorkerLoop
+from cloche.worker.pools import PoolReport
 
 _log = logs.get(__name__)
 
@@ -44,7 +45,7 @@ def run(settings: Settings, worker_id: str | None = None) -> int:
     """Run until SIGTERM or SIGINT; 0 after an orderly stop. ``worker_id``: chosen by a supervisor, else made here."""
     worker_id = worker_id or uuid7()
     with ExitStack() as opened:
-        tools, holds = _build(settings, worker_id, opened)
+        tools, holds, report = _build(settings, worker_id, opened)
         workers = WorkerService(tools.db)
         loop = WorkerLoop(
             tools,
@@ -62,6 +63,7 @@ def run(settings: Settings, worker_id: str | None = None) -> int:
             workers.register(worker_id, socket.gethostname(), os.getpid(), [DEFAULT_QUEUE], slots, STARTING)
             _clean(settings.home / "work", workers)
             holds.start()
+            report.start()
             loop.run()
             workers.leave(worker_id, "stopped")
         except Exception:  # noqa: BLE001 - see below
@@ -74,7 +76,7 @@ def run(settings: Settings, worker_id: str | None = None) -> int:
     return 0
 
 
-def _build(settings: Settings, worker_id: str, opened: ExitStack) -> tuple[Tools, Holds]:
+def _build(settings: Settings, worker_id: str, opened: ExitStack) -> tuple[Tools, Holds, PoolReport]:
     """Everything a worker uses; ``opened`` closes it, newest first."""
     home = settings.home
     db = Database(settings.database_url)
@@ -106,7 +108,10 @@ def _build(settings: Settings, worker_id: str, opened: ExitStack) -> tuple[Tools
     )
     holds.on_effects = partial(effects.apply, broker)
     opened.callback(holds.close)
-    return Tools(db, broker, backend, transitions, AttemptRecorder(db, worker_id), files, worker_id), holds
+    report = PoolReport(db, backend, worker_id, settings.worker.heartbeat / 1000)
+    opened.callback(report.close)
+    recorder = AttemptRecorder(db, worker_id)
+    return Tools(db, broker, backend, transitions, recorder, files, worker_id, report.retired), holds, report
 
 
 def _clean(folder: Path, workers: WorkerService) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from cloche.sandboxd.probes import rows_kernel, rows_lies, rows_limits, rows_reach
+from cloche.sandboxd.probes import rows_kernel, rows_lies, rows_limits, rows_reach, rows_warm
 from cloche.sandboxd.probes.probe import Probe
 
-PROBES: tuple[Probe, ...] = (
+_COLD: tuple[Probe, ...] = (
     *rows_kernel.IDENTITY,
     *rows_kernel.CALLS,
     *rows_reach.NETWORK,
@@ -19,6 +19,7 @@ PROBES: tuple[Probe, ...] = (
     *rows_lies.FRAMES,
     *rows_lies.LEFTOVERS,
 )
+PROBES: tuple[Probe, ...] = (*_COLD, *rows_warm.rows(_COLD))
 
 
 def markdown(probes: tuple[Probe, ...] = PROBES) -> str:

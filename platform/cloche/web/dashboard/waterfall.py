@@ -111,6 +111,8 @@ def _note(name: str, details: Mapping[str, Any]) -> str:
         return f"{count} file{'' if count == 1 else 's'}{moved}"
     if name == "claimed" and details.get("worker"):
         return f"worker …{tail(str(details['worker']))}"
+    if name == "sandbox_started" and details.get("start"):
+        return ": ".join(str(details[key]) for key in ("start", "why") if details.get(key))
     if "reason" in details:
         wait = f"; again in at most {duration(details['delay_ms'])}" if details.get("delay_ms") else ""
         return reason_text(str(details["reason"])) + wait

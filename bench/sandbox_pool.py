@@ -1,0 +1,170 @@
+"""Level `container` from sandboxd alone: cold and warm starts beside `docker run` of the same, sustained jobs beside the engine's own limit."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.engine import engine_rate
+from bench.figures import Row, figures
+from cloche import clock
+from cloche.domain.limits import Limits
+from cloche.isolation.backend import Sandbox, SandboxSpec
+from cloche.isolation.client import SandboxdBackend
+from cloche.sandboxd import syscalls
+
+SOURCE = "from cloche_guest import hookimpl\n\n@hookimpl\ndef run(job):\n    return job.payload\n"
+_START = "import sys; from cloche import config; from cloche.sandboxd.main import run; sys.exit(run(config.load(home=sys.argv[1])))"
+_READY_SECONDS = 120
+
+
+class Alone:
+    """A sandboxd in a process of its own, on a temporary home, with one trivial plugin."""
+
+    def __init__(self, home: Path) -> None:
+        self.backend = SandboxdBackend(home / "run" / "sandboxd.sock", "bench")
+        self.bundle = _freeze(home)
+
+    def spec(self, *, warm: bool) -> SandboxSpec:
+        until = clock.now_ms() + 60_000
+        return SandboxSpec(clock.uuid7(), 1, self.bundle, None, Limits(), until, warm=warm)
+
+    def job(self, *, warm: bool) -> tuple[str, float]:
+        """One job from the request for its sandbox to its result: how it started, and the seconds; then it is destroyed."""
+        spec = self.spec(warm=warm)
+        began = time.perf_counter()
+        sandbox = self.backend.create(spec)
+        try:
+            _to_result(sandbox, spec)
+            took = time.perf_counter() - began
+            sandbox.finish()
+        finally:
+            sandbox.destroy()
+        return sandbox.start, took
+
+    def pool(self) -> Mapping[str, Any]:
+        return next((pool for pool in self.backend.pools() if pool["bundle"] == self.bundle), {})
+
+    def wait_warm(self) -> None:
+        """Return when at least one waits and none is being made."""
+        until(lambda: (pool := self.pool()) and pool["warm"] and not pool["filling"], "a sandbox waits")
+
+
+def rows(count: int) -> Iterator[Row]:
+    """Every figure, as it is measured."""
+    with alone() as bench:
+        sandbox = bench.backend.create(bench.spec(warm=False))
+        image = sandbox.image
+        sandbox.destroy()
+        yield from _starts(bench, image, count)
+        yield from _sustained(bench, image, max(40, 2 * count))
+        bench.wait_warm()
+        pool = bench.pool()
+        yield {"what": "memory of a waiting sandbox", "MB": round(pool["memory"] / pool["warm"] / (1 << 20), 1)}
+
+
+def _starts(bench: Alone, image: str, count: int) -> Iterator[Row]:
+    cold, warm, engine = [], [], []
+    bench.job(warm=True)
+    for _ in range(count):
+        cold.append(bench.job(warm=False)[1])
+        began = time.perf_counter()
+        command = ["docker", "run", "--rm", "--network", "none", "--read-only", "--entrypoint", "python3", image]
+        subprocess.run([*command, "-I", "-c", "pass"], check=True, capture_output=True)
+        engine.append(time.perf_counter() - began)
+    for _ in range(count):
+        bench.wait_warm()
+        start, took = bench.job(warm=True)
+        if start != "warm":
+            raise RuntimeError("a job started cold although one waited")
+        warm.append(took)
+    found = [
+        figures("docker run of Python doing nothing", engine),
+        figures("cold: create, ready, result", cold),
+        figures("warm: handed over, result", warm),
+    ]
+    yield from found
+    run_ms = found[0]["median_ms"]
+    yield {"what": "ratio cold / docker run", "ratio": round(found[1]["median_ms"] / run_ms, 2)}
+    yield {"what": "ratio docker run / warm", "ratio": round(run_ms / found[2]["median_ms"], 1)}
+
+
+def _sustained(bench: Alone, image: str, count: int) -> Iterator[Row]:
+    """Jobs without a pause, from create to destroy; and the engine alone, before and after, at its better parallelism."""
+    before = max(engine_rate(image, count // 2, threads) for threads in (2, 4))
+    began = time.perf_counter()
+    with ThreadPoolExecutor(4) as clients:
+        starts = [start for start, _ in clients.map(lambda _: bench.job(warm=True), range(count))]
+    ours = count / (time.perf_counter() - began)
+    until(lambda: not bench.pool()["filling"], "nothing is being made")
+    after = max(engine_rate(image, count // 2, threads) for threads in (2, 4))
+    engine = (before + after) / 2
+    yield {
+        "what": f"{count} jobs without a pause, 4 clients",
+        "jobs_per_s": round(ours, 1),
+        "warm": f"{starts.count('warm')} of {count}",
+    }
+    yield {"what": "create + start + kill + remove on the engine alone", "per_s": round(engine, 1)}
+    yield {"what": "ratio ours / the engine's limit", "ratio": round(ours / engine, 2)}
+
+
+@contextmanager
+def alone() -> Iterator[Alone]:
+    home = Path(tempfile.mkdtemp(prefix="cl-"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", _START, str(home)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    try:
+        bench = Alone(home)
+        until(lambda: bench.backend.health() is None, "sandboxd is ready")
+        yield bench
+        bench.backend.close()
+    finally:
+        process.terminate()
+        process.wait(60)
+        for point in syscalls.mounts_below(home):
+            syscalls.unmount(point)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def until(condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not within {_READY_SECONDS} s: {what}")
+        time.sleep(0.02)
+
+
+def _to_result(sandbox: Sandbox, spec: SandboxSpec) -> None:
+    frame = {
+        "type": "job",
+        "id": spec.job_id,
+        "attempt": 1,
+        "payload": {},
+        "inputs": [],
+        "limits": spec.limits.to_dict(),
+    }
+    sandbox.channel.send(frame)
+    while True:
+        found = sandbox.channel.receive(30)
+        if found is None or found["type"] == "error":
+            raise RuntimeError(f"the job gave no result: {found}")
+        if found["type"] == "result":
+            return
+
+
+def _freeze(home: Path) -> str:
+    digest = hashlib.sha256(SOURCE.encode()).hexdigest()
+    folder = home / "bundles" / digest
+    folder.mkdir(parents=True)
+    (folder / "plugin.py").write_text(SOURCE)
+    return digest

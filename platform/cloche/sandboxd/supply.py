@@ -1,0 +1,138 @@
+"""Where a job's sandbox comes from: one that waits, or one made now."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from cloche import logs
+from cloche.config import PoolSettings
+from cloche.errors import PlatformFailure
+from cloche.isolation.backend import SandboxSpec
+from cloche.isolation.spec import check_owner, check_spec
+from cloche.sandboxd.filler import Filler
+from cloche.sandboxd.host import Host
+from cloche.sandboxd.pools import Load, Pools
+from cloche.sandboxd.running import Running
+from cloche.sandboxd.sizing import Bounds
+from cloche.sandboxd.warm import Warm
+from cloche.sandboxd.watch import Watch
+
+log = logs.get(__name__)
+_SHARE = 16  # of the host's memory: one part in so many, where no budget is set
+
+
+@dataclass(frozen=True)
+class Supplied:
+    """A sandbox for a job. ``channel`` is the caller's to close. ``start``: ``"warm"`` or ``"cold"``; ``why`` it is cold."""
+
+    running: Running
+    channel: socket.socket
+    image: str
+    start: str
+    why: str | None
+
+
+class Supply:
+    """Thread-safe. ``start`` before the first ``create``; ``close`` before the host's."""
+
+    def __init__(self, host: Host, settings: PoolSettings) -> None:
+        self._host = host
+        self._on = settings.enabled and settings.max > 0
+        cpus = os.cpu_count() or 1
+        memory = settings.memory or _host_memory() // _SHARE
+        bounds = Bounds(settings.min, settings.max, settings.idle / 1000, memory)
+        watch = Watch()
+        self.pools = Pools(bounds, watch, self._load, fill_rate=settings.fill_rate, cpus=cpus)
+        self._filler = Filler(self.pools, watch, cpus=cpus, make=self._make, destroy=self._destroy)
+        host.make_room = self._make_room
+
+    def start(self) -> None:
+        if self._on:
+            self._filler.start()
+
+    def close(self) -> None:
+        self._filler.close()
+
+    def create(self, spec: SandboxSpec, owner: str) -> Supplied:
+        """
+        Raises:
+            BadSpec: the spec breaks a rule.
+            PlatformFailure: see :meth:`Host.create`.
+        """
+        check_spec(spec)
+        check_owner(owner)
+        why = None if self._on else "the pool is off"
+        image = self._host.image
+        if self._on and spec.warm and image is not None:
+            ticket = self.pools.take(spec, owner, image)
+            if ticket.warm is not None:
+                return self._hand_over(ticket.warm, spec, owner)
+            why = ticket.why
+        running, channel, made_of = self._host.create(spec, owner)
+        return Supplied(running, channel, made_of, "cold", why)
+
+    def retire(self, bundle: str) -> int:
+        """See :meth:`Pools.retire`."""
+        return self.pools.retire(bundle)
+
+    def facts(self) -> list[dict[str, object]]:
+        """Each pool in numbers."""
+        busy: Counter[SandboxSpec] = Counter()
+        for running in self._host.listing():
+            if running.owner is not None and running.template is not None:
+                busy[running.template] += 1
+        return self.pools.facts(busy)
+
+    def _hand_over(self, warm: Warm, spec: SandboxSpec, owner: str) -> Supplied:
+        try:
+            channel = warm.release(owner, spec.limits)
+        except BaseException:
+            warm.close()
+            self._destroy(warm)
+            raise
+        log.info("warm_sandbox_handed_over", sandbox=warm.running.id, job=spec.job_id, attempt=spec.attempt)
+        return Supplied(warm.running, channel, warm.image, "warm", None)
+
+    def _load(self) -> Load:
+        room, cold = self._host.load()
+        return Load(room, cold)
+
+    def _make(self, template: SandboxSpec) -> Warm:
+        began = time.monotonic()
+        running, channel, image = self._host.create(template, None)
+        return Warm(running, channel, image, template.limits, began)
+
+    def _destroy(self, warm: Warm) -> None:
+        self._host.destroy(warm.running.id)
+
+    def _make_room(self) -> bool:
+        """Give up one that waits, for a job that has none."""
+        warm = self.pools.give_up_one()
+        if warm is None:
+            return False
+        try:
+            self._destroy(warm)
+        except PlatformFailure:
+            return False
+        return True
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def reply(supplied: Supplied) -> dict[str, Any]:
+    """The answer to ``create``."""
+    return {
+        "ok": True,
+        "id": supplied.running.id,
+        "in_folder": str(supplied.running.site.folders.inputs),
+        "image": supplied.image,
+        "start": supplied.start,
+        "why": supplied.why,
+    }

@@ -1,0 +1,95 @@
+"""What a worker tells of its host's pools, and what it tells the pools of disabled versions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select, update
+
+from cloche.db import tables as t
+from cloche.errors import PlatformFailure
+from cloche.services.workers import WorkerService
+from cloche.worker.pools import PoolReport
+from tests.support.stores import until
+
+NUMBERS = dict.fromkeys(
+    ("warm", "filling", "busy", "hits", "cold_starts", "evictions", "expired", "lost", "failures", "memory"), 1
+)
+
+
+class Pools:
+    """sandboxd's side: the pools there are, and which were retired."""
+
+    def __init__(self, *bundles: str) -> None:
+        self.items = [{"bundle": bundle, "last_error": None, **NUMBERS} for bundle in bundles]
+        self.retired: list[str] = []
+        self.failure: PlatformFailure | None = None
+
+    def pools(self) -> list[dict[str, Any]]:
+        if self.failure is not None:
+            raise self.failure
+        return list(self.items)
+
+    def retire(self, bundle: str) -> int:
+        self.retired.append(bundle)
+        self.items = [item for item in self.items if item["bundle"] != bundle]
+        return 1
+
+
+@pytest.fixture
+def versions(db) -> dict[str, str]:
+    """Digest by version of a plugin that is known and enabled."""
+    found = {"1.0.0": "a" * 64, "2.0.0": "b" * 64}
+    rows = [
+        {"name": "noop", "version": version, "digest": digest, "manifest": {}, "enabled": True, "first_seen_at": 1}
+        for version, digest in found.items()
+    ]
+    db.write(lambda c: c.execute(insert(t.plugin_version), rows))
+    WorkerService(db).register("w1", "host", 1, ["default"], 2)
+    return found
+
+
+def enable(db, version: str, enabled: bool) -> None:
+    mine = t.plugin_version.c.version == version
+    db.write(lambda c: c.execute(update(t.plugin_version).where(mine).values(enabled=enabled)))
+
+
+def told(db) -> Any:
+    return db.read(lambda c: c.execute(select(t.worker.c.pools)).scalar_one())
+
+
+def test_operators_see_versions_and_numbers(db, versions) -> None:
+    PoolReport(db, Pools(versions["1.0.0"], "f" * 64), "w1", 60).once()
+    assert told(db) == [{"plugin": "noop", "version": "1.0.0", "last_error": None, **NUMBERS}]
+    assert WorkerService(db).pools() == {"host": told(db)}
+
+
+def test_a_disabled_version_is_retired_and_asked_for_no_more(db, versions) -> None:
+    pools = Pools(*versions.values())
+    report = PoolReport(db, pools, "w1", 60)
+    report.once()
+    assert pools.retired == []
+    enable(db, "2.0.0", False)
+    report.once()
+    assert pools.retired == [versions["2.0.0"]]
+    assert report.retired(versions["2.0.0"])
+    assert not report.retired(versions["1.0.0"])
+    report.once()
+    assert pools.retired == [versions["2.0.0"]], "there is nothing left to retire"
+    assert report.retired(versions["2.0.0"]), "although it has no pool any more"
+    enable(db, "2.0.0", True)
+    report.once()
+    assert not report.retired(versions["2.0.0"])
+
+
+def test_a_sandboxd_that_is_away_ends_nothing(db, versions) -> None:
+    pools = Pools(versions["1.0.0"])
+    pools.failure = PlatformFailure("engine_unavailable", "away")
+    report = PoolReport(db, pools, "w1", 0.01)
+    report.start()
+    try:
+        pools.failure = None
+        until(lambda: told(db), 10, "it is told when it is back")
+    finally:
+        report.close()
