@@ -193,6 +193,13 @@ def _assert_other(sandbox: Sandbox, dead: str) -> None:
     assert "setup failed" in (sandbox.why or "")
 
 
+def _state(pid: int) -> str | None:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return None
+
+
 def _kill_agent(running: Running) -> None:
     os.kill(agent(running), signal.SIGKILL)
 
@@ -222,7 +229,9 @@ def test_a_wedged_one_is_not_handed_out(home: Path, daemon: Sandboxd, backend: s
     bundle = support.write_bundle(home, COUNTER)
     support.warm_up(backend, warm_spec(bundle))
     (victim,) = waiting(daemon)
-    os.kill(agent(victim), signal.SIGSTOP)
+    wedged = agent(victim)
+    os.kill(wedged, signal.SIGSTOP)
+    support.wait_until(lambda: _state(wedged) in ("T", None), "it stands still, or was found already")
     outcome = support.run_job(backend, warm_spec(bundle), look=lambda sandbox: _assert_other(sandbox, victim.id))
     assert outcome.value[0] == 2
     assert victim.is_dead(10)

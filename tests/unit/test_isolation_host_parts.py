@@ -32,10 +32,17 @@ def test_usage_of_cgroup_version_1(tmp_path: Path) -> None:
     write(root / "memory/docker/x/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
     write(root / "cpu,cpuacct/docker/x/cpuacct.usage", "1500000000\n")
     write(root / "pids/docker/x/pids.events", "max 3\n")
+    group = cgroups.of_process(7, root, proc)
     used = {"cpu_ms": 1500, "memory_peak": 1048576, "oom_kills": 2, "pids_denied": 3}
-    assert cgroups.of_process(7, root, proc).usage() == used
+    assert group.usage() == used
     write(root / "pids/docker/x/pids.peak", "20\n")
-    assert cgroups.of_process(7, root, proc).usage() == {**used, "pids_peak": 20}
+    assert group.usage() == {**used, "pids_peak": 20}
+    assert (group.memory_used(), group.processes()) == (0, [])
+    write(root / "memory/docker/x/memory.usage_in_bytes", "4096\n")
+    write(root / "pids/docker/x/cgroup.procs", "7\n9\n")
+    assert (group.memory_used(), group.processes()) == (4096, [7, 9])
+    group.forget_peak()
+    assert (root / "memory/docker/x/memory.max_usage_in_bytes").read_text() == "0"
 
 
 def test_usage_of_cgroup_version_2(tmp_path: Path) -> None:
@@ -48,6 +55,11 @@ def test_usage_of_cgroup_version_2(tmp_path: Path) -> None:
     write(folder / "pids.events", "max 0\n")
     group = cgroups.of_process(7, root, proc)
     assert group.usage() == {"cpu_ms": 2500, "memory_peak": 4096, "oom_kills": 1, "pids_denied": 0}
+    write(folder / "memory.current", "2048\n")
+    write(folder / "cgroup.procs", "7\n")
+    assert (group.memory_used(), group.processes()) == (2048, [7])
+    group.forget_peak()
+    assert group.usage()["memory_peak"] == 4096
 
 
 @pytest.mark.parametrize(

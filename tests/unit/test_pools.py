@@ -76,7 +76,7 @@ class World:
 
     def __init__(self, **bounds: Any) -> None:
         self.now = 1_000.0
-        self.load = Load(room=64, cold=0)
+        self.load = Load(room=64, cold=0, disk=1 << 40)
         self.watch = NoWatch()
         self.pools = Pools(
             Bounds(**{"memory": 1 << 30, **bounds}),
@@ -414,9 +414,9 @@ def test_one_that_grows_is_evicted_when_the_budget_is_spent() -> None:
 
 def test_running_jobs_come_first(world: World) -> None:
     world.take(spec())
-    world.load = Load(room=1, cold=0)
+    world.load = Load(room=1, cold=0, disk=1 << 40)
     assert world.next_fill() is None, "the last place is a job's"
-    world.load = Load(room=64, cold=2)
+    world.load = Load(room=64, cold=2, disk=1 << 40)
     assert world.next_fill() is not None
     world.take(spec("b"))
     assert world.next_fill() is None, "while jobs wait for cold starts, one a second"
@@ -479,3 +479,23 @@ def test_closing_gives_up_all(world: World) -> None:
     assert made.closed
     assert world.take(spec()).why == "sandboxd is stopping"
     assert world.next_fill() is None
+
+
+def test_outputs_on_disk_wait_only_where_there_is_plenty_of_room(world: World) -> None:
+    big = spec(output=256 * MIB)
+    world.take(big)
+    world.load = Load(room=64, cold=0, disk=2_047 * MIB)
+    assert world.next_fill() is None
+    world.load = Load(room=64, cold=0, disk=2_048 * MIB)
+    assert world.next_fill() is not None
+
+
+def test_many_that_end_together_are_one_failure() -> None:
+    world = World(least=4)
+    world.take(spec())
+    for warm in world.fill_all():
+        warm.failure = "its channel ended"
+    world.pools.sweep()
+    assert world.facts()["lost"] == 4
+    world.now += 5.1
+    assert world.fill() is not None

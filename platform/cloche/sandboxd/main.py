@@ -43,9 +43,10 @@ class Sandboxd:
             digest = home_digest(home)
             sandbox = settings.sandbox
             uids = self._uids = UidPool(sandbox.uid_base, sandbox.uid_count, start=int(digest, 16))
+            places = Places(home, owner.st_uid, owner.st_gid)
             self.host = Host(
                 engine=Engine(sandbox.docker_socket),
-                places=Places(home, owner.st_uid, owner.st_gid),
+                places=places,
                 uids=uids,
                 home=digest,
                 seccomp=(image_parts.image_folder() / "seccomp.json").read_text("utf-8"),
@@ -55,7 +56,7 @@ class Sandboxd:
                 ),
             )
             self._locks = LockWatch(self.host.listing)
-            self.supply = Supply(self.host, settings.pool)
+            self.supply = Supply(self.host, settings.pool, places.root)
             self.server = Server(self.host, self.supply, settings.sandboxd_socket, owner.st_uid, owner.st_gid)
         except BaseException:
             os.close(self._lock_fd)

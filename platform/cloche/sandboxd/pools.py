@@ -13,7 +13,7 @@ from cloche import logs
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.isolation.backend import SandboxSpec
-from cloche.isolation.spec import template
+from cloche.isolation.spec import out_on_disk, template
 from cloche.sandboxd.pool import Key, Pool, Ticket
 from cloche.sandboxd.sizing import Backoff, Bounds, Bucket
 from cloche.sandboxd.warm import Warm
@@ -25,15 +25,17 @@ SETUP_S = 30.0  # as long as a worker waits for a guest to be ready
 WAIT_S = 10.0  # a job waits this long for a sandbox that is being made, then starts cold
 _QUIET_S = 0.02  # after a request: the job's own start comes before the next one is made
 _HOLD_S = 1.0  # while jobs wait for cold starts, one is made this often at most
+_DISK_MARGIN = 8  # times the size of an output on disk has to be free: a waiting sandbox has allocated all of its own
 _MAX_OWNERS = 1_024
 
 
 @dataclass(frozen=True)
 class Load:
-    """Of the host: how many more sandboxes there may be, and how many jobs wait for a cold start."""
+    """Of the host: how many more sandboxes there may be, how many jobs wait for a cold start, and the free bytes of its disk."""
 
     room: int
     cold: int
+    disk: int
 
 
 class Pools:
@@ -208,6 +210,9 @@ class Pools:
 
     def _fits(self, pool: Pool, load: Load) -> bool:
         """Whether there is room and memory for one more; pools that were not asked for longer give up theirs."""
+        limits = pool.key.template.limits
+        if out_on_disk(limits) and load.disk < _DISK_MARGIN * limits.output:
+            return False
         used = sum(each.bytes() for each in self._pools.values())
         if load.room > 1 and used + pool.each.value <= self._bounds.memory:
             return True
@@ -273,7 +278,10 @@ class Pools:
         self._doom(warm)
 
     def _blame(self, pool: Pool, why: str, kind: str) -> None:
-        pool.backoff.failed(self._now())
+        if (
+            now := self._now()
+        ) >= pool.backoff.until:  # several that end together, as with an engine's restart, are one failure
+            pool.backoff.failed(now)
         pool.problem, pool.kind = why, kind
 
     # --- letting go ---

@@ -7,6 +7,7 @@ import socket
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cloche import logs
@@ -40,8 +41,10 @@ class Supplied:
 class Supply:
     """Thread-safe. ``start`` before the first ``create``; ``close`` before the host's."""
 
-    def __init__(self, host: Host, settings: PoolSettings) -> None:
+    def __init__(self, host: Host, settings: PoolSettings, root: Path) -> None:
+        """``root``: the folder of the sandboxes' sites."""
         self._host = host
+        self._root = root
         self._on = settings.enabled and settings.max > 0
         cpus = os.cpu_count() or 1
         memory = settings.memory or _host_memory() // _SHARE
@@ -100,7 +103,11 @@ class Supply:
 
     def _load(self) -> Load:
         room, cold = self._host.load()
-        return Load(room, cold)
+        try:
+            facts = os.statvfs(self._root)
+        except OSError:
+            return Load(room, cold, 0)
+        return Load(room, cold, facts.f_bavail * facts.f_frsize)
 
     def _make(self, template: SandboxSpec) -> Warm:
         began = time.monotonic()
