@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import pluggy
 
 from cloche_guest import first, loader
-from cloche_guest.job import Job
+from cloche_guest.job import Job, Outside
 from cloche_guest.link import Link, take_standard_streams
 from cloche_guest.protocol import MAX_MESSAGE, MAX_TRACEBACK, PROTOCOL, ProtocolError, encode
 from cloche_guest.relay import Relay
@@ -58,6 +58,7 @@ class Agent:
         frame = self._frame
         limits = frame["limits"]
         self._relay.allow(int(limits["log"]))
+        outside = _way_out(frame.get("egress"))
         job = Job(
             id=str(frame["id"]),
             attempt=int(frame["attempt"]),
@@ -65,6 +66,7 @@ class Agent:
             inputs=[self._inputs / name for name in frame["inputs"]],
             out=self._out,
             reporter=self._relay,
+            outside=outside,
         )
         self._job = job
         try:
@@ -119,6 +121,17 @@ class Agent:
         manager, job = self._manager, self._job
         if manager is not None and job is not None:
             threading.Thread(target=manager.hook.on_cancel, kwargs={"job": job}, daemon=True).start()
+
+
+def _way_out(allow: Any) -> Outside | None:
+    """The job's network, when the host opened one for it; what is imported for that is only then."""
+    if not allow:
+        return None
+    from cloche_guest.network import Network
+
+    network = Network(allow)
+    network.install()
+    return network
 
 
 def main() -> NoReturn:

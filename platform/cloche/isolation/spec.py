@@ -77,7 +77,7 @@ def parse_spec(value: Any) -> SandboxSpec:
     Raises:
         BadSpec: a field is missing, unknown, of the wrong type or out of bounds.
     """
-    names = {"job_id", "attempt", "bundle", "wheels", "limits", "lease_until"}
+    names = {"job_id", "attempt", "bundle", "wheels", "limits", "lease_until", "egress"}
     if not isinstance(value, dict) or value.keys() != names:
         raise BadSpec(f"a spec has exactly the fields {', '.join(sorted(names))}")
     limits = value["limits"]
@@ -101,6 +101,7 @@ def spec_to_json(spec: SandboxSpec) -> dict[str, Any]:
         "wheels": spec.wheels,
         "limits": spec.limits.to_dict(),
         "lease_until": spec.lease_until,
+        "egress": spec.egress,
     }
 
 
@@ -119,6 +120,8 @@ def check_spec(spec: SandboxSpec, ceilings: Limits = CEILINGS) -> None:
         raise BadSpec("wheels is 64 hex digits or null")
     if not _is_count(spec.lease_until, 1 << 53):
         raise BadSpec("lease_until is milliseconds since the epoch")
+    if not isinstance(spec.egress, bool):
+        raise BadSpec("egress is true or false")
     if found := violations(spec.limits, ceilings):
         raise BadSpec(f"limits: {'; '.join(found)}")
 

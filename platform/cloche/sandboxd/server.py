@@ -3,20 +3,21 @@
 Frames as the guest protocol's: 4 bytes of length, one JSON object. The first request is ``hello``; each has one answer, ``{"ok": true, …}``
 or ``{"ok": false, "reason", "message"}``. A sandbox is known by its id, and only to the session that made it.
 
-========== ======================== ======================================================================
-op         fields                   answer
-========== ======================== ======================================================================
-hello      owner, session (or null) session: the key with which further connections join
-create     spec                     id, in_folder, image; beside it the guest's channel as a descriptor
-usage      id                       usage: see :class:`cloche.isolation.backend.Remains`
-resize     id, memory, output       (bytes)
-kill       id
-finish     id                       remains
-destroy    id
+=========== ======================== ======================================================================
+op          fields                   answer
+=========== ======================== ======================================================================
+hello       owner, session (or null) session: the key with which further connections join
+create      spec                     id, in_folder, image; beside it the guest's channel as a descriptor
+usage       id                       usage: see :class:`cloche.isolation.backend.Remains`
+resize      id, memory, output       (bytes)
+kill        id
+open_egress id, allow                (endpoints as text)
+finish      id                       remains
+destroy     id
 list                                items: id, owner, container, dead; of every session
-owner_gone owner                    sessions: how many were ended
+owner_gone  owner                    sessions: how many were ended
 health                              problem, image, running, max_running
-========== ======================== ======================================================================
+=========== ======================== ======================================================================
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Server:
             "kill": self._kill,
             "usage": self._usage,
             "resize": self._resize,
+            "open_egress": self._open_egress,
             "finish": self._finish,
             "destroy": self._destroy,
             "list": self._list,
@@ -208,6 +210,11 @@ class Server:
     def _resize(self, session: Session, request: dict[str, Any]) -> Reply:
         _only(request, "id", "memory", "output")
         self._host.resize(self._owned(session, request["id"]), request["memory"], request["output"])
+        return {"ok": True}, None
+
+    def _open_egress(self, session: Session, request: dict[str, Any]) -> Reply:
+        _only(request, "id", "allow")
+        self._host.open_egress(self._owned(session, request["id"]), request["allow"])
         return {"ok": True}, None
 
     def _finish(self, session: Session, request: dict[str, Any]) -> Reply:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, insert, update
@@ -15,6 +16,8 @@ from cloche.domain.events import Trace
 from cloche.domain.jobs import ClaimedJob
 from cloche.domain.states import State
 from cloche.errors import StaleAttempt
+from cloche.isolation.egress import EgressReport
+from cloche.services import egress
 
 
 class AttemptRecorder:
@@ -40,19 +43,22 @@ class AttemptRecorder:
             if phase is not None:
                 mine = and_(t.attempt.c.job_id == job.id, t.attempt.c.number == job.attempt)
                 connection.execute(update(t.attempt).where(mine).values(phase=phase))
-            rows = [
-                {
-                    "id": uuid7(),
-                    "job_id": job.id,
-                    "attempt": job.attempt,
-                    "event_type": event.value,
-                    "at": now_ms(),
-                    "details": dict(details),
-                }
-                for event, details in events
-            ]
+            rows = [_trace_row(job, event, details) for event, details in events]
             if rows:
                 connection.execute(insert(t.trace_event), rows)
+
+        self._db.write(unit)
+
+    def connected(self, job: ClaimedJob, report: EgressReport) -> None:
+        """Add a trace event for each connection that is told of, one more for their sums, and add those to the platform's."""
+        events = [(Trace.EGRESS_CONNECTION, asdict(one)) for one in report.connections]
+        sums = {"connections": report.total, "bytes_up": report.bytes_up, "bytes_down": report.bytes_down}
+        events.append((Trace.EGRESS_CLOSED, {**sums, "verdicts": dict(report.verdicts or {})}))
+
+        def unit(connection: Connection) -> None:
+            self._guard(connection, job, {"attempt": job.attempt})
+            connection.execute(insert(t.trace_event), [_trace_row(job, event, details) for event, details in events])
+            egress.count(connection, report)
 
         self._db.write(unit)
 
@@ -81,3 +87,14 @@ class AttemptRecorder:
             t.job.c.attempt == job.attempt,
             t.job.c.lease_owner == self._worker_id,
         )
+
+
+def _trace_row(job: ClaimedJob, event: Trace, details: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": uuid7(),
+        "job_id": job.id,
+        "attempt": job.attempt,
+        "event_type": event.value,
+        "at": now_ms(),
+        "details": dict(details),
+    }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
+from cloche.domain.egress import Endpoint
 from cloche.domain.jobs import ClaimedJob
 from cloche.domain.states import Reason
 from cloche.errors import PluginFailure
@@ -54,8 +55,8 @@ class Conversation:
             if frame.get("type") == "error":
                 raise _failure(frame)
 
-    def run(self, inputs: list[str]) -> Any:
-        """Hand the job over and return the plugin's result.
+    def run(self, inputs: list[str], allow: Sequence[Endpoint] = ()) -> Any:
+        """Hand the job over and return the plugin's result. ``allow``: what its egress, which is open by now, leads to.
 
         Raises:
             PluginFailure: the plugin's error, a broken protocol, or ``timed_out``.
@@ -63,16 +64,17 @@ class Conversation:
             Interrupted: cancel or loss of the lease.
         """
         limits = self._job.limits
-        self._channel.send(
-            {
-                "type": "job",
-                "id": self._job.id,
-                "attempt": self._job.attempt,
-                "payload": self._job.payload,
-                "inputs": inputs,
-                "limits": limits,
-            }
-        )
+        message: dict[str, Any] = {
+            "type": "job",
+            "id": self._job.id,
+            "attempt": self._job.attempt,
+            "payload": self._job.payload,
+            "inputs": inputs,
+            "limits": limits,
+        }
+        if allow:
+            message["egress"] = [str(endpoint) for endpoint in allow]
+        self._channel.send(message)
         began = time.monotonic()
         deadline = began + limits["time_ms"] / 1000
         while True:

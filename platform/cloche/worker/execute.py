@@ -16,12 +16,14 @@ from sqlalchemy import Connection
 from cloche import logs
 from cloche.clock import now_ms
 from cloche.db.engine import Database
+from cloche.domain.egress import Endpoint
 from cloche.domain.events import Trace
 from cloche.domain.jobs import ClaimedJob, Success
 from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import ClocheError, JobFailure, PlatformFailure, PluginFailure, StaleAttempt, Unavailable
 from cloche.isolation.backend import Backend, Remains, Sandbox, SandboxSpec
+from cloche.isolation.egress import EgressReport
 from cloche.queueing.broker import Broker
 from cloche.services import effects
 from cloche.services.attempts import AttemptRecorder
@@ -50,6 +52,10 @@ _NEVER_FINE = {"output_files_over", "output_over"}
 _SHOWN_LIMITS = ("memory", "pids", "time_ms", "output", "output_files", "log", "result")
 
 
+# What an attempt may reach. Raises PluginFailure (``egress_denied``) or PlatformFailure (``bundle_unavailable``).
+Outbound = Callable[[ClaimedJob], tuple[Endpoint, ...]]
+
+
 @dataclass(frozen=True)
 class Tools:
     """What every attempt of a worker uses."""
@@ -61,6 +67,7 @@ class Tools:
     recorder: AttemptRecorder
     files: JobFiles
     worker_id: str
+    outbound: Outbound
 
 
 class Execution:
@@ -74,6 +81,7 @@ class Execution:
         self._journal = Journal(tools.recorder, tools.broker, self._job, self._limits.log)
         self._usage: dict[str, Any] = {}
         self._buried = False
+        self._allow: tuple[Endpoint, ...] = ()
 
     def run(self) -> None:
         try:
@@ -111,7 +119,8 @@ class Execution:
     def _spec(self) -> SandboxSpec:
         bundle, wheels = self._tools.files.bundle(self._job)
         job = self._job
-        return SandboxSpec(job.id, job.attempt, bundle, wheels, self._limits, job.lease_until)
+        self._allow = self._tools.outbound(job)
+        return SandboxSpec(job.id, job.attempt, bundle, wheels, self._limits, job.lease_until, egress=bool(self._allow))
 
     def _received(self, sandbox: Sandbox, duration_ms: int) -> None:
         self._hold.on_interrupt = sandbox.kill
@@ -130,9 +139,11 @@ class Execution:
         staged_event = (Trace.STAGED_IN, {"duration_ms": _ms(began), "files": shown[:50], "count": len(shown)})
         try:
             talk.await_ready()
+            if self._allow:
+                sandbox.open_egress(self._allow)
             self._trace("running", staged_event, (Trace.STARTED, {}))
             began = time.monotonic()
-            result = talk.run([file.path for file in staged])
+            result = talk.run([file.path for file in staged], self._allow)
         except (PluginFailure, EOFError) as error:
             if self._not_ours():
                 raise Interrupted from None  # we killed it ourselves; that is nobody's failure
@@ -178,9 +189,22 @@ class Execution:
         if ran_ms is not None:
             self._usage["ran_ms"] = ran_ms
         self._journal.flush()
+        if remains.egress is not None:
+            self._note_egress(remains.egress)
         if self._journal.truncated:
             self._trace(None, (Trace.LOG_TRUNCATED, {"limit": self._limits.log, "used": self._journal.kept}))
         return remains
+
+    def _note_egress(self, report: EgressReport) -> None:
+        self._usage |= {
+            "egress_connections": report.total,
+            "egress_up": report.bytes_up,
+            "egress_down": report.bytes_down,
+        }
+        try:
+            self._tools.recorder.connected(self._job, report)
+        except Unavailable as error:
+            _log.warning("connections not written", job_id=self._job.id, error=str(error))
 
     def _stopped(self) -> bool:
         """Whether staging should end: nobody wants this attempt's outcome any more."""

@@ -12,7 +12,7 @@ from cloche.cli.up.child import Service
 from cloche.config import Settings
 
 # Started in this order, stopped in the opposite one. Those below 10 clean up after others, and are always given the time.
-VALKEY, SANDBOXD, SCHEDULER, WEB, WORKERS = 1, 2, 10, 11, 12
+VALKEY, EGRESS, SANDBOXD, SCHEDULER, WEB, WORKERS = 1, 2, 3, 10, 11, 12
 _WORKER_MARGIN_S = 5.0  # over its own grace, to hand back what is unfinished
 _WEB_GRACE_S = 20.0  # over the 15 s it gives requests that still run
 _SANDBOXD_GRACE_S = 30.0  # it destroys every sandbox that is left
@@ -23,6 +23,9 @@ def services(settings: Settings, environment: Mapping[str, str], *, own_valkey: 
     planned: list[Service] = []
     if own_valkey:
         planned.append(_valkey(settings.home))
+    if settings.egress.enabled:
+        ready = settings.egress_socket.is_socket
+        planned.append(Service("egress", EGRESS, _cloche("egress"), ready=ready, environment=environment))
     planned.append(
         Service(
             "sandboxd",
