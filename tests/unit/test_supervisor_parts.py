@@ -195,7 +195,7 @@ def _settings(home: Path) -> Settings:
 
 def test_the_plan_starts_the_daemon_first_and_the_workers_last(home: Path) -> None:
     planned = plan.services(_settings(home), {}, own_valkey=True)
-    assert [service.name for service in planned] == ["valkey", "sandboxd", "scheduler", "web", "worker-1"]
+    assert [service.name for service in planned] == ["valkey", "egress", "sandboxd", "scheduler", "web", "worker-1"]
     assert [service.stage for service in planned] == sorted(service.stage for service in planned)
     assert list(planned[-1].argv("an-id"))[-3:] == ["worker", "--id", "an-id"]
 

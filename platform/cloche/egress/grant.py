@@ -20,6 +20,7 @@ from cloche.isolation.egress import MAX_RECORDED, EgressConnection, EgressReport
 log = logs.get(__name__)
 _CREDENTIALS = struct.Struct("3i")
 _LAST_WORDS_S = 2.0  # to read why it was refused
+_ENDING_S = 0.05
 _PAUSE_S = 0.2  # before another accept when the process has no descriptor left
 
 
@@ -83,7 +84,13 @@ class Grant:
 
     async def close(self) -> EgressReport:
         """Nobody new, everything that is open cut; what there was. Any number of times."""
-        tasks = {*self._tasks, *({self._acceptor} if self._acceptor is not None else ())}
+        if self._acceptor is not None:
+            self._acceptor.cancel()
+            await asyncio.gather(self._acceptor, return_exceptions=True)
+        tasks = set(self._tasks)
+        if tasks:
+            # The job is dead by now: what is at its own end is told as that, and not as cut.
+            await asyncio.wait(tasks, timeout=_ENDING_S)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -50,7 +50,7 @@ class EgressServer:
         self._thread = threading.Thread(target=self._loop.run_forever, name="egress", daemon=True)
         self._grants: dict[str, Grant] = {}
         self._lock = threading.Lock()
-        self._streams: set[socket.socket] = set()
+        self._streams: dict[socket.socket, threading.Thread] = {}
         self._closed = False
 
     def bind(self) -> None:
@@ -82,19 +82,23 @@ class EgressServer:
             if self._closed:
                 return
             self._closed = True
-            streams = list(self._streams)
+            streams = dict(self._streams)
         if self._listener is not None:
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
         for stream in streams:
             _break_off(stream)
+        for thread in streams.values():
+            thread.join(_CALL_S)  # each takes back what it opened
         if self._thread.is_alive():
             for sandbox in list(self._grants):
                 with contextlib.suppress(TimeoutError):
                     self.close_grant(sandbox)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_CALL_S)
+        if not self._thread.is_alive():
+            self._loop.close()
         self._system.close()
 
     def open_grant(
@@ -115,12 +119,13 @@ class EgressServer:
                 stream, _ = listener.accept()
             except OSError:
                 return  # closed
+            thread = threading.Thread(target=self._serve, args=(stream,), name="sandboxd", daemon=True)
             with self._lock:
                 if self._closed:
                     stream.close()
                     return
-                self._streams.add(stream)
-            threading.Thread(target=self._serve, args=(stream,), name="sandboxd", daemon=True).start()
+                self._streams[stream] = thread
+                thread.start()
 
     def _serve(self, stream: socket.socket) -> None:
         mine: set[str] = set()
@@ -138,8 +143,8 @@ class EgressServer:
                 with contextlib.suppress(TimeoutError):  # the loop hangs, or has ended with all it carried
                     self.close_grant(sandbox)
             with self._lock:
-                self._streams.discard(stream)
-            stream.close()
+                del self._streams[stream]
+                stream.close()
 
     def _answer(self, stream: socket.socket, mine: set[str]) -> bool:
         """One request; False at the end of the connection."""

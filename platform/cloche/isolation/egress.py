@@ -16,7 +16,7 @@ health                              ``ok``, ``sandboxes``, ``connections``: how 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -67,7 +67,7 @@ class EgressReport:
     total: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
-    verdicts: Mapping[str, int] | None = None  # how many ended how
+    verdicts: Mapping[str, int] = field(default_factory=dict)  # how many ended how
 
 
 class BadMessage(ValueError):
@@ -95,7 +95,7 @@ def report_to_json(report: EgressReport) -> dict[str, Any]:
         "total": report.total,
         "bytes_up": report.bytes_up,
         "bytes_down": report.bytes_down,
-        "verdicts": dict(report.verdicts or {}),
+        "verdicts": dict(report.verdicts),
     }
 
 

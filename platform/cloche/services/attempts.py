@@ -53,7 +53,7 @@ class AttemptRecorder:
         """Add a trace event for each connection that is told of, one more for their sums, and add those to the platform's."""
         events = [(Trace.EGRESS_CONNECTION, asdict(one)) for one in report.connections]
         sums = {"connections": report.total, "bytes_up": report.bytes_up, "bytes_down": report.bytes_down}
-        events.append((Trace.EGRESS_CLOSED, {**sums, "verdicts": dict(report.verdicts or {})}))
+        events.append((Trace.EGRESS_CLOSED, {**sums, "verdicts": dict(report.verdicts)}))
 
         def unit(connection: Connection) -> None:
             self._guard(connection, job, {"attempt": job.attempt})

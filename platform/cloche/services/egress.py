@@ -147,7 +147,7 @@ class EgressService:
 def count(connection: Connection, report: EgressReport) -> None:
     """Add an attempt's connections to the sums that metrics show. Bytes are counted with the verdict of their connection, as far as those
     were told one by one; the rest under ``closed``."""
-    sums: dict[str, list[int]] = {name: [number, 0, 0] for name, number in (report.verdicts or {}).items()}
+    sums: dict[str, list[int]] = {name: [number, 0, 0] for name, number in report.verdicts.items()}
     up, down = report.bytes_up, report.bytes_down
     for one in report.connections:
         known = sums.setdefault(one.verdict, [0, 0, 0])
