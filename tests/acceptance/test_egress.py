@@ -77,7 +77,7 @@ def test_one_job_out_and_back(folder: Path) -> None:
             # allowed by a wildcard of the operator, and leads inside
             inside = finished(submit(f"localhost:{other.port}"))
             assert inside["status"] == "failed"
-            assert "not a public address" in inside["error"]["message"]
+            assert "leads to an address that is not public" in inside["error"]["message"]
             assert not other.came.acquire(blocking=False)
 
             metrics = client.get(f"{stack.url}/metrics").text

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import importlib.util
 import json
+import shutil
 import socket
 import ssl
 import threading
@@ -199,6 +201,43 @@ def test_urllib_over_http_and_https(world: World, certificate: tuple[ssl.SSLCont
     assert all(one.bytes_up > 50 and one.bytes_down > 50 for one in report.connections)
 
 
+def test_requests_with_its_own_pool_of_connections(world: World, certificate: tuple[ssl.SSLContext, str]) -> None:
+    """The package as a plugin would have it: unpacked wheels on ``sys.path``."""
+    context, pem = certificate
+    wheels = "e" * 64
+    for name in ("requests", "urllib3", "idna", "certifi", "charset_normalizer"):
+        source = importlib.util.find_spec(name)
+        assert source is not None
+        assert source.origin is not None
+        shutil.copytree(Path(source.origin).parent, world.home / "wheels" / wheels / "site" / name, dirs_exist_ok=True)
+    body = """
+    import requests
+    (job.out / "ca.pem").write_text(job.payload["pem"])
+    session = requests.Session()
+    session.verify = str(job.out / "ca.pem")
+    found = [session.get(url, timeout=20).json()["path"] for url in job.payload["urls"]]
+    found.append(session.post(job.payload["urls"][0], data=b"posted", timeout=20).json()["got"])
+    try:
+        session.get("https://other.example/", timeout=20)
+    except requests.exceptions.ProxyError as error:
+        found.append(str(error))
+    return found
+    """
+    with web() as plain, web(context) as secure:
+        allow = [f"web.example:{plain}", f"tls.example:{secure}"]
+        urls = [f"http://web.example:{plain}/{n}" for n in range(3)]
+        urls += [f"https://tls.example:{secure}/{n}" for n in range(3)]
+        bundle = sandbox.write_bundle(world.home, sandbox.plugin(body))
+        spec = sandbox.spec(bundle, egress=True, wheels=wheels)
+        outcome = sandbox.run_job(world.backend, spec, {"urls": urls, "pem": pem}, allow=allow)
+    assert outcome.value[:7] == ["/0", "/1", "/2", "/0", "/1", "/2", "posted"]
+    assert "other.example:443 is not among the hosts this job may reach" in outcome.value[7]
+    assert outcome.remains is not None
+    assert outcome.remains.egress is not None
+    # one connection for each plain request, and one that TLS keeps for three
+    assert outcome.remains.egress.verdicts == {"closed": 5, "not_allowed": 1}
+
+
 def test_smtplib_with_starttls_under_the_servers_own_name(
     world: World, certificate: tuple[ssl.SSLContext, str]
 ) -> None:
@@ -300,7 +339,7 @@ def test_a_name_that_leads_inside(home: Path) -> None:
         """
         outcome = World(home, backend).run(body, f"evil.example:{target.port}")
         backend.close()
-        assert "evil.example leads to 127.0.0.1, which is not a public address" in outcome.value
+        assert "evil.example leads to an address that is not public" in outcome.value
         assert not target.came.acquire(blocking=False)
 
 

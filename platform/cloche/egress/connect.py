@@ -8,14 +8,16 @@ import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from cloche import logs
 from cloche.domain.addresses import Address, Network, is_public, parse_address, within
 from cloche.domain.egress import Endpoint, is_literal
 from cloche.isolation.egress import Verdict
 
+log = logs.get(__name__)
 Resolver = Callable[[str], Awaitable[list[str]]]
 _MAX_ADDRESSES = 8  # tried of one name
-_RESOLVERS = 16  # look-ups at once in the process; a resolver that hangs holds a thread until its own time-out
-_PER_SANDBOX = 2
+_RESOLVERS = 128  # look-ups at once in the process; one that hangs holds its thread until the system's own time-out
+_PER_SANDBOX = 2  # of them for one sandbox, counted until they have really ended
 
 
 class ConnectRefused(Exception):
@@ -55,7 +57,13 @@ class Connector:
         self._resolve_s = resolve_s
         self._connect_s = connect_s
         self._pinned: dict[str, tuple[Address, ...]] = {}
+        self._looking: dict[str, asyncio.Task[list[str]]] = {}
         self._lookups = asyncio.Semaphore(_PER_SANDBOX)
+
+    def close(self) -> None:
+        """Wait for no name server any more."""
+        for task in self._looking.values():
+            task.cancel()
 
     async def connect(self, endpoint: Endpoint, private: tuple[Network, ...]) -> tuple[socket.socket, str]:
         """A connected, non-blocking socket and the address it leads to. ``private``: networks allowed though they are not public.
@@ -67,8 +75,10 @@ class Connector:
         for address in addresses:
             # One bad address refuses them all: which of them would be taken is the name server's choice.
             if not within(address, private) and (not is_public(address) or _is_ours(address)):
+                # The job is not told which: names of the inside would be no secret to it.
+                log.info("egress_address_refused", host=endpoint.host, address=str(address))
                 raise ConnectRefused(
-                    Verdict.ADDRESS_REFUSED, 403, f"{endpoint.host} leads to {address}, which is not a public address"
+                    Verdict.ADDRESS_REFUSED, 403, f"{endpoint.host} leads to an address that is not public"
                 )
         try:
             async with asyncio.timeout(self._connect_s):
@@ -80,20 +90,41 @@ class Connector:
     async def _addresses(self, host: str) -> tuple[Address, ...]:
         if is_literal(host):
             return (parse_address(host),)
-        async with self._lookups:
-            if host not in self._pinned:
-                self._pinned[host] = await self._look_up(host)
-            return self._pinned[host]
+        if host not in self._pinned:
+            self._pinned[host] = await self._look_up(host)
+        return self._pinned[host]
 
     async def _look_up(self, host: str) -> tuple[Address, ...]:
         try:
             async with asyncio.timeout(self._resolve_s):
-                found = tuple(parse_address(text) for text in await self._resolve(host))
+                # Shielded: who gives up waiting does not make room for another look-up of a name server that never answers.
+                found = tuple(parse_address(text) for text in await asyncio.shield(await self._asked(host)))
         except (OSError, TimeoutError, ValueError, UnicodeError):
             found = ()
         if not found:
             raise ConnectRefused(Verdict.NO_SUCH_HOST, 502, f"{host} has no address")
         return found
+
+    async def _asked(self, host: str) -> asyncio.Task[list[str]]:
+        """The look-up of the name that is under way, or a new one."""
+        if host in self._looking:
+            return self._looking[host]
+        await self._lookups.acquire()
+        if host in self._looking:  # somebody was faster
+            self._lookups.release()
+            return self._looking[host]
+        task = self._looking[host] = asyncio.get_running_loop().create_task(self._found(host))
+        task.add_done_callback(lambda _: self._done(host))
+        return task
+
+    async def _found(self, host: str) -> list[str]:
+        return await self._resolve(host)
+
+    def _done(self, host: str) -> None:
+        task = self._looking.pop(host)
+        self._lookups.release()
+        if not task.cancelled():
+            task.exception()  # whoever still waits has it too
 
 
 async def _first(addresses: tuple[Address, ...], port: int) -> tuple[socket.socket, str]:

@@ -95,6 +95,7 @@ class Grant:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._listener.close()
+        self._connector.close()
         return EgressReport(tuple(self._recorded), self._total, self._up, self._down, dict(self._verdicts))
 
     async def _accept(self) -> None:
