@@ -68,7 +68,6 @@ class Grant:
         self._allow = frozenset(endpoint for endpoint in allow if shared.platform.policy.allows(endpoint))
         self._shared = shared
         bounds = shared.bounds
-        self._places = asyncio.Semaphore(bounds.connections)
         self._budget = Budget(bounds.max_bytes)
         self._connector = Connector(shared.resolve, bounds.resolve_s, bounds.connect_s)
         self._began = time.monotonic()
@@ -77,16 +76,17 @@ class Grant:
         self._total = self._up = self._down = 0
         self._verdicts: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._acceptor: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._listening = False
 
     def start(self) -> None:
-        self._acceptor = asyncio.get_running_loop().create_task(self._accept())
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._listener, self._accept)
+        self._listening = True
 
     async def close(self) -> EgressReport:
         """Nobody new, everything that is open cut; what there was. Any number of times."""
-        if self._acceptor is not None:
-            self._acceptor.cancel()
-            await asyncio.gather(self._acceptor, return_exceptions=True)
+        self._stop_listening()
         tasks = set(self._tasks)
         if tasks:
             # The job is dead by now: what is at its own end is told as that, and not as cut.
@@ -94,30 +94,47 @@ class Grant:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._listener.close()
         self._connector.close()
         return EgressReport(tuple(self._recorded), self._total, self._up, self._down, dict(self._verdicts))
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _accept(self) -> None:
+        """Somebody connects. At the bound of open connections nobody is accepted: further ones wait in the socket's own short queue."""
         try:
-            while self._accepted < self._shared.bounds.total:
-                # At the bound of open connections nobody is accepted: further ones wait in the socket's own short queue.
-                await self._places.acquire()
-                try:
-                    stream, _ = await loop.sock_accept(self._listener)
-                except OSError as error:
-                    log.warning("egress_accept_failed", error=str(error))
-                    self._places.release()
-                    await asyncio.sleep(_PAUSE_S)
-                    continue
-                self._accepted += 1
-                task = loop.create_task(self._connection(stream))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+            stream, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:  # no descriptor is left, for now
+            log.warning("egress_accept_failed", error=str(error))
+            self._loop.remove_reader(self._listener)
+            self._loop.call_later(_PAUSE_S, self._resume)
+            return
+        bounds = self._shared.bounds
+        if self._accepted >= bounds.total:
+            stream.close()
+            self._stop_listening()
             self._end(_Attempt(time.monotonic(), verdict=Verdict.TOO_MANY))
-        finally:
-            self._listener.close()
+            return
+        self._accepted += 1
+        stream.setblocking(False)
+        task = self._loop.create_task(self._connection(stream))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        if len(self._tasks) >= bounds.connections:
+            self._loop.remove_reader(self._listener)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._resume()
+
+    def _resume(self) -> None:
+        if self._listening and len(self._tasks) < self._shared.bounds.connections:
+            self._loop.add_reader(self._listener, self._accept)
+
+    def _stop_listening(self) -> None:
+        if self._listening:
+            self._listening = False
+            self._loop.remove_reader(self._listener)
+        self._listener.close()
 
     async def _connection(self, stream: socket.socket) -> None:
         attempt = _Attempt(time.monotonic())
@@ -142,7 +159,6 @@ class Grant:
             stream.close()
             if held:
                 self._shared.give_back()
-            self._places.release()
             self._end(attempt)
 
     async def _serve(self, job: Pipe, attempt: _Attempt) -> None:
