@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from cloche import config
+from cloche.cli.commands import doctor
 from tests.support.cli import Cli
 from tests.support.fake_api import Answer, FakeApi, serving
 
@@ -48,3 +50,17 @@ def test_a_refusal_is_shown_with_its_pointer(api: FakeApi, cli: Cli) -> None:
     ran = cli("egress-policy", "set", "nonsense")
     assert ran.code == 1
     assert "/allow/0: needs a port" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "word"),
+    [
+        ({}, "ok", "no job reaches anything"),
+        ({"allow": "*:443", "private": "10.0.0.1"}, "ok", "10.0.0.1/32"),
+        ({"allow": "nonsense"}, "fail", "needs a port"),
+    ],
+)
+def test_the_doctor_says_what_may_be_reached(settings: dict[str, str], status: str, word: str) -> None:
+    check = doctor._egress(config.load(egress=settings))
+    assert check.status == status
+    assert word in check.detail
