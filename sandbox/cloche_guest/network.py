@@ -72,7 +72,7 @@ class Network:
         self, address: tuple[str, int], timeout: Any = _DEFAULT, *args: Any, **more: Any
     ) -> socket.socket:
         host, port = address[:2]
-        if f"{host}:{port}".lower() in self.allow or f"[{host}]:{port}".lower() in self.allow:
+        if isinstance(host, str) and host and _target(host, port) in self.allow:
             return self.connect(host, port, socket.getdefaulttimeout() if timeout is _DEFAULT else timeout)
         given = () if timeout is _DEFAULT else (timeout,)
         return _create_connection(address, *given, *args, **more)
@@ -202,11 +202,21 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         writer.write_eof()
 
 
-def _request(host: str, port: int) -> bytes:
+def _target(host: str, port: int) -> str:
+    """``host:port`` as the proxy outside reads it.
+
+    Raises:
+        ValueError: no host name.
+    """
     name = f"[{host}]" if ":" in host and not host.startswith("[") else host
     target = f"{name if name.isascii() else name.encode('idna').decode('ascii')}:{int(port)}".lower()
     if not all("!" <= char <= "~" for char in target):
         raise ValueError("no host name")
+    return target
+
+
+def _request(host: str, port: int) -> bytes:
+    target = _target(host, port)
     return f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode("ascii")
 
 
