@@ -72,10 +72,16 @@ class Network:
         self, address: tuple[str, int], timeout: Any = _DEFAULT, *args: Any, **more: Any
     ) -> socket.socket:
         host, port = address[:2]
-        if isinstance(host, str) and host and _target(host, port) in self.allow:
+        if self._knows(host, port):
             return self.connect(host, port, socket.getdefaulttimeout() if timeout is _DEFAULT else timeout)
         given = () if timeout is _DEFAULT else (timeout,)
         return _create_connection(address, *given, *args, **more)
+
+    def _knows(self, host: Any, port: Any) -> bool:
+        try:
+            return _target(host, port) in self.allow
+        except (ValueError, TypeError):
+            return False  # no host name, or the name of a service: the ordinary function says what is wrong
 
     def connect(self, host: str, port: int, timeout: float | None = None) -> socket.socket:
         """A TCP socket that leads to the host.
