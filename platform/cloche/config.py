@@ -26,8 +26,14 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
+def _joined(value: Any) -> Any:
+    """A list, as it comes from a file, as the text that the environment would hold."""
+    return ",".join(str(item) for item in value) if isinstance(value, list) else value
+
+
 Milliseconds = Annotated[int, BeforeValidator(lambda value: parse_duration(_number(value)))]
 Bytes = Annotated[int, BeforeValidator(lambda value: parse_size(_number(value)))]
+Texts = Annotated[str, BeforeValidator(_joined)]  # entries between commas or spaces; a file may have a list
 
 
 class _Group(BaseModel):
@@ -111,6 +117,27 @@ class PoolSettings(_Group):
     fill_rate: float = Field(10.0, gt=0, le=1_000, description="Sandboxes made ahead per second at most.")
 
 
+class EgressSettings(_Group):
+    enabled: bool = Field(True, description="Run the egress proxy under `up`; without it no job has a network.")
+    allow: Texts = Field(
+        "",
+        description="What jobs of this platform may reach at most: `host:port`, `*.domain:port`, `*:443`; nothing when empty.",
+    )
+    private: Texts = Field(
+        "",
+        description="Addresses and networks that are not public and may be reached all the same, by hosts that `allow` names without a wildcard.",
+    )
+    connections: int = Field(32, ge=1, le=1_024, description="Connections of one job open at once; further ones wait.")
+    connections_total: int = Field(1_000, ge=1, le=1_000_000, description="Connections one attempt of a job may make.")
+    host_connections: int = Field(
+        1_024, ge=1, le=65_536, description="Connections of all jobs of this host open at once."
+    )
+    max_bytes: Bytes = Field(1 << 30, description="Bytes one attempt of a job may send and receive.")
+    idle: Milliseconds = Field(60_000, description="A connection on which nothing moves for this long is cut.")
+    max_time: Milliseconds = Field(3_600_000, description="Longest life of one connection.")
+    uid: int = Field(209_999, ge=1_000, description="User id that the egress proxy takes when it is started as root.")
+
+
 class RetrySettings(_Group):
     max_retries: int = Field(3, ge=0, le=100, description="Retries of a job whose plugin and body name none.")
     platform_budget: int = Field(
@@ -160,6 +187,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     sandbox: SandboxSettings = SandboxSettings()
     pool: PoolSettings = PoolSettings()
+    egress: EgressSettings = EgressSettings()
     retry: RetrySettings = RetrySettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     metrics: MetricsSettings = MetricsSettings()
@@ -187,6 +215,10 @@ class Settings(BaseSettings):
     @property
     def sandboxd_socket(self) -> Path:
         return self.home / "run" / "sandboxd.sock"
+
+    @property
+    def egress_socket(self) -> Path:
+        return self.home / "run" / "egress.sock"
 
     @property
     def plugin_folders(self) -> tuple[Path, ...]:
@@ -241,6 +273,9 @@ def _check_together(settings: Settings) -> None:
         raise SettingsError("pool.min is more than pool.max")
     if settings.pool.idle < 1_000:
         raise SettingsError("pool.idle is at least 1s")
+    sandbox, uid = settings.sandbox, settings.egress.uid
+    if sandbox.uid_base <= uid < sandbox.uid_base + sandbox.uid_count:
+        raise SettingsError("egress.uid is one of the sandboxes' own user ids (sandbox.uid_base): choose another")
     if worker.count * worker.slots > settings.sandbox.max_running:
         raise SettingsError(
             "worker.count × worker.slots is more than sandbox.max_running: raise that, or take fewer slots"

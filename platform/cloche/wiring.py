@@ -8,6 +8,7 @@ from cloche.audit.keys import KeyRing
 from cloche.config import Settings
 from cloche.db.audit_log import AuditLog
 from cloche.db.engine import Database
+from cloche.domain.egress import platform_egress
 from cloche.domain.retries import PlatformBudget
 from cloche.queueing.broker import Broker
 from cloche.queueing.redis_broker import RedisBroker
@@ -16,6 +17,7 @@ from cloche.services.access import AccessService
 from cloche.services.admission import Defaults
 from cloche.services.auditing import AuditService
 from cloche.services.container import Services
+from cloche.services.egress import EgressService
 from cloche.services.files import FileService
 from cloche.services.jobs import JobService
 from cloche.services.plugins import PluginService
@@ -38,13 +40,14 @@ def build(settings: Settings, component: str, *, broker: Broker | None = None) -
 
     Raises:
         EnvironmentProblem: a key file or a folder cannot be used.
-        SettingsError: the database's URL is not one this version takes.
+        SettingsError: the database's URL is not one this version takes, or the egress policy is malformed.
     """
     home = settings.home
     keyring = KeyRing.load_or_create(home / "keys")
     audit = AuditLog(keyring.hmac_key)
     vault = OptionVault.load_or_create(home / "keys" / "remotes.key")
     catalog = Catalog(settings.plugin_folders)
+    platform = platform_egress(settings.egress.enabled, settings.egress.allow, settings.egress.private)
     # What is opened here is closed again, newest first, when something further down fails.
     with ExitStack() as opened:
         db = Database(settings.database_url)
@@ -56,6 +59,7 @@ def build(settings: Settings, component: str, *, broker: Broker | None = None) -
         run_dir = home / "run" / f"rclone-{component}"
         rclone = RcloneDaemon(rclone_binary(), run_dir, allow_addresses=settings.remote.allow_private)
         opened.callback(rclone.close)
+        egress = EgressService(db, audit, platform)
         plugins = PluginService(db, catalog, audit)
         transitions = Transitions(audit, PlatformBudget(settings.retry.platform_budget, settings.retry.worker_deaths))
         defaults = Defaults(settings.retry.max_retries, settings.worker.job_timeout)
@@ -67,9 +71,10 @@ def build(settings: Settings, component: str, *, broker: Broker | None = None) -
             audit_log=audit,
             keyring=keyring,
             catalog=catalog,
-            jobs=JobService(db, redis, hub, plugins, transitions, defaults),
+            jobs=JobService(db, redis, hub, plugins, transitions, defaults, egress),
             files=FileService(db, ArtifactStore(home / "artifacts"), audit),
             remotes=RemoteService(db, audit, vault, rclone),
+            egress=egress,
             access=AccessService(db, audit, settings),
             queues=QueueService(db),
             workers=WorkerService(db),

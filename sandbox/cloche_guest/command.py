@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from cloche_guest import first
 from cloche_guest.link import Link
-from cloche_guest.main import INPUTS, OUT, Agent, python_version, start, wait_for_the_end
+from cloche_guest.main import INPUTS, OUT, Agent, python_version, start, wait_for_the_end, way_out
 from cloche_guest.protocol import PROTOCOL, ProtocolError, parse
 from cloche_guest.relay import Relay
 
@@ -65,9 +65,10 @@ class CommandAgent(Agent):
         frame = self._frame
         limits = frame["limits"]
         self._relay.allow(int(limits["log"]))
+        network = way_out(frame.get("egress"))
         try:
             self._write_job(frame)
-            code = self._run_command()
+            code = self._run_command({} if network is None else network.environment)
             if code < 0:
                 self._flush()
                 die_of(-code)
@@ -95,15 +96,18 @@ class CommandAgent(Agent):
         with os.fdopen(fd, "wb") as file:
             file.write(data)
 
-    def _run_command(self) -> int:
-        """Its exit code, or minus the signal that killed it. Whatever else it started has been killed then."""
+    def _run_command(self, proxy: Mapping[str, str]) -> int:
+        """Its exit code, or minus the signal that killed it. Whatever else it started has been killed then.
+
+        ``proxy``: variables that tell it of its way out, where it has one.
+        """
         try:
             with self._process_lock:
                 self._process = process = subprocess.Popen(
                     self._order.command,
                     stdin=subprocess.DEVNULL,
                     cwd=self._out,
-                    env=dict(self._order.environment),
+                    env={**self._order.environment, **proxy},
                     process_group=0,
                 )
                 if self._canceled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,14 @@ class Reporter(Protocol):
     def log(self, text: str) -> None: ...
 
 
+class Outside(Protocol):
+    """The way out of a job that has egress."""
+
+    def connect(self, host: str, port: int, timeout: float | None = None) -> socket.socket: ...
+
+    def forward(self, host: str, port: int) -> tuple[str, int]: ...
+
+
 class Job:
     """One attempt of one job.
 
@@ -23,7 +32,15 @@ class Job:
     """
 
     def __init__(
-        self, *, id: str, attempt: int, payload: dict[str, Any], inputs: Sequence[Path], out: Path, reporter: Reporter
+        self,
+        *,
+        id: str,
+        attempt: int,
+        payload: dict[str, Any],
+        inputs: Sequence[Path],
+        out: Path,
+        reporter: Reporter,
+        outside: Outside | None = None,
     ) -> None:
         self.id = id
         self.attempt = attempt
@@ -31,6 +48,7 @@ class Job:
         self.inputs = list(inputs)
         self.out = out
         self._reporter = reporter
+        self._outside = outside
 
     def progress(self, current: float, total: float | None = None, message: str | None = None) -> None:
         """Say how far the job is. As often as you like: at most ten a second are sent, and always the last."""
@@ -39,6 +57,29 @@ class Job:
     def log(self, message: str) -> None:
         """Write one line to the job's log. ``print`` does the same."""
         self._reporter.log(f"{message}\n")
+
+    def connect(self, host: str, port: int, timeout: float | None = None) -> socket.socket:
+        """A connected TCP socket to a host that this job may reach.
+
+        Raises:
+            PermissionError: the job may not reach it, or has no network at all; the message says which.
+            OSError: it does not answer.
+        """
+        return self._way_out().connect(host, port, timeout)
+
+    def forward(self, host: str, port: int) -> tuple[str, int]:
+        """``("127.0.0.1", port)``: an address whose every connection leads to that host, for programs that know no proxy. Who may not reach it
+        finds the connection closed.
+
+        Raises:
+            PermissionError: the job has no network at all.
+        """
+        return self._way_out().forward(host, port)
+
+    def _way_out(self) -> Outside:
+        if self._outside is None:
+            raise PermissionError("this job has no network: its plugin.toml declares no [network] allow")
+        return self._outside
 
     def __repr__(self) -> str:
         return f"Job(id={self.id!r}, attempt={self.attempt}, inputs={len(self.inputs)})"

@@ -9,7 +9,7 @@ import threading
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pluggy
 
@@ -18,6 +18,9 @@ from cloche_guest.job import Job
 from cloche_guest.link import Link, take_standard_streams
 from cloche_guest.protocol import HEADER, MAX_MESSAGE, MAX_TRACEBACK, PROTOCOL, FrameTooLarge, ProtocolError, encode
 from cloche_guest.relay import Relay
+
+if TYPE_CHECKING:
+    from cloche_guest.network import Network
 
 PLUGIN = Path("/cloche/plugin")
 WHEELS = Path("/cloche/wheels")
@@ -58,6 +61,7 @@ class Agent:
         frame = self._frame
         limits = frame["limits"]
         self._relay.allow(int(limits["log"]))
+        outside = way_out(frame.get("egress"))
         job = Job(
             id=str(frame["id"]),
             attempt=int(frame["attempt"]),
@@ -65,6 +69,7 @@ class Agent:
             inputs=[self._inputs / name for name in frame["inputs"]],
             out=self._out,
             reporter=self._relay,
+            outside=outside,
         )
         self._job = job
         try:
@@ -124,6 +129,17 @@ class Agent:
         manager, job = self._manager, self._job
         if manager is not None and job is not None:
             threading.Thread(target=manager.hook.on_cancel, kwargs={"job": job}, daemon=True).start()
+
+
+def way_out(allow: Any) -> Network | None:
+    """The job's network, when the host opened one for it; what is imported for that is only then."""
+    if not allow:
+        return None
+    from cloche_guest.network import Network
+
+    network = Network(allow)
+    network.install()
+    return network
 
 
 def main() -> NoReturn:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from cloche_guest import Job, hookimpl
 
-from . import calls, exhaust, files, frames, identity, leftovers, network, operations, outputs, processes  # noqa: F401 - they register
+from . import (  # noqa: F401 - they register
+    calls,
+    egress,
+    exhaust,
+    files,
+    frames,
+    identity,
+    leftovers,
+    network,
+    operations,
+    outputs,
+    processes,
+)
 from .base import ACTS, WALLS, act, apart
 
 
@@ -17,6 +30,11 @@ def walls(job: Job) -> Any:
         name: apart(WALLS[name], job) if name in WALLS else {"raised": "no such probe"}
         for name in job.payload["probes"]
     }
+
+
+@hookimpl
+def setup() -> None:
+    egress.BEFORE["setup"] = os.listdir(egress.FOLDER)
 
 
 @hookimpl

@@ -8,6 +8,8 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from cloche.db import tables as t
+from cloche.isolation.egress import EgressReport
+from cloche.services import egress
 from cloche.web import metrics
 from tests.support.web import running_site
 
@@ -26,6 +28,8 @@ def test_every_metric_is_documented_and_no_other(tmp_path):
         workers.register("w1", "host-1", 1, ["default"], 2)
         pools = [{"plugin": "noop", "version": "1.0.0", "last_error": None, **POOL}] * 2
         site.services.db.write(lambda c: c.execute(t.worker.update().values(pools=pools)))
+        reached = EgressReport((), 2, 10, 20, {"closed": 2})
+        site.services.db.write(lambda c: egress.count(c, reached))
         text = metrics.render(site.services).decode()
     families = list(text_string_to_metric_families(text))
     found = {family.name + ("_total" if family.type == "counter" else ""): family for family in families}

@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from cloche.domain.egress import Endpoint
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure, PluginFailure
 from cloche.isolation.backend import Backend, Sandbox, SandboxSpec
+from cloche.isolation.egress import EgressReport
 from cloche.isolation.scripted import READY, Script, ScriptedBackend, error, result
 from tests.support import sandbox as support
+from tests.support.egress import platform, running_egress
 
 WAIT = 20.0
 ABSENT = "f" * 64
@@ -113,7 +116,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
-    with support.temporary_home() as folder, support.running_sandboxd(folder):
+    with support.temporary_home() as folder, support.running_sandboxd(folder), running_egress(folder, platform()):
         yield folder
 
 
@@ -317,6 +320,28 @@ def test_cancel_reaches_the_plugin(made: Made) -> None:
         assert sandbox.channel.receive(WAIT) == {"type": "result", "value": "canceled"}
     finally:
         sandbox.destroy()
+
+
+def test_egress_is_opened_once_for_a_sandbox_made_for_it_and_told_of_at_the_end(made: Made) -> None:
+    spec = replace(made.spec("echo"), egress=True)
+    endpoints = [Endpoint("echo.example", 1), Endpoint("2001:db8::1", 443)]
+    plain, sandbox = made.backend.create(made.spec("echo")), made.backend.create(spec)
+    try:
+        for of, allow in ((plain, endpoints), (sandbox, []), (sandbox, endpoints * 17)):
+            with pytest.raises(PlatformFailure) as caught:
+                of.open_egress(allow)
+            assert caught.value.reason == Reason.PLATFORM_FAILED
+        sandbox.open_egress(endpoints)
+        with pytest.raises(PlatformFailure) as caught:
+            sandbox.open_egress(endpoints)
+        assert caught.value.reason == Reason.PLATFORM_FAILED
+        assert sandbox.finish().egress == EgressReport()
+        assert plain.finish().egress is None
+        with pytest.raises(PlatformFailure):
+            plain.open_egress(endpoints)
+    finally:
+        for each in (plain, sandbox):
+            each.destroy()
 
 
 def test_a_bundle_that_is_not_here(made: Made) -> None:

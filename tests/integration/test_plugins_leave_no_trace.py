@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from cloche.db.audit_log import AuditLog
+from cloche.domain.egress import PlatformEgress
 from cloche.registry.catalog import Catalog
 from cloche.registry.store import BundleStore
 from cloche.services.admission import Defaults, admit
+from cloche.services.egress import EgressService
 from cloche.services.plugins import PluginService
 from tests.support.plugins import lock_for, make_wheel, write_bundle
 
@@ -117,7 +119,8 @@ def test_a_submit_runs_nothing(db, admin, tenant: str, folder: Path, marker: Pat
     plugins = PluginService(db, catalog, AuditLog(b"k" * 32))
     plugins.sync(tenant)
     defaults = Defaults(max_retries=0, timeout_ms=60_000)
-    row = db.read(lambda c: admit(c, admin, {"type": "snare", "payload": {"n": 2}}, plugins, defaults))
+    egress = EgressService(db, AuditLog(b"k" * 32), PlatformEgress())
+    row = db.read(lambda c: admit(c, admin, {"type": "snare", "payload": {"n": 2}}, plugins, egress, defaults))
     store = BundleStore(tmp_path / "home", catalog)
     bundle = store.bundle("snare", row["plugin_version"], row["plugin_digest"])
     assert bundle is not None

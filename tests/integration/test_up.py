@@ -92,9 +92,9 @@ def test_what_an_operator_sees_from_the_first_start_to_the_second(folder: Path) 
     assert code == 0
     assert shown[1] not in first.log.read_text(), "the password is in no log"
     order = re.findall(r"stopping (\S+)", first.log.read_text())
-    assert order == ["worker-1", "web", "scheduler", "sandboxd", "valkey"]
+    assert order == ["worker-1", "web", "scheduler", "sandboxd", "egress", "valkey"]
     assert "has not stopped" not in first.log.read_text()
-    assert not any(started(first, name) for name in ("web", "worker", "scheduler", "sandboxd"))
+    assert not any(started(first, name) for name in ("web", "worker", "scheduler", "sandboxd", "egress"))
     assert str(first.home) not in Path("/proc/mounts").read_text()
 
     second = up(folder)

@@ -10,14 +10,18 @@ import pytest
 from sqlalchemy import select
 
 from cloche.db import tables as t
+from cloche.db.audit_log import AuditLog
+from cloche.domain.egress import Endpoint, platform_egress
 from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure, PluginFailure
+from cloche.isolation.egress import EgressConnection, EgressReport
 from cloche.isolation.scripted import Script, ScriptedBackend, error, result
 from cloche.queueing.redis_broker import RedisBroker
 from cloche.registry.manifest import parse
-from cloche.services import effects
+from cloche.services import effects, egress
 from cloche.services.attempts import AttemptRecorder
+from cloche.services.egress import EgressService
 from cloche.services.watch import EventHub
 from cloche.services.workers import WorkerService
 from cloche.staging.stager import StagedFile
@@ -55,17 +59,20 @@ def start(db, valkey, tmp_path):
     """Start a worker over a script; everything is stopped at the end."""
     running = []
 
-    def begin(script, *, worker="w1", lease_ms=15_000, heartbeat_ms=100, grace_ms=100, slots=2, retired=False):
+    def begin(
+        script, *, worker="w1", lease_ms=15_000, heartbeat_ms=100, grace_ms=100, slots=2, allow=(), retired=False
+    ):
         broker = RedisBroker(valkey.url)
         broker.rebuild([])
         hub = EventHub(broker)
         backend = ScriptedBackend(tmp_path / worker, script)
+        outbound = allow if callable(allow) else lambda _: allow
         workers = WorkerService(db)
         workers.register(worker, "host", 1, ["default"], slots)
         holds = Holds(db, hub, jobs.transitions(), workers, worker, lease_ms=lease_ms, heartbeat_ms=heartbeat_ms)
         holds.on_effects = lambda done: effects.apply(broker, done)
-        recorder = AttemptRecorder(db, worker)
-        tools = Tools(db, broker, backend, jobs.transitions(), recorder, NoFiles(), worker, lambda _bundle: retired)
+        transitions, recorder = jobs.transitions(), AttemptRecorder(db, worker)
+        tools = Tools(db, broker, backend, transitions, recorder, NoFiles(), worker, outbound, lambda _bundle: retired)
         loop = WorkerLoop(tools, holds, slots=slots, lease_ms=lease_ms, poll_ms=100, grace_ms=grace_ms)
         holds.start()
         thread = threading.Thread(target=loop.run)
@@ -101,7 +108,7 @@ def test_a_job_runs_and_its_sandbox_is_destroyed(start, db, admin):
     row = ended(db, jobs.submit(db, worker.broker, admin))
     assert (row["state"], row["result"]) == ("completed", ANSWER)
     until(lambda: all(box.destroyed for box in worker.backend.sandboxes), 5, "destroyed")
-    until(lambda: not worker.holds.all(), 5, "let go of")
+    until(lambda: not worker.holds.all(), 5, "nothing is held")
 
 
 def test_a_stopped_worker_hands_its_job_back_and_nobody_is_charged(start, db, admin):
@@ -242,3 +249,56 @@ def test_a_warm_sandbox_is_asked_for_where_one_may_serve(start, db, admin, limit
     query = select(t.trace_event.c.details).where(t.trace_event.c.event_type == "sandbox_started")
     details = db.read(lambda c: c.execute(query).scalar_one())
     assert (details["start"], details["why"]) == ("cold", why)
+
+
+def test_what_a_job_reached_is_in_its_trace_and_in_the_sums(start, db, admin):
+    one = EgressConnection("a.example", 443, "192.0.2.1", "closed", 10, 20, 3, 5)
+    report = EgressReport((one,), 3, 15, 20, {"closed": 2, "not_allowed": 1})
+    allow = (Endpoint("a.example", 443),)
+    worker = start(Script(running=[result(ANSWER)], egress=report), allow=allow)
+    row = ended(db, jobs.submit(db, worker.broker, admin))
+    assert row["state"] == "completed"
+    assert row["usage"] | {"egress_connections": 3, "egress_up": 15, "egress_down": 20} == row["usage"]
+    [box] = worker.backend.sandboxes
+    assert box.spec.egress
+    assert box.allowed == allow
+    [frame] = [frame for frame in box.channel.sent if frame["type"] == "job"]
+    assert frame["egress"] == ["a.example:443"]
+    assert jobs.trace(db, row["id"])[-5:-1] == ["egress_connection", "egress_closed", "finished", "staged_out"]
+    sums = {line["verdict"]: line["connections"] for line in db.read(egress.totals)}
+    assert sums == {"closed": 2, "not_allowed": 1}
+
+
+def test_a_job_without_egress_has_neither_socket_nor_word_of_it(start, db, admin):
+    worker = start(Script(running=[result(ANSWER)]))
+    row = ended(db, jobs.submit(db, worker.broker, admin))
+    [box] = worker.backend.sandboxes
+    assert not box.spec.egress
+    assert "egress" not in box.channel.sent[0]
+    assert not [event for event in jobs.trace(db, row["id"]) if event.startswith("egress")]
+
+
+def test_without_the_proxy_the_attempt_is_ours_and_runs_again(start, db, admin):
+    away = PlatformFailure(Reason.EGRESS_UNAVAILABLE, "the egress proxy does not answer")
+    scripts = iter([Script(running=[result(ANSWER)], egress_failure=away)])
+    worker = start(lambda spec: next(scripts, Script(running=[result(ANSWER)])), allow=(Endpoint("a.example", 443),))
+    row = ended(db, jobs.submit(db, worker.broker, admin))
+    assert (row["state"], row["attempt"], row["platform_failures"], row["retries_used"]) == ("completed", 2, 1, 0)
+
+
+def test_a_policy_that_became_narrower_fails_the_job_by_name(start, db, admin):
+    """Checked again when the job runs, before anything is started for it."""
+    manifest = parse(
+        '[plugin]\nname = "p"\nversion = "1.0.0"\napi = 1\nsummary = "s"\n[network]\nallow = ["a.example:443"]\n'
+    )
+    service = EgressService(db, AuditLog(b"k" * 32), platform_egress(True, "*:443", ""))
+    service.put(admin, ["*:443"], 0)
+    worker = start(
+        Script(running=[result(ANSWER)]), allow=lambda job: service.for_attempt(job.tenant_id, manifest, job.payload)
+    )
+    assert ended(db, jobs.submit(db, worker.broker, admin))["state"] == "completed"
+    service.put(admin, [], 1)
+    row = ended(db, jobs.submit(db, worker.broker, admin))
+    assert (row["state"], row["reason"]) == ("failed", "egress_denied")
+    assert "a.example:443, which this tenant's egress policy does not allow" in row["error"]["message"]
+    assert len(worker.backend.sandboxes) == 1

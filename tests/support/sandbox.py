@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cloche import clock, config
+from cloche.domain.egress import parse_endpoint
 from cloche.domain.limits import Limits
 from cloche.isolation.backend import Backend, Remains, Sandbox, SandboxSpec
 from cloche.isolation.client import SandboxdBackend
@@ -115,14 +116,15 @@ def plugin(body: str) -> str:
     return head + textwrap.indent(textwrap.dedent(body).strip("\n"), "    ") + "\n"
 
 
-def spec(bundle: str, **limits: Any) -> SandboxSpec:
+def spec(bundle: str, *, egress: bool = False, wheels: str | None = None, **limits: Any) -> SandboxSpec:
     return SandboxSpec(
         job_id=clock.uuid7(),
         attempt=1,
         bundle=bundle,
-        wheels=None,
+        wheels=wheels,
         limits=replace(Limits(), **limits),
         lease_until=clock.now_ms() + 15_000,
+        egress=egress,
     )
 
 
@@ -164,8 +166,9 @@ def run_job(
     inputs: Mapping[str, bytes] | None = None,
     seconds: float = 30,
     look: Callable[[Sandbox], None] | None = None,
+    allow: Sequence[str] = (),
 ) -> Outcome:
-    """One job from create to destroy. ``look`` is called while the sandbox is up, before the job is sent."""
+    """One job from create to destroy. ``look`` is called while the sandbox is up, before the job is sent. ``allow``: what its egress leads to."""
     outcome = Outcome()
     sandbox = backend.create(of)
     try:
@@ -173,7 +176,11 @@ def run_job(
             (sandbox.in_folder / name).write_bytes(data)
         if look is not None:
             look(sandbox)
-        sandbox.channel.send(job_frame(of, payload, list(inputs or {})))
+        frame = job_frame(of, payload, list(inputs or {}))
+        if allow:
+            sandbox.open_egress([parse_endpoint(text) for text in allow])
+            frame["egress"] = list(allow)
+        sandbox.channel.send(frame)
         _drive(sandbox, outcome, time.monotonic() + seconds)
         outcome.remains = sandbox.finish()
         if outcome.remains.folder is not None:

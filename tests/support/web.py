@@ -71,12 +71,15 @@ class Site:
 
 
 @contextmanager
-def running_site(home: Path, plugins: Path | None = None, **server: Any) -> Iterator[Site]:
+def running_site(
+    home: Path, plugins: Path | None = None, egress: dict[str, Any] | None = None, **server: Any
+) -> Iterator[Site]:
     """A site in an empty ``home``; ``server`` changes its server settings."""
     settings = config.load(
         home=str(home),
         server=server,
         admin={"password": ADMIN_PASSWORD},
+        egress=egress or {},
         **({"plugin": {"path": str(plugins)}} if plugins else {}),
     )
     check_home(settings.home)

@@ -122,7 +122,10 @@ def test_the_documentation_names_no_command_that_is_not_there() -> None:
     documented = {
         line.removeprefix("### `cloche ").split("`")[0] for line in page.splitlines() if line.startswith("### `cloche ")
     }
-    words = {" ".join(word for word in text.split() if word.islower() and word.isalpha()) for text in documented}
+    words = {
+        " ".join(word for word in text.split() if word.islower() and word.replace("-", "").isalpha())
+        for text in documented
+    }
     assert words == set(_commands())
 
 

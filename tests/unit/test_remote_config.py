@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
+from cloche.domain.addresses import is_public
 from cloche.errors import Invalid
-from cloche.staging.addresses import is_public
 from cloche.staging.remotes import TYPES, moved, to_fs, validate
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE9LAtePbRRSQIhF8W8XsEtXiLVpHrENCq2Cq3bkEcxO"

@@ -21,7 +21,7 @@ _DEADLINE_S = 20.0
 POLITE = """
 import os, signal, time
 def end(*_):
-    os.write(1, b"ends\\n")  # not print: the signal may come within the one below
+    os.write(1, b"ends\\n")  # not print: the signal may come while that still says "up"
     os._exit(0)
 signal.signal(signal.SIGTERM, end)
 print("up", flush=True)

@@ -195,9 +195,20 @@ def _settings(home: Path) -> Settings:
 
 def test_the_plan_starts_the_daemon_first_and_the_workers_last(home: Path) -> None:
     planned = plan.services(_settings(home), {}, own_valkey=True)
-    assert [service.name for service in planned] == ["valkey", "sandboxd", "scheduler", "web", "worker-1"]
+    assert [service.name for service in planned] == ["valkey", "egress", "sandboxd", "scheduler", "web", "worker-1"]
     assert [service.stage for service in planned] == sorted(service.stage for service in planned)
     assert list(planned[-1].argv("an-id"))[-3:] == ["worker", "--id", "an-id"]
+
+
+def test_the_egress_proxy_gets_no_password_of_a_database(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOCHE_REDIS_URL", "redis://:secret@queue.example/0")
+    monkeypatch.setenv("SOME_TOKEN", "secret")
+    monkeypatch.setenv("CLOCHE_EGRESS_ALLOW", "*:443")
+    planned = plan.services(_settings(home), plan.child_environment(_settings(home), 1), own_valkey=False)
+    environment = next(service.environment for service in planned if service.name == "egress")
+    assert "secret" not in str(environment)
+    assert environment["CLOCHE_EGRESS_ALLOW"] == "*:443"
+    assert environment["CLOCHE_HOME"] == str(home)
 
 
 def test_children_get_no_admin_password(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

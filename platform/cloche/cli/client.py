@@ -76,6 +76,9 @@ class Api:
     def post(self, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None) -> Any:
         return self._call("POST", path, json=body, headers=headers).json()
 
+    def put(self, path: str, body: Any, *, headers: Mapping[str, str] | None = None) -> Any:
+        return self._call("PUT", path, json=body, headers=headers).json()
+
     def text(self, path: str, **params: Any) -> str:
         params = {key: value for key, value in params.items() if value is not None}
         return self._call("GET", path, params=params, headers={"Accept": "text/plain"}).text

@@ -120,6 +120,25 @@ remote = Table(
     UniqueConstraint("tenant_id", "name"),
 )
 
+egress_policy = Table(
+    "egress_policy",
+    metadata,
+    Column("tenant_id", _ID, ForeignKey("tenant.id"), primary_key=True),
+    Column("allow", JSON, nullable=False),  # list of patterns; a tenant without a row may reach nothing
+    Column("version", Integer, nullable=False),  # the ETag
+    Column("updated_by", _ID, nullable=False),
+    Column("updated_at", _MS, nullable=False),
+)
+
+egress_total = Table(
+    "egress_total",
+    metadata,
+    Column("verdict", String(32), primary_key=True),  # how a connection of a job ended
+    Column("connections", BigInteger, nullable=False),
+    Column("bytes_up", BigInteger, nullable=False),
+    Column("bytes_down", BigInteger, nullable=False),
+)
+
 plugin_version = Table(
     "plugin_version",
     metadata,

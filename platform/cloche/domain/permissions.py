@@ -20,6 +20,8 @@ class Permission(StrEnum):
     REMOTE_READ = "remote:read"
     REMOTE_USE = "remote:use"
     REMOTE_MANAGE = "remote:manage"
+    EGRESS_READ = "egress:read"
+    EGRESS_MANAGE = "egress:manage"
     USER_READ = "user:read"
     USER_MANAGE = "user:manage"
     ROLE_READ = "role:read"
@@ -42,6 +44,8 @@ PERMISSION_TEXT: dict[Permission, str] = {
     Permission.REMOTE_READ: "See which remotes there are, never their credentials.",
     Permission.REMOTE_USE: "Name a remote as a job's input or output.",
     Permission.REMOTE_MANAGE: "Create, change, test and remove remotes.",
+    Permission.EGRESS_READ: "See which hosts jobs of the tenant may reach.",
+    Permission.EGRESS_MANAGE: "Set which hosts jobs of the tenant may reach.",
     Permission.USER_READ: "See users and their roles.",
     Permission.USER_MANAGE: "Create users with roles one holds oneself.",
     Permission.ROLE_READ: "See roles and what they allow.",
@@ -64,6 +68,7 @@ _SUBMIT = _VIEW | {
     Permission.FILE_WRITE,
     Permission.REMOTE_READ,
     Permission.REMOTE_USE,
+    Permission.EGRESS_READ,
 }
 _OPERATE = _SUBMIT | {Permission.JOB_CANCEL_ANY}
 _AUDIT = {
@@ -71,6 +76,7 @@ _AUDIT = {
     Permission.AUDIT_EXPORT,
     Permission.JOB_READ,
     Permission.PLUGIN_READ,
+    Permission.EGRESS_READ,
     Permission.USER_READ,
     Permission.ROLE_READ,
     Permission.TOKEN_MANAGE,

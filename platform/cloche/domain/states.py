@@ -47,6 +47,7 @@ class Reason(StrEnum):
     NO_RESULT = "no_result"
     INPUT_UNAVAILABLE = "input_unavailable"
     OUTPUT_REJECTED = "output_rejected"
+    EGRESS_DENIED = "egress_denied"
     # ours
     LEASE_LAPSED = "lease_lapsed"
     WORKER_STOPPED = "worker_stopped"
@@ -55,6 +56,7 @@ class Reason(StrEnum):
     STORAGE_FAILED = "storage_failed"
     PLATFORM_FAILED = "platform_failed"
     BUNDLE_UNAVAILABLE = "bundle_unavailable"
+    EGRESS_UNAVAILABLE = "egress_unavailable"
 
 
 REASON_TEXT: dict[Reason, str] = {
@@ -77,6 +79,7 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.NO_RESULT: "the plugin ended without a result",
     Reason.INPUT_UNAVAILABLE: "an input could not be found or read",
     Reason.OUTPUT_REJECTED: "an output could not be stored where the job asked",
+    Reason.EGRESS_DENIED: "it needs a host that the egress policy does not allow",
     Reason.LEASE_LAPSED: "its worker stopped answering",
     Reason.WORKER_STOPPED: "its worker was stopped",
     Reason.ENGINE_UNAVAILABLE: "the container engine did not answer",
@@ -84,6 +87,7 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.STORAGE_FAILED: "the platform's own storage failed",
     Reason.PLATFORM_FAILED: "the platform failed",
     Reason.BUNDLE_UNAVAILABLE: "the plugin's frozen files, or the image it brings, are not on this host",
+    Reason.EGRESS_UNAVAILABLE: "the egress proxy did not answer",
 }
 
 PLUGIN_REASONS = frozenset(
@@ -101,6 +105,7 @@ PLUGIN_REASONS = frozenset(
         Reason.NO_RESULT,
         Reason.INPUT_UNAVAILABLE,
         Reason.OUTPUT_REJECTED,
+        Reason.EGRESS_DENIED,
     }
 )
 PLATFORM_REASONS = frozenset(
@@ -112,6 +117,7 @@ PLATFORM_REASONS = frozenset(
         Reason.STORAGE_FAILED,
         Reason.PLATFORM_FAILED,
         Reason.BUNDLE_UNAVAILABLE,
+        Reason.EGRESS_UNAVAILABLE,
     }
 )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from cloche.domain.egress import Endpoint
 from cloche.domain.limits import Limits
+from cloche.isolation.egress import EgressReport
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class SandboxSpec:
     command: tuple[str, ...] | None = None  # what is run in it: a program's absolute path and its arguments
     warm: bool = False  # these are the plugin version's own limits: one made beforehand serves, and more may be kept
     priority: int = 5  # 0 to 9: who gets a warm one first
+    egress: bool = False  # the network profile: whether `open_egress` may be asked for it
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Remains:
     ``output_inodes_full`` (1: no room was left), ``output_over`` and ``output_files_over`` (1: a file was left out for that limit),
     ``locks_over`` (1: ended for its record locks).
     Keys that could not be read are absent.
+    ``egress``: the job's connections; None where it had no egress.
     ``refused``: files not collected, each with the reason (``"not a regular file"``, …).
     """
 
@@ -52,6 +56,7 @@ class Remains:
     usage: Mapping[str, int] = field(default_factory=dict)
     files: tuple[CollectedFile, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+    egress: EgressReport | None = None
     folder: Path | None = None  # where sandboxd copied the files; the worker owns it until destroy
 
 
@@ -113,6 +118,15 @@ class Sandbox(Protocol):
         """
         ...
 
+    def open_egress(self, allow: Sequence[Endpoint]) -> None:
+        """Let it reach these endpoints, and nothing else, until it is killed. Once, after ``ready`` and before the job is sent.
+
+        Raises:
+            PlatformFailure: ``egress_unavailable``: the egress proxy does not answer; ``platform_failed``: it was not made for egress, has it
+                already, or an endpoint is malformed.
+        """
+        ...
+
     def finish(self) -> Remains:
         """Read usage, kill, wait until dead, collect ``out/``. Once.
 
@@ -127,7 +141,7 @@ class Sandbox(Protocol):
 
 
 class Backend(Protocol):
-    """Makes sandboxes: ``create`` → ``channel.send(job)`` → ``channel.receive()``… → ``finish`` → ``destroy``.
+    """Makes sandboxes: ``create`` → (``open_egress``) → ``channel.send(job)`` → ``channel.receive()``… → ``finish`` → ``destroy``.
 
     Between ``create`` and ``finish``: ``usage`` and ``resize``, at any time, from any thread.
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cloche import clock, logs
+from cloche.domain.egress import Endpoint
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.isolation import wire
 from cloche.isolation.backend import Channel, CollectedFile, Remains, Sandbox, SandboxSpec
 from cloche.isolation.channel import GuestChannel
+from cloche.isolation.egress import BadMessage, EgressReport, parse_report
 from cloche.isolation.spec import spec_to_json
 from cloche_guest.protocol import ProtocolError
 
@@ -139,6 +141,9 @@ class SandboxdSandbox:
     def resize(self, memory: int, output: int) -> None:
         self._session.call("resize", id=self.id, memory=memory, output=output)
 
+    def open_egress(self, allow: Sequence[Endpoint]) -> None:
+        self._session.call("open_egress", id=self.id, allow=[str(endpoint) for endpoint in allow])
+
     def finish(self) -> Remains:
         remains = self._session.call("finish", id=self.id)[0]["remains"]
         exit_code = self._guest.exit_code
@@ -155,6 +160,7 @@ class SandboxdSandbox:
             usage={str(name): int(value) for name, value in remains["usage"].items()},
             files=tuple(CollectedFile(path, size) for path, size in remains["files"]),
             refused=tuple((path, reason) for path, reason in remains["refused"]),
+            egress=_report(remains["egress"]),
             folder=Path(remains["folder"]),
         )
 
@@ -246,6 +252,13 @@ class _Session:
             stream.close()
             raise
         return stream, str(reply["session"])
+
+
+def _report(value: Any) -> EgressReport | None:
+    try:
+        return None if value is None else parse_report(value)
+    except BadMessage as error:
+        raise PlatformFailure(Reason.PLATFORM_FAILED, f"sandboxd's answer: {error}") from None
 
 
 def _exchange(stream: socket.socket, request: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:

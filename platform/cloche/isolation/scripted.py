@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from cloche import clock
+from cloche.domain.egress import MAX_DECLARED, Endpoint
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure, PluginFailure
 from cloche.isolation.backend import Channel, CollectedFile, Remains, Sandbox, SandboxSpec
+from cloche.isolation.egress import EgressReport
 from cloche.isolation.spec import BadSpec, check_spec, resized
 from cloche.isolation.stream import frame_allowance
 from cloche_guest.protocol import PROTOCOL
@@ -51,6 +53,8 @@ class Script:
     refused: tuple[tuple[str, str], ...] = ()
     create_failure: PlatformFailure | None = None
     finish_failure: PlatformFailure | None = None
+    egress_failure: PlatformFailure | None = None
+    egress: EgressReport = field(default_factory=EgressReport)  # what is told of its connections, where it has egress
 
 
 class ScriptedBackend:
@@ -104,6 +108,7 @@ class ScriptedSandbox:
         self.limits = spec.limits  # as they are now, after any resize
         self.killed = False
         self.destroyed = False
+        self.allowed: tuple[Endpoint, ...] = ()  # what it may reach, once that was said
         self.in_folder = folder / "in"
         self.in_folder.mkdir(parents=True)
         self.image = spec.image or IMAGE
@@ -132,6 +137,14 @@ class ScriptedSandbox:
         except BadSpec as problem:
             raise PlatformFailure(Reason.PLATFORM_FAILED, str(problem)) from None
 
+    def open_egress(self, allow: Sequence[Endpoint]) -> None:
+        self._check_there()
+        if not self.spec.egress or self.allowed or self._finished or not 1 <= len(allow) <= MAX_DECLARED:
+            raise PlatformFailure(Reason.PLATFORM_FAILED, "this sandbox can have no egress now")
+        if self._script.egress_failure is not None:
+            raise self._script.egress_failure
+        self.allowed = tuple(allow)
+
     def _check_there(self) -> None:
         if self.destroyed:
             raise PlatformFailure(Reason.PLATFORM_FAILED, "there is no such sandbox")
@@ -157,6 +170,7 @@ class ScriptedSandbox:
             usage={**self._script.usage, **sizes},
             files=files,
             refused=self._script.refused,
+            egress=self._script.egress if self.allowed else None,
             folder=collected,
         )
 

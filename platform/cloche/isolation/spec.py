@@ -127,6 +127,7 @@ def spec_to_json(spec: SandboxSpec) -> dict[str, Any]:
         "command": None if spec.command is None else list(spec.command),
         "warm": spec.warm,
         "priority": spec.priority,
+        "egress": spec.egress,
     }
 
 
@@ -148,6 +149,8 @@ def check_spec(spec: SandboxSpec, ceilings: Limits = CEILINGS) -> None:
         raise BadSpec("warm is true or false")
     if not _is_count(spec.priority, MAX_PRIORITY, least=0):
         raise BadSpec(f"priority lies between 0 and {MAX_PRIORITY}")
+    if not isinstance(spec.egress, bool):
+        raise BadSpec("egress is true or false")
     if found := violations(spec.limits, ceilings):
         raise BadSpec(f"limits: {'; '.join(found)}")
     _check_own_image(spec)

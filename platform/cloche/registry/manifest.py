@@ -16,6 +16,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from cloche.clock import parse_duration
+from cloche.domain.egress import MAX_DECLARED, BadRule, parameter, parse_endpoint
 from cloche.domain.limits import CEILINGS, FLOORS, Limits, capped, parse_size, violations
 from cloche.isolation.plugin_image import IMAGE_ID, command_problem
 from cloche.registry.payload import SchemaError, check_schema
@@ -96,16 +97,18 @@ def parse(text: str) -> Manifest:
     requires = top.section("requires", known=KEYS["requires"])
     sandbox = top.section("sandbox", known=KEYS["sandbox"])
     network = top.section("network", known=KEYS["network"])
-    _refuse_unbuilt(sandbox, network, requires)
+    _refuse_unbuilt(sandbox, requires)
+    params = _params(top)
     minimum, maximum, accept = _inputs(top)
     return Manifest(
         **_identity(plugin),
-        params=_params(top),
+        params=params,
         inputs_min=minimum,
         inputs_max=maximum,
         accept=accept,
         limits=_limits(limits),
         names_time="time" in limits,
+        network_allow=_network(network, params),
         requires_python=_pins(requires),
         **_own_image(top, plugin, requires),
         max_retries=top.section("retry", known=KEYS["retry"]).count("max_retries", None, low=0, high=100),
@@ -237,12 +240,31 @@ def _own_image(top: Section, plugin: Section, requires: Section) -> dict[str, An
     return {"image": image, "command": command}
 
 
-def _refuse_unbuilt(sandbox: Section, network: Section, requires: Section) -> None:
+def _network(network: Section, params: Mapping[str, Any]) -> tuple[str, ...]:
+    """``[network] allow``: ``host:port`` in its one notation, or ``param:NAME`` of a text parameter."""
+    entries = network.texts("allow")
+    if len(entries) > MAX_DECLARED:
+        raise ManifestError("network.allow", f"has more than {MAX_DECLARED} entries")
+    found: dict[str, None] = {}
+    for position, text in enumerate(entries):
+        key = f"network.allow[{position}]"
+        try:
+            name = parameter(text)
+            found[text if name is not None else str(parse_endpoint(text))] = None
+        except BadRule as error:
+            raise ManifestError(key, str(error)) from None
+        schema = (params.get("properties") or {}).get(name) if name is not None else None
+        if name is not None and not (isinstance(schema, Mapping) and schema.get("type") == "string"):
+            raise ManifestError(key, f"[params] needs a property '{name}' of type 'string'")
+    return tuple(found)
+
+
+def _refuse_unbuilt(sandbox: Section, requires: Section) -> None:
     """What this version cannot do is refused, never accepted and ignored."""
     for name, built in (("isolation", "container"), ("runtime", "runc")):
         asked = sandbox.value(name, str, built)
         if asked != built:
             raise ManifestError(f"sandbox.{name}", f"'{asked[:40]}' is not available in this version; write '{built}'")
-    for section, name in ((sandbox, "preload"), (network, "allow"), (requires, "secrets")):
+    for section, name in ((sandbox, "preload"), (requires, "secrets")):
         if section.texts(name):
             raise ManifestError(section.key(name), "is not available in this version; leave it empty")

@@ -17,6 +17,7 @@ from cloche.errors import ClocheError, EnvironmentProblem, PlatformFailure
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.spec import LABEL, BadSpec, Placement, check_spec, container_config, template
 from cloche.sandboxd import cgroups, entered
+from cloche.sandboxd.egress import EgressLink, report_json
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.image import ImageInfo
 from cloche.sandboxd.own_image import OwnImages
@@ -51,6 +52,7 @@ class Host:
         seccomp: str,
         max_running: int,
         make_image: Callable[[Engine], ImageInfo],
+        egress: EgressLink | None = None,
     ) -> None:
         self._engine = engine
         self._places = places
@@ -62,6 +64,7 @@ class Host:
         self._own_images = OwnImages(engine, {f"{LABEL}.home": home})
         self._runtime: Path | None = None  # for plugins' own images; written when the first one asks for it
         self._runtime_lock = threading.Lock()
+        self._egress = egress
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
         self._starting: dict[str, str | None] = {}  # for whom
@@ -93,6 +96,8 @@ class Host:
             with contextlib.suppress(PlatformFailure):
                 self.destroy(sandbox.id)
         self._keeper.join(timeout=30)
+        if self._egress is not None:
+            self._egress.disconnect()
         self._engine.close()
 
     def health(self) -> dict[str, Any]:
@@ -166,9 +171,24 @@ class Host:
         """See :meth:`Running.resize`."""
         running.resize(self._engine, memory, output)
 
+    def open_egress(self, running: Running, allow: object) -> None:
+        """Let it reach these endpoints.
+
+        Raises:
+            BadSpec: malformed, or not for this sandbox.
+            PlatformFailure: ``egress_unavailable``.
+        """
+        if self._egress is None:
+            raise PlatformFailure(Reason.EGRESS_UNAVAILABLE, "this host runs no egress proxy")
+        self._egress.open(running, allow)
+
     def finish(self, running: Running, owner: tuple[int, int]) -> dict[str, Any]:
-        """See :meth:`Running.finish`."""
-        return running.finish(self._engine, owner)
+        """See :meth:`Running.finish`; ``egress`` tells of its connections, which end here."""
+        try:
+            remains = running.finish(self._engine, owner)
+        finally:
+            report = self._egress.close(running) if self._egress is not None else None
+        return remains | {"egress": report_json(report)}
 
     def destroy(self, sandbox_id: str) -> None:
         """Kill it and remove container, mounts, folders, user id. Idempotent; what the engine cannot do now the keeper does later.
@@ -180,6 +200,8 @@ class Host:
         if running is None:
             return
         running.kill()
+        if self._egress is not None:
+            self._egress.close(running)
         if not running.is_dead(DEATH_SECONDS):
             # Its mounts and user id stay taken: releasing them under a living process would be worse than a leak.
             log.error("sandbox_does_not_die", sandbox=sandbox_id, container=running.container)
@@ -265,6 +287,7 @@ class Host:
             counts_swap=place.counts_swap,
             own_image=spec.image is not None,
             template=template(spec),
+            egress=spec.egress,
         )
 
     def _own_runtime(self) -> Path:

@@ -12,6 +12,7 @@ from cloche import logs
 from cloche.config import Settings
 from cloche.errors import EnvironmentProblem
 from cloche.sandboxd import image_parts
+from cloche.sandboxd.egress import EgressLink
 from cloche.sandboxd.engine import Engine
 from cloche.sandboxd.host import Host
 from cloche.sandboxd.image import ensure_image
@@ -54,6 +55,7 @@ class Sandboxd:
                 make_image=lambda engine: ensure_image(
                     engine, sandbox.image, emit=lambda line: log.info("image", message=line)
                 ),
+                egress=EgressLink(settings.egress_socket, frozenset({0, owner.st_uid})),
             )
             self._locks = LockWatch(self.host.listing)
             self.supply = Supply(self.host, settings.pool, places.root)

@@ -38,6 +38,8 @@ class Running:
     pidfd: int
     counts_swap: bool  # whether the engine can limit swap
     own_image: bool = False
+    egress: bool = False  # whether it was made for egress
+    egress_open: bool = False  # whether it has it now; the link's own
     lock: threading.Lock = field(default_factory=threading.Lock)  # one finish, and no close during it
     fd_lock: threading.Lock = field(
         default_factory=threading.Lock

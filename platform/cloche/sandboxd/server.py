@@ -3,22 +3,23 @@
 Frames as the guest protocol's: 4 bytes of length, one JSON object. The first request is ``hello``; each has one answer, ``{"ok": true, …}``
 or ``{"ok": false, "reason", "message"}``. A sandbox is known by its id, and only to the session that made it. docs/sandboxd.md tells all of it.
 
-========== ======================== ======================================================================
-op         fields                   answer
-========== ======================== ======================================================================
-hello      owner, session (or null) session: the key with which further connections join
-create     spec                     id, in_folder, image, start, why; beside it the guest's channel as a descriptor
-usage      id                       usage: see :class:`cloche.isolation.backend.Remains`
-resize     id, memory, output       (bytes)
-kill       id
-finish     id                       remains
-destroy    id
-list                                items: id, owner (null: waits for a job), container, dead; of every session
-retire     bundle                   count: how many that waited with this bundle were killed
-pools                               items: see :meth:`cloche.sandboxd.pool.Pool.facts`
-owner_gone owner                    sessions: how many were ended
-health                              problem, image, running, max_running
-========== ======================== ======================================================================
+=========== ======================== ======================================================================
+op          fields                   answer
+=========== ======================== ======================================================================
+hello       owner, session (or null) session: the key with which further connections join
+create      spec                     id, in_folder, image, start, why; beside it the guest's channel as a descriptor
+usage       id                       usage: see :class:`cloche.isolation.backend.Remains`
+resize      id, memory, output       (bytes)
+kill        id
+open_egress id, allow                (endpoints as text)
+finish      id                       remains
+destroy     id
+list                                 items: id, owner (null: waits for a job), container, dead; of every session
+retire      bundle                   count: how many that waited with this bundle were killed
+pools                                items: see :meth:`cloche.sandboxd.pool.Pool.facts`
+owner_gone  owner                    sessions: how many were ended
+health                               problem, image, running, max_running
+=========== ======================== ======================================================================
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Server:
             "kill": self._kill,
             "usage": self._usage,
             "resize": self._resize,
+            "open_egress": self._open_egress,
             "finish": self._finish,
             "destroy": self._destroy,
             "list": self._list,
@@ -213,6 +215,11 @@ class Server:
     def _resize(self, session: Session, request: dict[str, Any]) -> Reply:
         _only(request, "id", "memory", "output")
         self._host.resize(self._owned(session, request["id"]), request["memory"], request["output"])
+        return {"ok": True}, None
+
+    def _open_egress(self, session: Session, request: dict[str, Any]) -> Reply:
+        _only(request, "id", "allow")
+        self._host.open_egress(self._owned(session, request["id"]), request["allow"])
         return {"ok": True}, None
 
     def _finish(self, session: Session, request: dict[str, Any]) -> Reply:

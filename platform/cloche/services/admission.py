@@ -18,6 +18,7 @@ from cloche.domain.permissions import Actor, Permission
 from cloche.errors import Forbidden, Invalid, Problem
 from cloche.registry.catalog import Bundle
 from cloche.registry.payload import apply_defaults, validate_payload
+from cloche.services.egress import EgressService
 from cloche.services.plugins import PluginService
 from cloche.staging.accept import matches
 from cloche.staging.paths import check_relative
@@ -43,7 +44,12 @@ class Defaults:
 
 
 def admit(
-    connection: Connection, actor: Actor, body: Mapping[str, Any], plugins: PluginService, defaults: Defaults
+    connection: Connection,
+    actor: Actor,
+    body: Mapping[str, Any],
+    plugins: PluginService,
+    egress: EgressService,
+    defaults: Defaults,
 ) -> dict[str, Any]:
     """The job's row, without the columns of its life cycle.
 
@@ -54,6 +60,8 @@ def admit(
     bundle = plugins.resolve(body["type"], body.get("version"))
     payload = apply_defaults(bundle.manifest.params, body.get("payload") or {})
     problems = validate_payload(bundle.manifest.params, payload)
+    if not problems:  # what a host is taken from has to be a valid payload
+        problems = egress.admitted(connection, actor.tenant_id, bundle.manifest, payload)[1]
     problems += _labels(body.get("labels") or {})
     inputs, found = _inputs(connection, actor, body.get("inputs") or [], bundle)
     problems += found

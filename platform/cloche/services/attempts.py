@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, insert, update
@@ -15,6 +16,8 @@ from cloche.domain.events import Trace
 from cloche.domain.jobs import ClaimedJob
 from cloche.domain.states import State
 from cloche.errors import StaleAttempt
+from cloche.isolation.egress import EgressReport
+from cloche.services import egress
 
 
 class AttemptRecorder:
@@ -43,17 +46,7 @@ class AttemptRecorder:
     ) -> Future[None]:
         """As ``traced``, without waiting for the disk. The events happened now, whenever they are written."""
         at = now_ms()
-        rows = [
-            {
-                "id": uuid7(),
-                "job_id": job.id,
-                "attempt": job.attempt,
-                "event_type": event.value,
-                "at": at,
-                "details": dict(details),
-            }
-            for event, details in events
-        ]
+        rows = [_trace_row(job, event, details, at) for event, details in events]
 
         def unit(connection: Connection) -> None:
             # The update also takes the row, so that a phase is never written for an attempt that was taken away meanwhile.
@@ -66,6 +59,22 @@ class AttemptRecorder:
                 connection.execute(insert(t.trace_event), rows)
 
         return self._db.submit(unit)
+
+    def connected(self, job: ClaimedJob, report: EgressReport) -> None:
+        """Add a trace event for each connection that is told of, one more for their sums, and add those to the platform's."""
+        events = [(Trace.EGRESS_CONNECTION, asdict(one)) for one in report.connections]
+        sums = {"connections": report.total, "bytes_up": report.bytes_up, "bytes_down": report.bytes_down}
+        events.append((Trace.EGRESS_CLOSED, {**sums, "verdicts": dict(report.verdicts)}))
+
+        at = now_ms()
+        rows = [_trace_row(job, event, details, at) for event, details in events]
+
+        def unit(connection: Connection) -> None:
+            self._guard(connection, job, {"attempt": job.attempt})
+            connection.execute(insert(t.trace_event), rows)
+            egress.count(connection, report)
+
+        self._db.write(unit)
 
     def logged(
         self, job: ClaimedJob, pieces: Sequence[Mapping[str, Any]], progress: Mapping[str, Any] | None
@@ -92,3 +101,14 @@ class AttemptRecorder:
             t.job.c.attempt == job.attempt,
             t.job.c.lease_owner == self._worker_id,
         )
+
+
+def _trace_row(job: ClaimedJob, event: Trace, details: Mapping[str, Any], at: int) -> dict[str, Any]:
+    return {
+        "id": uuid7(),
+        "job_id": job.id,
+        "attempt": job.attempt,
+        "event_type": event.value,
+        "at": at,
+        "details": dict(details),
+    }

@@ -13,6 +13,7 @@ from cloche.queueing.broker import Broker
 from cloche.registry.catalog import Catalog
 from cloche.services.access import AccessService
 from cloche.services.auditing import AuditService
+from cloche.services.egress import EgressService
 from cloche.services.files import FileService
 from cloche.services.jobs import JobService
 from cloche.services.plugins import PluginService
@@ -36,6 +37,7 @@ class Services:
     jobs: JobService
     files: FileService
     remotes: RemoteService
+    egress: EgressService
     access: AccessService
     queues: QueueService
     workers: WorkerService

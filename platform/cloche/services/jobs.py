@@ -19,6 +19,7 @@ from cloche.errors import Forbidden, Invalid, NotFound, Problem
 from cloche.queueing.broker import Broker
 from cloche.services import effects
 from cloche.services.admission import Defaults, admit
+from cloche.services.egress import EgressService
 from cloche.services.plugins import PluginService
 from cloche.services.transitions import Transitions
 from cloche.services.views import attempt_view, job_view, trace_view
@@ -44,6 +45,7 @@ class JobService:
         plugins: PluginService,
         transitions: Transitions,
         defaults: Defaults,
+        egress: EgressService,
     ) -> None:
         self._db = db
         self._broker = broker
@@ -51,6 +53,7 @@ class JobService:
         self._plugins = plugins
         self._transitions = transitions
         self._defaults = defaults
+        self._egress = egress
 
     def submit(
         self, actor: Actor, body: Mapping[str, Any], *, idempotency_key: str | None = None
@@ -67,7 +70,7 @@ class JobService:
         row = self._db.read(lambda c: self._replayed(c, actor, idempotency_key, body_sha256))
         if row is not None:
             return 202, row
-        admitted = self._db.read(lambda c: admit(c, actor, body, self._plugins, self._defaults))
+        admitted = self._db.read(lambda c: admit(c, actor, body, self._plugins, self._egress, self._defaults))
 
         def unit(connection: Connection) -> tuple[dict[str, Any], effects.Effects]:
             earlier = self._replayed(connection, actor, idempotency_key, body_sha256)

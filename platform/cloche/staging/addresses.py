@@ -7,29 +7,13 @@ service.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+from cloche.domain.addresses import is_public, parse_address
 
 
 class AddressRefused(Exception):
     """The host leads to an address that the egress rule refuses. The message names it."""
-
-
-def is_public(address: Address) -> bool:
-    """Whether the address is one of the public internet; an IPv4 address wrapped in an IPv6 one counts as itself."""
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address in _NAT64:
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(inner)
-        if address.teredo is not None:
-            return False
-    return address.is_global and not address.is_multicast and not address.is_reserved
 
 
 def resolve_public(host: str, port: int) -> list[tuple[str, int]]:
@@ -43,7 +27,7 @@ def resolve_public(host: str, port: int) -> list[tuple[str, int]]:
     found = []
     for *_, endpoint in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
         text = str(endpoint[0])
-        if not is_public(ipaddress.ip_address(text.partition("%")[0])):
+        if not is_public(parse_address(text)):
             raise AddressRefused(f"{host} leads to {text}, which is not a public address")
         found.append((text, port))
     return found

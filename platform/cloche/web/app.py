@@ -11,7 +11,7 @@ from flask import Blueprint, Flask
 
 from cloche.services.container import Services
 from cloche.web import headers, openapi, problems, reading
-from cloche.web.api import audit, describe, files, health, job_details, jobs, people, platform, remotes, session
+from cloche.web.api import audit, describe, egress, files, health, job_details, jobs, people, platform, remotes, session
 from cloche.web.auth import API_BLUEPRINT, Auth
 from cloche.web.dashboard.blueprint import create_blueprint
 from cloche.web.denials import Denials
@@ -19,7 +19,7 @@ from cloche.web.routing import Route, bind
 from cloche.web.slots import Slots
 
 API_PREFIX = "/api/v1"
-_API = (session, people, files, jobs, job_details, platform, remotes, audit)
+_API = (session, people, files, jobs, job_details, platform, remotes, egress, audit)
 _SYSTEM = (health, describe)
 
 

@@ -9,12 +9,13 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import Connection, RowMapping, case, func, select
 
 from cloche.db import tables
 from cloche.domain.jobs import DEFAULT_QUEUE
 from cloche.domain.states import State
 from cloche.errors import Unavailable
+from cloche.services import egress
 from cloche.services.container import Services
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -48,6 +49,7 @@ class _Scrape(Collector):
         yield GaugeMetricFamily("job_queue_workers_ready", "Workers that take jobs.", summary["ready"])
         yield from _pool_metrics(self._services.workers.pools())
         yield self._index_depth()
+        yield from _egress_metrics(self._services.db.read(egress.totals))
         backlog = self._services.auditing.backlog()
         yield GaugeMetricFamily("cloche_audit_events", "Audit events.", backlog["events"])
         yield GaugeMetricFamily("cloche_audit_unsealed", "Audit events not sealed yet.", backlog["unsealed"])
@@ -109,6 +111,21 @@ def _pool_metrics(hosts: Mapping[str, Any]) -> Iterable[Metric]:
         for labels, value in sums.items():
             family.add_metric(list(labels), value)
     return families
+
+
+def _egress_metrics(rows: Iterable[RowMapping]) -> Iterable[Metric]:
+    connections = CounterMetricFamily(
+        "cloche_egress_connections", "Connections of jobs to the outside, by how they ended.", labels=["verdict"]
+    )
+    moved = CounterMetricFamily("cloche_egress_bytes", "Bytes that jobs sent and received.", labels=["direction"])
+    up = down = 0
+    for row in rows:
+        connections.add_metric([row["verdict"]], row["connections"])
+        up, down = up + row["bytes_up"], down + row["bytes_down"]
+    moved.add_metric(["up"], up)
+    moved.add_metric(["down"], down)
+    yield connections
+    yield moved
 
 
 def _by_state(connection: Connection) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema
 
 from cloche.clock import from_rfc3339, parse_duration
+from cloche.domain.egress import MAX_PATTERNS
 from cloche.domain.limits import parse_size
 from cloche.domain.states import State
 from cloche.web.routing import Body, Query
@@ -159,6 +160,13 @@ class Wait(Query):
 
 class LogQuery(Query):
     attempt: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+
+
+class EgressPolicy(Body):
+    allow: Annotated[
+        list[Annotated[str, StringConstraints(min_length=1, max_length=300)]],
+        Field(max_length=MAX_PATTERNS, description="`host:port`; the host may be `*` or `*.domain`, the port `*`."),
+    ]
 
 
 class EventQuery(Query):

@@ -229,6 +229,13 @@ class RemoteOut(Shape):
     updated_at: str
 
 
+class EgressPolicyOut(Shape):
+    allow: list[str]
+    platform_allow: list[str]
+    version: int
+    updated_at: str | None
+
+
 class RemoteTestOut(Shape):
     ok: bool
     detail: str

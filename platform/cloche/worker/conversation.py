@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
+from cloche.domain.egress import Endpoint
 from cloche.domain.jobs import ClaimedJob
 from cloche.domain.states import Reason
 from cloche.errors import PluginFailure
@@ -56,8 +57,8 @@ class Conversation:
             if frame.get("type") == "error":
                 raise _failure(frame)
 
-    def run(self, inputs: list[str]) -> Any:
-        """Hand the job over and return the plugin's result.
+    def run(self, inputs: list[str], allow: Sequence[Endpoint] = ()) -> Any:
+        """Hand the job over and return the plugin's result. ``allow``: what its egress, which is open by now, leads to.
 
         Raises:
             PluginFailure: the plugin's error, a broken protocol, or ``timed_out``.
@@ -67,7 +68,7 @@ class Conversation:
         limits = self._job.limits
         began = time.monotonic()
         deadline = began + limits["time_ms"] / 1000
-        self._hand_over(inputs, deadline)
+        self._hand_over(inputs, allow, deadline)
         while True:
             frame = self._next(deadline)
             if frame is None:
@@ -83,10 +84,10 @@ class Conversation:
                     failure.details |= {"limit": limits["result"], **_used(frame)}
                 raise failure
 
-    def _hand_over(self, inputs: list[str], deadline: float) -> None:
+    def _hand_over(self, inputs: list[str], allow: Sequence[Endpoint], deadline: float) -> None:
         """Send the job. A guest that does not read it holds up neither a cancel nor its own deadline, which :meth:`_next` then sees."""
         job = self._job
-        frame = {
+        frame: dict[str, Any] = {
             "type": "job",
             "id": job.id,
             "attempt": job.attempt,
@@ -94,6 +95,8 @@ class Conversation:
             "inputs": inputs,
             "limits": job.limits,
         }
+        if allow:
+            frame["egress"] = [str(endpoint) for endpoint in allow]
         self._channel.send(frame, lambda: not self._interrupted() and time.monotonic() < deadline)
 
     def _interrupted(self) -> bool:

@@ -16,12 +16,14 @@ from sqlalchemy import Connection
 from cloche import logs
 from cloche.clock import now_ms
 from cloche.db.engine import Database
+from cloche.domain.egress import Endpoint
 from cloche.domain.events import Trace
 from cloche.domain.jobs import ClaimedJob, Success
 from cloche.domain.limits import MAX_LOCKS, Limits, watched_apart
 from cloche.domain.states import Reason
 from cloche.errors import ClocheError, JobFailure, PlatformFailure, PluginFailure, StaleAttempt, Unavailable
 from cloche.isolation.backend import Backend, Remains, Sandbox, SandboxSpec
+from cloche.isolation.egress import EgressReport
 from cloche.queueing.broker import Broker
 from cloche.services import effects
 from cloche.services.attempts import AttemptRecorder
@@ -51,6 +53,10 @@ _NEVER_FINE = {"output_files_over", "output_over"}
 _SHOWN_LIMITS = ("memory", "pids", "time_ms", "output", "output_files", "log", "result")
 
 
+# What an attempt may reach. Raises PluginFailure (``egress_denied``) or PlatformFailure (``bundle_unavailable``).
+Outbound = Callable[[ClaimedJob], tuple[Endpoint, ...]]
+
+
 @dataclass(frozen=True)
 class Tools:
     """What every attempt of a worker uses."""
@@ -62,6 +68,7 @@ class Tools:
     recorder: AttemptRecorder
     files: JobFiles
     worker_id: str
+    outbound: Outbound
     retired: Callable[[str], bool] = lambda _bundle: False  # whether its version takes no new jobs
 
 
@@ -78,6 +85,7 @@ class Execution:
         self._usage: dict[str, Any] = {}
         self._buried = False
         self._why_cold: str | None = None
+        self._allow: tuple[Endpoint, ...] = ()
 
     def run(self) -> None:
         try:
@@ -116,6 +124,7 @@ class Execution:
         job = self._job
         bundle, wheels = self._tools.files.bundle(job)
         image, command = self._tools.files.own_image(job) or (None, None)
+        self._allow = self._tools.outbound(job)
         self._why_cold = self._must_be_cold(bundle)
         return SandboxSpec(
             job_id=job.id,
@@ -128,6 +137,7 @@ class Execution:
             command=command,
             warm=self._why_cold is None,
             priority=job.priority,
+            egress=bool(self._allow),
         )
 
     def _must_be_cold(self, bundle: str) -> str | None:
@@ -156,9 +166,11 @@ class Execution:
         staged_event = (Trace.STAGED_IN, {"duration_ms": _ms(began), "files": shown[:50], "count": len(shown)})
         try:
             talk.await_ready()
+            if self._allow:
+                sandbox.open_egress(self._allow)
             self._trace.add("running", staged_event, (Trace.STARTED, {}))
             began = time.monotonic()
-            result = talk.run([file.path for file in staged])
+            result = talk.run([file.path for file in staged], self._allow)
         except (PluginFailure, EOFError) as error:
             if self._not_ours():
                 raise Interrupted from None  # we killed it ourselves; that is nobody's failure
@@ -207,9 +219,22 @@ class Execution:
         if ran_ms is not None:
             self._usage["ran_ms"] = ran_ms
         self._journal.flush()
+        if remains.egress is not None:
+            self._note_egress(remains.egress)
         if self._journal.truncated:
             self._trace.add(None, (Trace.LOG_TRUNCATED, {"limit": self._limits.log, "used": self._journal.kept}))
         return remains
+
+    def _note_egress(self, report: EgressReport) -> None:
+        self._usage |= {
+            "egress_connections": report.total,
+            "egress_up": report.bytes_up,
+            "egress_down": report.bytes_down,
+        }
+        try:
+            self._tools.recorder.connected(self._job, report)
+        except Unavailable as error:
+            _log.warning("connections not written", job_id=self._job.id, error=str(error))
 
     def _stopped(self) -> bool:
         """Whether staging should end: nobody wants this attempt's outcome any more."""

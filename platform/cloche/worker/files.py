@@ -61,6 +61,16 @@ class JobFiles:
         bundle = self._bundles.bundle(job.type, job.plugin_version, job.plugin_digest)
         return None if bundle is None else bundle.manifest.limits
 
+    def manifest(self, job: ClaimedJob) -> Manifest:
+        """
+        Raises:
+            PlatformFailure: ``bundle_unavailable``.
+        """
+        bundle = self._bundles.bundle(job.type, job.plugin_version, job.plugin_digest)
+        if bundle is None:
+            raise PlatformFailure(Reason.BUNDLE_UNAVAILABLE, f"the files of {job.type} are not on this host")
+        return bundle.manifest
+
     def stage_in(self, job: ClaimedJob, folder: Path, stop: Stop) -> list[StagedFile]:
         """See :meth:`cloche.staging.stager.Stager.stage_in`. What a remote's pattern found is held to the plugin's manifest here."""
         staged = self._stager.stage_in(

@@ -16,7 +16,8 @@ from cloche.clock import uuid7
 from cloche.config import Settings
 from cloche.db.audit_log import AuditLog
 from cloche.db.engine import Database
-from cloche.domain.jobs import DEFAULT_QUEUE
+from cloche.domain.egress import Endpoint, platform_egress
+from cloche.domain.jobs import DEFAULT_QUEUE, ClaimedJob
 from cloche.domain.retries import PlatformBudget
 from cloche.isolation.client import SandboxdBackend
 from cloche.queueing.redis_broker import RedisBroker
@@ -24,6 +25,7 @@ from cloche.registry.catalog import Catalog
 from cloche.registry.store import BundleStore
 from cloche.services import effects
 from cloche.services.attempts import AttemptRecorder
+from cloche.services.egress import EgressService
 from cloche.services.remotes import RemoteService
 from cloche.services.transitions import Transitions
 from cloche.services.watch import EventHub
@@ -110,8 +112,14 @@ def _build(settings: Settings, worker_id: str, opened: ExitStack) -> tuple[Tools
     opened.callback(holds.close)
     report = PoolReport(db, backend, worker_id, settings.worker.heartbeat / 1000)
     opened.callback(report.close)
+    platform = platform_egress(settings.egress.enabled, settings.egress.allow, settings.egress.private)
+    egress = EgressService(db, audit, platform)
+
+    def outbound(job: ClaimedJob) -> tuple[Endpoint, ...]:
+        return egress.for_attempt(job.tenant_id, files.manifest(job), job.payload)
+
     recorder = AttemptRecorder(db, worker_id)
-    return Tools(db, broker, backend, transitions, recorder, files, worker_id, report.retired), holds, report
+    return Tools(db, broker, backend, transitions, recorder, files, worker_id, outbound, report.retired), holds, report
 
 
 def _clean(folder: Path, workers: WorkerService) -> None:

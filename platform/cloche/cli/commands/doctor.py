@@ -16,6 +16,7 @@ from cloche.cli.up import valkey
 from cloche.cli.up.checks import free_port
 from cloche.config import Settings
 from cloche.db import migrate
+from cloche.domain.egress import platform_egress
 from cloche.errors import ClocheError, EnvironmentProblem
 from cloche.queueing.redis_broker import RedisBroker
 from cloche.sandboxd.doctor import Check, checks
@@ -84,7 +85,7 @@ def _line(finding: Finding) -> str:
 
 
 def _platform(settings: Settings) -> list[Check]:
-    return [_home(settings), _database(settings), _redis(settings), _port(settings)]
+    return [_home(settings), _database(settings), _redis(settings), _port(settings), _egress(settings)]
 
 
 def _home(settings: Settings) -> Check:
@@ -127,6 +128,17 @@ def _redis(settings: Settings) -> Check:
     finally:
         broker.close()
     return Check("redis", "ok", "answers")
+
+
+def _egress(settings: Settings) -> Check:
+    try:
+        rules = platform_egress(settings.egress.enabled, settings.egress.allow, settings.egress.private)
+    except ClocheError as error:
+        return Check("egress", "fail", str(error), "Correct CLOCHE_EGRESS_ALLOW or CLOCHE_EGRESS_PRIVATE.")
+    if not rules.policy.patterns:
+        return Check("egress", "ok", "no job reaches anything; CLOCHE_EGRESS_ALLOW lists what may be reached")
+    inside = f"; of this side's networks {', '.join(map(str, rules.private))}" if rules.private else ""
+    return Check("egress", "ok", f"at most {', '.join(map(str, rules.policy.patterns[:8]))}{inside}")
 
 
 def _port(settings: Settings) -> Check:

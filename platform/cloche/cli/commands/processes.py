@@ -1,4 +1,4 @@
-"""``cloche web|worker|sandboxd|scheduler``: each process of a host, startable alone."""
+"""``cloche web|worker|sandboxd|scheduler``: processes of a host (``egress`` lies beside its policy), startable alone."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def require_root() -> None:
     if os.geteuid() != 0:
         raise EnvironmentProblem(
             "`cloche up` also starts sandboxd, which has to be root to seal jobs in: run it with sudo. "
-            "The other processes need no privilege and start alone: cloche web, cloche worker, cloche scheduler."
+            "The other processes need no privilege and start alone: cloche web, cloche worker, cloche egress, cloche scheduler."
         )
 
 

@@ -12,7 +12,8 @@ from cloche.cli.up.child import Service
 from cloche.config import Settings
 
 # Started in this order, stopped in the opposite one. Those below 10 clean up after others, and are always given the time.
-VALKEY, SANDBOXD, SCHEDULER, WEB, WORKERS = 1, 2, 10, 11, 12
+VALKEY, EGRESS, SANDBOXD, SCHEDULER, WEB, WORKERS = 1, 2, 3, 10, 11, 12
+_PLAIN = {"CLOCHE_HOME", "CLOCHE_CONFIG", "HOME", "LANG", "PATH", "TZ", "VIRTUAL_ENV"}
 _WORKER_MARGIN_S = 5.0  # over its own grace, to hand back what is unfinished
 _WEB_GRACE_S = 20.0  # over the 15 s it gives requests that still run
 _SANDBOXD_GRACE_S = 30.0  # it destroys every sandbox that is left
@@ -23,6 +24,11 @@ def services(settings: Settings, environment: Mapping[str, str], *, own_valkey: 
     planned: list[Service] = []
     if own_valkey:
         planned.append(_valkey(settings.home))
+    if settings.egress.enabled:
+        ready = settings.egress_socket.is_socket
+        planned.append(
+            Service("egress", EGRESS, _cloche("egress"), ready=ready, environment=_for_strangers(environment))
+        )
     planned.append(
         Service(
             "sandboxd",
@@ -52,6 +58,15 @@ def child_environment(settings: Settings, port: int) -> dict[str, str]:
         "CLOCHE_LOGGING_FORMAT": "json",  # the supervisor reads it and writes it for people
         "PYTHONUNBUFFERED": "1",
     } | ({"CLOCHE_CONFIG": str(settings.config)} if settings.config else {})
+
+
+def _for_strangers(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the egress proxy needs of it. It talks to strangers' servers, so it is given no password of a database or a queue."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _PLAIN or name.startswith(("CLOCHE_EGRESS_", "CLOCHE_LOGGING_", "CLOCHE_SANDBOX_", "LC_", "PYTHON"))
+    }
 
 
 def _cloche(*arguments: str) -> Callable[[str], Sequence[str]]:

@@ -16,6 +16,7 @@ from cloche.cli.up.supervisor import Supervisor
 from cloche.config import Settings
 from cloche.db import migrate
 from cloche.db.engine import check_home
+from cloche.domain.egress import platform_egress
 
 
 class Stack:
@@ -44,6 +45,9 @@ class Stack:
         """
         settings = self._settings
         checks.require_root()
+        platform_egress(
+            settings.egress.enabled, settings.egress.allow, settings.egress.private
+        )  # refused here, not by each process
         valkey.check_socket_path(settings.sandboxd_socket)
         check_home(settings.home)
         lock = checks.take_lock(settings.home)

@@ -10,19 +10,22 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cloche import clock
 from cloche.config import Settings
+from cloche.domain.egress import parse_endpoint
 from cloche.domain.limits import Limits
 from cloche.errors import EnvironmentProblem, PluginFailure
 from cloche.isolation.backend import Remains, Sandbox, SandboxSpec
 from cloche.isolation.client import SandboxdBackend
+from cloche.isolation.egress import report_to_json
 from cloche.sandboxd import image_parts, syscalls
 from cloche.sandboxd.main import Sandboxd
+from cloche.sandboxd.probes.outside import Outside, outside
 from cloche.sandboxd.running import Running
 
 READY_SECONDS = 120  # the first use on a machine makes the image
@@ -49,8 +52,9 @@ class ProbeBroken(Exception):
 class Bench:
     """Use :func:`open_bench`. One thread. ``once`` keeps what several probes look at together."""
 
-    def __init__(self, daemon: Sandboxd, home: Path, bundle: str, *, warm: bool = False) -> None:
+    def __init__(self, daemon: Sandboxd, home: Path, bundle: str, beyond: Outside, *, warm: bool = False) -> None:
         self.home = home
+        self.outside = beyond
         self._daemon = daemon
         self._bundle = bundle
         self._warm = warm
@@ -66,7 +70,7 @@ class Bench:
     def warmed(self) -> Bench:
         """The same, with sandboxes that were made and waited before their jobs came."""
         if self._warmed is None:
-            self._warmed = Bench(self._daemon, self.home, self._bundle, warm=True)
+            self._warmed = Bench(self._daemon, self.home, self._bundle, self.outside, warm=True)
         return self._warmed
 
     def once(self, observe: Callable[[Bench], Any]) -> Any:
@@ -82,16 +86,24 @@ class Bench:
         return found
 
     def run(
-        self, act: str, payload: Mapping[str, Any] | None = None, seconds: float = 30, **limits: Any
+        self,
+        act: str,
+        payload: Mapping[str, Any] | None = None,
+        seconds: float = 30,
+        *,
+        allow: Sequence[str] = (),
+        **limits: Any,
     ) -> dict[str, Any]:
         """One job from create to destroy; see :meth:`Live.facts`."""
-        with self.live(act, payload, **limits) as live:
+        with self.live(act, payload, allow=allow, **limits) as live:
             live.drive(seconds)
             return live.facts()
 
     @contextlib.contextmanager
-    def live(self, act: str, payload: Mapping[str, Any] | None = None, **limits: Any) -> Iterator[Live]:
-        """A sandbox that has just been given its job. Afterwards it is destroyed, and nothing of it may be left.
+    def live(
+        self, act: str, payload: Mapping[str, Any] | None = None, *, allow: Sequence[str] = (), **limits: Any
+    ) -> Iterator[Live]:
+        """A sandbox that has just been given its job. Afterwards it is destroyed, and nothing of it may be left. ``allow``: what its egress leads to.
 
         Raises:
             ProbeBroken: something is.
@@ -104,6 +116,7 @@ class Bench:
             limits=replace(SMALL, **limits),
             lease_until=clock.now_ms() + 60_000,
             warm=self._warm,
+            egress=bool(allow),
         )
         sandbox = self._create_warm(spec) if self._warm else self._backend.create(spec)
         try:
@@ -113,8 +126,13 @@ class Bench:
             live = Live(sandbox, running)
             uid = running.uid
             (sandbox.in_folder / "a.txt").write_bytes(INPUT)
-            live.send({"type": "job", "id": spec.job_id, "attempt": 1, "payload": {"act": act, **(payload or {})}, "inputs": ["a.txt"],
-                       "limits": spec.limits.to_dict()})  # fmt: skip
+            frame = {"type": "job", "id": spec.job_id, "attempt": 1, "payload": {"act": act, **(payload or {})}, "inputs": ["a.txt"],
+                     "limits": spec.limits.to_dict()}  # fmt: skip
+            if allow:
+                live.ready()
+                sandbox.open_egress([parse_endpoint(text) for text in allow])
+                frame["egress"] = list(allow)
+            live.send(frame)
             yield live
         finally:
             sandbox.destroy()
@@ -170,6 +188,15 @@ class Live:
             if not self._step(deadline):
                 raise ProbeBroken(f"the job never said {word!r}; its frames: {self._frames[-3:]}")
 
+    def ready(self, seconds: float = 20) -> None:
+        """Wait until the plugin is set up.
+
+        Raises:
+            ProbeBroken: it ended before, or the time is over.
+        """
+        if not self._step(time.monotonic() + seconds) or self._frames[-1]["type"] != "ready":
+            raise ProbeBroken(f"the plugin is not set up; its frames: {self._frames[-3:]}")
+
     def drive(self, seconds: float) -> None:
         """Read until a result, an error, a breach of the protocol, the end, or the end of the time."""
         deadline = time.monotonic() + seconds
@@ -179,7 +206,7 @@ class Live:
 
     def facts(self) -> dict[str, Any]:
         """Kill, collect, and tell: ``last`` (``result``, ``error`` or None), ``value``, ``reason``, ``message``, ``exit_code``, ``oom``, ``usage``,
-        ``files`` (path → text), ``modes``, ``refused``, ``frames`` (how many of each type), ``log`` (bytes), ``log_end``, ``overdue``."""
+        ``egress`` (its connections), ``files`` (path → text), ``modes``, ``refused``, ``frames`` (how many of each type), ``log`` (bytes), ``log_end``, ``overdue``."""
         remains = self.finish()
         ends = [frame for frame in self._frames if frame["type"] in ("result", "error")]
         last = ends[-1] if ends else {"type": None}
@@ -195,6 +222,7 @@ class Live:
             "oom": remains.oom_killed,
             "usage": dict(remains.usage),
             "refused": dict(remains.refused),
+            "egress": None if remains.egress is None else report_to_json(remains.egress),
             "frames": counts,
             "log": len(self.log.encode()),
             "log_end": self.log[-200:],
@@ -261,11 +289,12 @@ def open_bench(settings: Settings) -> Iterator[Bench]:
         try:
             daemon.start()
             _wait_ready(daemon)
-            bench = Bench(daemon, home, _write_bundle(home))
-            try:
-                yield bench
-            finally:
-                bench.close()
+            with outside(home) as beyond:
+                bench = Bench(daemon, home, _write_bundle(home), beyond)
+                try:
+                    yield bench
+                finally:
+                    bench.close()
         finally:
             daemon.close()
     finally:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from cloche.sandboxd.probes import rows_kernel, rows_lies, rows_limits, rows_reach, rows_warm
+from cloche.sandboxd.probes import rows_egress, rows_kernel, rows_lies, rows_limits, rows_reach, rows_warm
 from cloche.sandboxd.probes.probe import Probe
 
 _COLD: tuple[Probe, ...] = (
     *rows_kernel.IDENTITY,
     *rows_kernel.CALLS,
     *rows_reach.NETWORK,
+    *rows_egress.EGRESS,
     *rows_reach.FILES,
     *rows_reach.KERNEL,
     *rows_reach.PROCESSES,

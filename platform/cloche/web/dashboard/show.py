@@ -39,6 +39,8 @@ TRACE_WORD = {
     "started": "Plugin started",
     "progress": "Progress",
     "log_truncated": "Log cut at its limit",
+    "egress_connection": "Connection to the outside",
+    "egress_closed": "Way out closed",
     "finished": "Plugin finished",
     "staged_out": "Outputs taken out",
     "completed": "Completed",

@@ -113,6 +113,10 @@ def _note(name: str, details: Mapping[str, Any]) -> str:
         return f"worker …{tail(str(details['worker']))}"
     if name == "sandbox_started" and details.get("start"):
         return ": ".join(str(details[key]) for key in ("start", "why") if details.get(key))
+    if name == "egress_connection":
+        where = f"{details.get('host')}:{details.get('port')}" if details.get("host") else "unknown"
+        moved = f"{size(details.get('bytes_up') or 0)} out, {size(details.get('bytes_down') or 0)} in"
+        return f"{where}: {reason_text(str(details.get('verdict')))}, {moved}"
     if "reason" in details:
         wait = f"; again in at most {duration(details['delay_ms'])}" if details.get("delay_ms") else ""
         return reason_text(str(details["reason"])) + wait
