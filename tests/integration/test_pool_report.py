@@ -12,6 +12,7 @@ from cloche.errors import PlatformFailure
 from cloche.services.workers import WorkerService
 from cloche.worker.pools import PoolReport
 from tests.support.stores import until
+from tests.support.web import running_site
 
 NUMBERS = dict.fromkeys(
     ("warm", "filling", "busy", "hits", "cold_starts", "evictions", "expired", "lost", "failures", "memory"), 1
@@ -93,3 +94,21 @@ def test_a_sandboxd_that_is_away_ends_nothing(db, versions) -> None:
         until(lambda: told(db), 10, "it is told when it is back")
     finally:
         report.close()
+
+
+def test_the_pools_of_a_host_over_rest_and_on_the_page(tmp_path) -> None:
+    pool = {"plugin": "noop", "version": "1.0.0", "last_error": "its setup raised an error", **NUMBERS}
+    with running_site(tmp_path) as site:
+        for worker in ("w1", "w2"):
+            site.services.workers.register(worker, "host-1", 1, ["default"], 2)
+        site.services.db.write(lambda c: c.execute(update(t.worker).values(pools=[pool])))
+        site.add("olga", "operator")
+        items = site.request("GET", "/workers", "olga").json["items"]
+        assert [item["pools"] for item in items] == [[pool], [pool]]
+        client, _ = site.browser("olga")
+        page = client.get("/ui/workers").text
+        assert page.count("its setup raised an error") == 1, "once for a host"
+        site.services.workers.leave("w1", "stopped")
+        site.services.workers.leave("w2", "stopped")
+        assert [item["pools"] for item in site.request("GET", "/workers", "olga").json["items"]] == [[], []]
+        assert site.services.workers.pools() == {}
