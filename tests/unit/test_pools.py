@@ -91,7 +91,7 @@ class World:
         return self.pools.take(spec, owner, IMAGE)
 
     def next_fill(self) -> Pool | None:
-        self.now += 0.1
+        self.now += 0.2
         with self.pools.changed:
             return self.pools.next_fill()[0]
 
@@ -499,3 +499,22 @@ def test_many_that_end_together_are_one_failure() -> None:
     assert world.facts()["lost"] == 4
     world.now += 5.1
     assert world.fill() is not None
+
+
+def test_a_moment_is_left_to_a_short_job_and_no_more(world: World) -> None:
+    def ask_next() -> Pool | None:
+        with world.pools.changed:
+            return world.pools.next_fill()[0]
+
+    world.take(spec())
+    world.now += 0.05
+    assert ask_next() is None
+    world.now += 0.06
+    assert ask_next() is not None
+    world.take(spec("b"))
+    waits = 0
+    while ask_next() is None:
+        waits += 1
+        world.now += 0.05
+        world.take(spec("b"))  # they never stop coming
+    assert 0.3 <= waits * 0.05 <= 0.4

@@ -71,6 +71,7 @@ class Pool:
     counts: Counts = field(default_factory=Counts)
     problem: str | None = None  # the last failure, for the jobs
     kind: str | None = None  # the same in words that name nothing of the plugin's
+    short_since: float | None = None  # since when one more is wanted
     retired: bool = False
 
     def kept(self) -> int:

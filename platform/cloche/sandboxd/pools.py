@@ -23,7 +23,8 @@ log = logs.get(__name__)
 MAX_POOLS = 64  # versions with waiting sandboxes; the one longest unused goes first
 SETUP_S = 30.0  # as long as a worker waits for a guest to be ready
 WAIT_S = 10.0  # a job waits this long for a sandbox that is being made, then starts cold
-_QUIET_S = 0.02  # after a request: the job's own start comes before the next one is made
+_QUIET_S = 0.1  # after a request: a short job ends before the next sandbox is made beside it
+_LONGEST_QUIET_S = 0.3  # however fast the requests follow each other
 _HOLD_S = 1.0  # while jobs wait for cold starts, one is made this often at most
 _DISK_MARGIN = 8  # times the size of an output on disk has to be free: a waiting sandbox has allocated all of its own
 _MAX_OWNERS = 1_024
@@ -165,10 +166,12 @@ class Pools:
         soonest = 1.0
         needy = [pool for pool in self._pools.values() if pool.shortage(self._bounds, now) > 0]
         for pool in sorted(needy, key=lambda pool: (pool.kept(), -pool.arrivals.last)):
-            if (quiet := pool.arrivals.last + _QUIET_S - now) > 0:
+            pool.short_since = now if pool.short_since is None else pool.short_since
+            if (quiet := min(pool.arrivals.last + _QUIET_S, pool.short_since + _LONGEST_QUIET_S) - now) > 0:
                 soonest = min(soonest, quiet)
             elif self._fits(pool, load):
                 pool.making += 1
+                pool.short_since = None
                 self._bucket.take(now)
                 self._last_fill = now
                 return pool, 0.0
