@@ -21,6 +21,7 @@ from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.places import Site
 
 DEATH_SECONDS = 20
+_NOTE_SECONDS = 0.5
 
 
 @dataclass
@@ -57,11 +58,18 @@ class Running:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def stop_for(self, counter: str) -> None:
-        """End it for a limit that no cgroup has: note what it used, and this counter with it, then kill it."""
-        with self.lock:
+        """End it for a limit that no cgroup has: note what it used, and this counter with it, then kill it.
+
+        Waits for no finish and no engine: whoever watches has other sandboxes to watch.
+        """
+        held = self.lock.acquire(timeout=_NOTE_SECONDS)
+        try:
             if not self.finished and not self.stopped_with:
-                self.stopped_with = self._measure() | {counter: 1}
-        self.kill()
+                self.stopped_with = (self._measure() if held else {}) | {counter: 1}
+        finally:
+            if held:
+                self.lock.release()
+            self.kill()
 
     def processes(self) -> list[int]:
         """The numbers of its processes as the host sees them; empty once it is dead."""
