@@ -181,6 +181,8 @@ def test_the_command_does_not_speak_for_the_agent(run: Callable[..., support.Out
 def test_failures_by_name(run: Callable[..., support.Outcome], script: str, reason: str, says: str) -> None:
     if reason == "result_too_large":
         outcome = run(script, result=1_000)
+        assert outcome.last is not None
+        assert outcome.last["used"] == 2_562
     elif "job.json" in script:
         outcome = run(f"set -eu; {script}; exit 2")
     else:
