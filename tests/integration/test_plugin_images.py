@@ -348,6 +348,20 @@ def test_an_image_whose_paths_lead_elsewhere_is_refused(run: Callable[..., suppo
         assert caught.value.reason == Reason.BUNDLE_UNAVAILABLE
 
 
+@pytest.mark.parametrize("more", [{"/job": "/job"}, {"/run": "/loop/a", "/loop": "/loop"}])
+def test_links_in_a_circle_are_the_images_fault(run: Callable[..., support.Outcome], more: dict[str, str]) -> None:
+    with images.loaded(images.layer_of(more)) as image:
+        with pytest.raises(PlatformFailure, match="that the engine cannot follow") as caught:
+            run(DONE, image=image)
+        assert caught.value.reason == Reason.BUNDLE_UNAVAILABLE
+
+
+def test_a_working_folder_that_cannot_be_means_nothing(run: Callable[..., support.Outcome]) -> None:
+    """The engine makes it in whatever container is created, the one that only looks too."""
+    with images.loaded(images.layer_of({"/file": b""}), WorkingDir="/file/below") as image:
+        assert run(DONE, image=image).value == {"done": True}
+
+
 def test_a_fifo_for_the_engine_to_wait_at_is_refused(run: Callable[..., support.Outcome]) -> None:
     """The engine opens it when it starts a container, and would hold that container for ever: it must not come so far."""
     fifo = images.loaded(images.layer_of(fifos=("/etc/passwd",)))
