@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,8 @@ from cloche.sandboxd.places import Site
 
 DEATH_SECONDS = 20
 _NOTE_SECONDS = 0.5
+_NEWS_SECONDS = 5.0
+_POLL_SECONDS = 0.02
 
 
 @dataclass
@@ -152,13 +155,21 @@ class Running:
                 self.pidfd = -1
 
     def _verdict(self, engine: Engine) -> tuple[int | None, bool]:
-        """What the engine says of a container that ended before we asked it to."""
-        try:
-            container = engine.inspect(self.container)
-        except EngineRefused as error:
-            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the engine lost the container: {error}") from None
-        if container is None:
-            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the engine lost the container")
+        """What the engine says of a container that ended before we asked it to.
+
+        The engine hears of its end after us, and of memory used up before it hears of the end: until then it has not said all it knows.
+        """
+        deadline = time.monotonic() + _NEWS_SECONDS
+        while True:
+            try:
+                container = engine.inspect(self.container)
+            except EngineRefused as error:
+                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the engine lost the container: {error}") from None
+            if container is None:
+                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the engine lost the container")
+            if not container["State"].get("Running") or time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_SECONDS)
         state = container["State"]
         return (None if state.get("Running") else int(state.get("ExitCode", -1))), bool(state.get("OOMKilled"))
 
