@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
+import shutil
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -354,6 +355,12 @@ def test_links_in_a_circle_are_the_images_fault(run: Callable[..., support.Outco
         with pytest.raises(PlatformFailure, match="that the engine cannot follow") as caught:
             run(DONE, image=image)
         assert caught.value.reason == Reason.BUNDLE_UNAVAILABLE
+
+
+def test_a_runtime_that_somebody_removed_is_made_again(daemon: Sandboxd, run: Callable[..., support.Outcome]) -> None:
+    assert run(DONE).value == {"done": True}
+    shutil.rmtree(daemon.host._places.runtimes)
+    assert run(DONE).value == {"done": True}
 
 
 def test_a_working_folder_that_cannot_be_means_nothing(run: Callable[..., support.Outcome]) -> None:
