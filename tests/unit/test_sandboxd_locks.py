@@ -26,7 +26,8 @@ class Held:
     def processes(self) -> list[int]:
         return self.pids
 
-    def stop_for(self, counter: str) -> None:
+    def stop_for(self, counter: str, used: int) -> None:
+        assert used == locks.MAX_LOCKS + 1
         self.stopped.append(counter)
 
 

@@ -42,23 +42,23 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_it_had_used_is_noted_before_it_is_killed(sandbox: Running) -> None:
-    sandbox.stop_for("locks_over")
+    sandbox.stop_for("locks_over", 1_001)
     assert sandbox.is_dead(20)
-    assert sandbox.stopped_with["locks_over"] == 1
+    assert sandbox.stopped_with["locks_over"] == 1_001
     assert "output_used" in sandbox.stopped_with
 
 
 def test_the_engine_at_work_with_it_does_not_keep_it_alive(sandbox: Running, no_patience: None) -> None:
     with sandbox.lock:
-        sandbox.stop_for("locks_over")
+        sandbox.stop_for("locks_over", 1_001)
     assert sandbox.is_dead(20)
-    assert sandbox.stopped_with == {"locks_over": 1}
+    assert sandbox.stopped_with == {"locks_over": 1_001}
 
 
 def test_a_finish_under_way_keeps_its_own_verdict(sandbox: Running, no_patience: None) -> None:
     with sandbox.lock:
         sandbox.finished = True
-        sandbox.stop_for("locks_over")
+        sandbox.stop_for("locks_over", 1_001)
     assert sandbox.is_dead(20)
     assert sandbox.stopped_with == {}
 
@@ -69,7 +69,7 @@ def test_it_dies_though_its_use_cannot_be_read(sandbox: Running, monkeypatch: py
 
     monkeypatch.setattr(os, "statvfs", gone)
     with pytest.raises(FileNotFoundError):
-        sandbox.stop_for("locks_over")
+        sandbox.stop_for("locks_over", 1_001)
     assert sandbox.is_dead(20)
 
 

@@ -18,7 +18,7 @@ from typing import Protocol
 from cloche import logs
 from cloche.domain.limits import MAX_LOCKS
 
-LOCKS_OVER = "locks_over"  # in a sandbox's usage: ended for this
+LOCKS_OVER = "locks_over"  # in a sandbox's usage: ended for so many
 INTERVAL_SECONDS = 0.2
 _OPEN = 100  # of a thousand locks that dead processes left: files that a sandbox has open, so that they are its
 _CHUNK = 64 << 10
@@ -36,8 +36,8 @@ class Watched(Protocol):
         """Their numbers as the host sees them; empty once it is dead."""
         ...
 
-    def stop_for(self, counter: str) -> None:
-        """Note what it used, and with it this counter, then kill it."""
+    def stop_for(self, counter: str, used: int) -> None:
+        """Note what it used, and of this counter so much, then kill it."""
         ...
 
 
@@ -68,7 +68,7 @@ class LockWatch:
             if (owner := count.add(lock)) is not None:
                 log.warning("sandbox_holds_too_many_locks", sandbox=owner.id, limit=MAX_LOCKS)
                 self._ended.add(owner.id)
-                owner.stop_for(LOCKS_OVER)
+                owner.stop_for(LOCKS_OVER, MAX_LOCKS + 1)  # nobody counts further than that
                 return True
         return False
 
@@ -123,7 +123,7 @@ class _Count:
             return None  # the host's own
         self._orphans.add(lock.file)
         self._orphaned += 1
-        return self._searched() if self._orphaned == MAX_LOCKS else None
+        return self._searched() if self._orphaned == MAX_LOCKS + 1 else None
 
     def _searched(self) -> Watched | None:
         """The sandbox that has most of those files open."""

@@ -60,15 +60,15 @@ class Running:
             if self.pidfd >= 0:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def stop_for(self, counter: str) -> None:
-        """End it for a limit that no cgroup has: note what it used, and this counter with it, then kill it.
+    def stop_for(self, counter: str, used: int) -> None:
+        """End it for a limit that no cgroup has: note what it used, and of this counter so much, then kill it.
 
         Waits for no finish and no engine: whoever watches has other sandboxes to watch.
         """
         held = self.lock.acquire(timeout=_NOTE_SECONDS)
         try:
             if not self.finished and not self.stopped_with:
-                self.stopped_with = (self._measure() if held else {}) | {counter: 1}
+                self.stopped_with = (self._measure() if held else {}) | {counter: used}
         finally:
             if held:
                 self.lock.release()
