@@ -52,6 +52,10 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "MAX_LOCKS", 10)
 
 
+def test_a_list_that_takes_long_is_read_more_rarely() -> None:
+    assert [locks.pause(spent) for spent in (0.0, 0.01, 1.0)] == [locks.INTERVAL_SECONDS, locks.INTERVAL_SECONDS, 4.0]
+
+
 def test_one_with_too_many_is_ended(tmp_path: Path) -> None:
     path = listing(tmp_path, ("POSIX", 7, 8), ("POSIX", 8, 11))
     assert look(path, Held("a", [7]), Held("b", [8])) == [[], ["locks_over"]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from cloche.domain.limits import MAX_LOCKS
 
 LOCKS_OVER = "locks_over"  # in a sandbox's usage: ended for so many
 INTERVAL_SECONDS = 0.2
+_REST = 4.0  # for each second a round took: a list of sixty thousand takes one, and the host's own locks wait while it is read
 _OPEN = 100  # of a thousand locks that dead processes left: files that a sandbox has open, so that they are its
 _CHUNK = 64 << 10
 
@@ -73,13 +75,21 @@ class LockWatch:
         return False
 
     def _watch(self) -> None:
-        while not self._stop.wait(INTERVAL_SECONDS):
+        spent = 0.0
+        while not self._stop.wait(pause(spent)):
+            began = time.monotonic()
             try:
                 # At once again after a find: many may do it together, and the next is not to have that much longer.
                 while self._running() and self.look() and not self._stop.is_set():
                     continue
             except Exception:
                 log.exception("locks_not_counted")
+            spent = time.monotonic() - began
+
+
+def pause(spent: float) -> float:
+    """Seconds until the next round, after one that took so many."""
+    return max(INTERVAL_SECONDS, _REST * spent)
 
 
 class _Count:
