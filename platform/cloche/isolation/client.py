@@ -149,7 +149,8 @@ class SandboxdSandbox:
         exit_code = self._guest.exit_code
         ended_by_us = self._killed or remains["oom_killed"] or remains["usage"].get("locks_over")
         if exit_code is None and not ended_by_us:
-            # Nothing inside can end process 1, and process 1 alone keeps the stream open: the host or the engine did it.
+            # Process 1 alone keeps the stream open, and nothing inside can end it but by using up the memory, which `oom_killed`
+            # tells: the host or the engine did it.
             if remains["died_alone"]:
                 raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container was ended from outside")
             if self._guest.cut_off:

@@ -292,7 +292,7 @@ class Host:
 
     def _own_runtime(self) -> Path:
         with self._runtime_lock:
-            if self._runtime is None:
+            if self._runtime is None or not self._runtime.exists():
                 self._runtime = ensure_runtime(self._places.runtimes)
             return self._runtime
 

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,9 @@ from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.places import Site
 
 DEATH_SECONDS = 20
+_NOTE_SECONDS = 0.5
+_NEWS_SECONDS = 5.0
+_POLL_SECONDS = 0.02
 
 
 @dataclass
@@ -69,12 +73,19 @@ class Running:
             if self.pidfd >= 0:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def stop_for(self, counter: str) -> None:
-        """End it for a limit that no cgroup has: note what it used, and this counter with it, then kill it."""
-        with self.lock:
+    def stop_for(self, counter: str, used: int) -> None:
+        """End it for a limit that no cgroup has: note what it used, and of this counter so much, then kill it.
+
+        Waits for no finish and no engine: whoever watches has other sandboxes to watch.
+        """
+        held = self.lock.acquire(timeout=_NOTE_SECONDS)
+        try:
             if not self.finished and not self.stopped_with:
-                self.stopped_with = self._measure() | {counter: 1}
-        self.kill()
+                self.stopped_with = (self._measure() if held else {}) | {counter: used}
+        finally:
+            if held:
+                self.lock.release()
+            self.kill()
 
     def processes(self) -> list[int]:
         """The numbers of its processes as the host sees them; empty once it is dead."""
@@ -157,13 +168,21 @@ class Running:
                 self.pidfd = -1
 
     def _verdict(self, engine: Engine) -> tuple[int | None, bool]:
-        """What the engine says of a container that ended before we asked it to."""
-        try:
-            container = engine.inspect(self.container)
-        except EngineRefused as error:
-            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the engine lost the container: {error}") from None
-        if container is None:
-            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the engine lost the container")
+        """What the engine says of a container that ended before we asked it to.
+
+        The engine hears of its end after us, and of memory used up before it hears of the end: until then it has not said all it knows.
+        """
+        deadline = time.monotonic() + _NEWS_SECONDS
+        while True:
+            try:
+                container = engine.inspect(self.container)
+            except EngineRefused as error:
+                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the engine lost the container: {error}") from None
+            if container is None:
+                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the engine lost the container")
+            if not container["State"].get("Running") or time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_SECONDS)
         state = container["State"]
         return (None if state.get("Running") else int(state.get("ExitCode", -1))), bool(state.get("OOMKilled"))
 
