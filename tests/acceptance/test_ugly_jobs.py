@@ -84,7 +84,8 @@ KINDS = (
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Stack]:
-    with stack(plugin_path=str(PLUGINS), worker_slots="2") as made:
+    # Sandboxes that wait for the next job are given up soon, so that at the end nothing at all is left.
+    with stack(plugin_path=str(PLUGINS), worker_slots="2", pool_idle="2s") as made:
         yield made
 
 
