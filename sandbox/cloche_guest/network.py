@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,12 +20,15 @@ _LOOPBACK = "127.0.0.1"
 _CHUNK = 64 << 10
 _MAX_HEAD = 64 << 10
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ?([^\r\n]*)")
+_NOT_YET = re.compile(rb"HTTP/1\.[01] 1(?!01)\d\d[ \r]")
 _END = b"\r\n\r\n"
+_OF_CONNECTIONS = ("connection", "proxy-connection", "keep-alive")
 
 _create_connection = socket.create_connection
 _DEFAULT: Any = object()
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Carrier = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -164,14 +167,8 @@ class Network:
             writer.write(refusal.answer)
             return
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        kept = [
-            field
-            for field in fields
-            if field.split(":")[0].lower() not in ("connection", "proxy-connection", "keep-alive")
-        ]
-        lines = [f"{method} {path} {version}", *kept, "Connection: close"]
-        out[1].write("\r\n".join(lines).encode("latin-1") + _END)
-        await _carry_both(client, out)
+        out[1].write(_closing(f"{method} {path} {version}", fields))
+        await _carry_both(client, out, _answer)
 
     async def _tunnel(self, client: Streams, host: str, port: int) -> None:
         await _carry_both(client, await self._open(host, port))
@@ -195,12 +192,30 @@ class Network:
         return reader, writer
 
 
-async def _carry_both(one: Streams, other: Streams) -> None:
+def _closing(first: str, fields: Sequence[str]) -> bytes:
+    """A head that says that its connection ends with it."""
+    kept = [field for field in fields if field.split(":")[0].lower() not in _OF_CONNECTIONS]
+    return "\r\n".join([first, *kept, "Connection: close"]).encode("latin-1") + _END
+
+
+async def _carry_both(one: Streams, other: Streams, back: Carrier | None = None) -> None:
     try:
-        await asyncio.gather(_carry(one[0], other[1]), _carry(other[0], one[1]))
+        await asyncio.gather(_carry(one[0], other[1]), (back or _carry)(other[0], one[1]))
     finally:
         one[1].close()
         other[1].close()
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One answer. It need not say itself that it is the last, and a client that did not know would ask again as we close."""
+    while True:
+        head = await reader.readuntil(_END)
+        first, *fields = head[: -len(_END)].decode("latin-1").split("\r\n")
+        if not _NOT_YET.match(head):
+            break
+        writer.write(head)  # 100 Continue: the answer is still to come
+    writer.write(_closing(first, fields))
+    await _carry(reader, writer)
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
