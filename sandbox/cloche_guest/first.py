@@ -16,10 +16,15 @@ from cloche_guest.protocol import EXIT_LINE
 _PR_SET_DUMPABLE = 4
 
 
-def split() -> None:
-    """Return in the agent's process; the calling process stays behind as process 1. Does nothing outside a pid namespace of our own."""
+def split(gated: bool = False) -> None:
+    """Return in the agent's process; the calling process stays behind as process 1. Does nothing outside a pid namespace of our own.
+
+    ``gated``: wait for one byte on standard input first. The host sends it when the sandbox's limits hold, where they cannot hold from the start.
+    """
     if os.getpid() != 1:
         return
+    if gated:
+        os.read(0, 1)
     # Before there is an agent: the job runs as our own user, and nothing but this keeps it out of our memory, descriptors and OOM score.
     _set_dumpable(False)
     agent = os.fork()

@@ -123,7 +123,7 @@ class Agent:
 
 def main() -> NoReturn:
     """Entry of the container."""
-    first.split()
+    first.split(gated=sys.argv[1:] == ["gate"])
     link, stdout, stderr = take_standard_streams()
     relay = Relay(link, stdout, stderr)
     relay.start()

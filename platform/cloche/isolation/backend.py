@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cloche.domain.limits import Limits
+from cloche.domain.runtimes import RUNC
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class SandboxSpec:
     wheels: str | None  # SHA-256 of its unpacked wheels' lock, or None
     limits: Limits
     lease_until: int  # ms since the epoch, written into the label
+    runtime: str = RUNC  # what the plugin asks for; sandboxd's policy decides
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from typing import Any
 
 from cloche.clock import is_uuid7
 from cloche.domain.limits import CEILINGS, Limits, violations
+from cloche.domain.runtimes import RUNC, RUNSC, RUNTIMES
 from cloche.isolation.backend import SandboxSpec
+from cloche.isolation.gvisor import under_runsc
 
 MAX_ATTEMPT = 1_000_000
 LABEL = "org.cloche"
@@ -69,6 +71,7 @@ class Placement:
     host_cpus: int
     seccomp: str  # the profile's JSON text
     folders: Folders
+    runsc: str = RUNSC  # the name under which gVisor is registered with the engine
 
 
 def parse_spec(value: Any) -> SandboxSpec:
@@ -77,7 +80,7 @@ def parse_spec(value: Any) -> SandboxSpec:
     Raises:
         BadSpec: a field is missing, unknown, of the wrong type or out of bounds.
     """
-    names = {"job_id", "attempt", "bundle", "wheels", "limits", "lease_until"}
+    names = {"job_id", "attempt", "bundle", "wheels", "limits", "lease_until", "runtime"}
     if not isinstance(value, dict) or value.keys() != names:
         raise BadSpec(f"a spec has exactly the fields {', '.join(sorted(names))}")
     limits = value["limits"]
@@ -101,6 +104,7 @@ def spec_to_json(spec: SandboxSpec) -> dict[str, Any]:
         "wheels": spec.wheels,
         "limits": spec.limits.to_dict(),
         "lease_until": spec.lease_until,
+        "runtime": spec.runtime,
     }
 
 
@@ -119,6 +123,8 @@ def check_spec(spec: SandboxSpec, ceilings: Limits = CEILINGS) -> None:
         raise BadSpec("wheels is 64 hex digits or null")
     if not _is_count(spec.lease_until, 1 << 53):
         raise BadSpec("lease_until is milliseconds since the epoch")
+    if spec.runtime not in RUNTIMES:
+        raise BadSpec(f"runtime is {' or '.join(RUNTIMES)}")
     if found := violations(spec.limits, ceilings):
         raise BadSpec(f"limits: {'; '.join(found)}")
 
@@ -187,7 +193,7 @@ def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEI
     if place.uid < 1_000:
         raise BadSpec("a sandbox runs under a user id of its own range, never a system's")
     user = f"{place.uid}:{place.uid}"
-    return {
+    config = {
         "Image": place.image,
         "User": user,
         "Hostname": "sandbox",
@@ -201,6 +207,7 @@ def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEI
         "Labels": _labels(spec, place),
         "HostConfig": _host_config(spec.limits, place),
     }
+    return under_runsc(config, spec.limits, place.runsc) if spec.runtime == RUNSC else config
 
 
 def _labels(spec: SandboxSpec, place: Placement) -> Mapping[str, str]:
@@ -225,7 +232,7 @@ def _host_config(limits: Limits, place: Placement) -> dict[str, Any]:
         "CapAdd": [],
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges:true", f"seccomp={place.seccomp}"],
-        "Runtime": "runc",
+        "Runtime": RUNC,
         # Process 1 is our own guest (cloche_guest.first), which reaps; the engine's init is not installed everywhere.
         "Init": False,
         "Memory": memory,

@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 from cloche.clock import parse_duration
 from cloche.domain.limits import CEILINGS, FLOORS, Limits, capped, parse_size, violations
+from cloche.domain.runtimes import RUNC, RUNTIMES
 from cloche.registry.payload import SchemaError, check_schema
 from cloche.registry.tables import ManifestError, Section
 
@@ -64,7 +65,7 @@ class Manifest:
     accept: tuple[str, ...]
     limits: Limits
     isolation: str = "container"
-    runtime: str = "runc"
+    runtime: str = RUNC
     network_allow: tuple[str, ...] = ()
     requires_python: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
@@ -101,6 +102,7 @@ def parse(text: str) -> Manifest:
         accept=accept,
         limits=_limits(limits),
         names_time="time" in limits,
+        runtime=_runtime(sandbox),
         requires_python=_pins(requires),
         max_retries=top.section("retry", known=KEYS["retry"]).count("max_retries", None, low=0, high=100),
     )
@@ -212,12 +214,18 @@ def _pins(requires: Section) -> tuple[str, ...]:
     return pins
 
 
+def _runtime(sandbox: Section) -> str:
+    asked = sandbox.value("runtime", str, RUNC)
+    if asked not in RUNTIMES:
+        raise ManifestError("sandbox.runtime", f"'{asked[:40]}' is none: write 'runc', or 'runsc' for gVisor")
+    return asked
+
+
 def _refuse_unbuilt(sandbox: Section, network: Section, requires: Section) -> None:
     """What this version cannot do is refused, never accepted and ignored."""
-    for name, built in (("isolation", "container"), ("runtime", "runc")):
-        asked = sandbox.value(name, str, built)
-        if asked != built:
-            raise ManifestError(f"sandbox.{name}", f"'{asked[:40]}' is not available in this version; write '{built}'")
+    asked = sandbox.value("isolation", str, "container")
+    if asked != "container":
+        raise ManifestError("sandbox.isolation", f"'{asked[:40]}' is not available in this version; write 'container'")
     for section, name in ((sandbox, "preload"), (network, "allow"), (requires, "secrets")):
         if section.texts(name):
             raise ManifestError(section.key(name), "is not available in this version; leave it empty")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloche import clock, logs
+from cloche.domain.runtimes import RUNSC
 from cloche.domain.states import Reason
 from cloche.errors import ClocheError, EnvironmentProblem, PlatformFailure
 from cloche.isolation.backend import SandboxSpec
@@ -20,6 +21,7 @@ from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.image import ImageInfo
 from cloche.sandboxd.places import Places
 from cloche.sandboxd.running import DEATH_SECONDS, Running
+from cloche.sandboxd.runtimes import Runtimes
 from cloche.sandboxd.uids import NoUidLeft, UidPool
 
 log = logs.get(__name__)
@@ -45,6 +47,7 @@ class Host:
         seccomp: str,
         max_running: int,
         make_image: Callable[[Engine], ImageInfo],
+        runtimes: Runtimes,
     ) -> None:
         self._engine = engine
         self._places = places
@@ -53,6 +56,7 @@ class Host:
         self._seccomp = seccomp
         self._max_running = max_running
         self._make_image = make_image
+        self._runtimes = runtimes
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
         self._starting: set[str] = set()
@@ -81,10 +85,12 @@ class Host:
             with contextlib.suppress(PlatformFailure):
                 self.destroy(sandbox.id)
         self._keeper.join(timeout=30)
+        self._runtimes.close()
         self._engine.close()
 
     def health(self) -> dict[str, Any]:
-        """``problem``: None or a sentence; ``image``: its id, python and source once known; ``running``: how many."""
+        """``problem``: None or a sentence; ``image``: its id, python and source once known; ``running``: how many;
+        ``runsc``: None when gVisor is proven, else why it is not."""
         problem: str | None = None
         if self._ready is None:
             problem = self._problem
@@ -99,6 +105,7 @@ class Host:
             "image": None if image is None else {"id": image.id, "python": image.python, "source": image.source},
             "running": len(self._running),
             "max_running": self._max_running,
+            "runsc": self._runtimes.problem,
         }
 
     def create(self, spec: SandboxSpec, owner: str) -> tuple[Running, socket.socket, str]:
@@ -112,6 +119,7 @@ class Host:
         ready = self._ready
         if ready is None:
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, self._problem)
+        spec = self._runtimes.resolve(spec, ready.image.id)
         sandbox_id = clock.uuid7()
         with self._lock:
             if len(self._running) + len(self._starting) >= self._max_running:
@@ -182,11 +190,14 @@ class Host:
                 host_cpus=ready.cpus,
                 seccomp=self._seccomp,
                 folders=site.folders,
+                runsc=self._runtimes.registered,
             )
             container = self._engine.create(f"cloche-{sandbox_id}", container_config(spec, place))
             channel = self._engine.attach(container)
             self._engine.start(container)
             running = self._adopt(sandbox_id, container, spec, owner, uid, site)
+            if spec.runtime == RUNSC:
+                self._runtimes.enclose(running, channel, ready.cpus)
         except BaseException as error:
             if channel is not None:
                 channel.close()
@@ -235,6 +246,7 @@ class Host:
         self._release(sandbox_id, uid)
 
     def _release(self, sandbox_id: str, uid: int | None) -> None:
+        self._runtimes.release(sandbox_id)
         try:
             self._places.remove(sandbox_id)
         except OSError as error:
@@ -259,6 +271,8 @@ class Host:
         while not self._stop.is_set():
             if self._ready is None:
                 self._get_ready()
+                if self._ready is not None:
+                    self._runtimes.prepare(self._ready.image.id)
             self._remove_unremoved()
             with self._lock:
                 idle = self._ready is not None and not self._unremoved and not self._condemned
@@ -285,6 +299,7 @@ class Host:
         for container in self._engine.containers(f"{LABEL}.home={self._home}"):
             log.info("orphan_removed", container=container["Id"], job=container["Labels"].get(f"{LABEL}.job"))
             self._engine.remove(container["Id"])
+        self._runtimes.reap()
         for name in self._places.leftovers():
             self._places.remove(name)
 

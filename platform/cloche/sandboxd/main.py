@@ -13,9 +13,12 @@ from cloche.config import Settings
 from cloche.errors import EnvironmentProblem
 from cloche.sandboxd import image_parts
 from cloche.sandboxd.engine import Engine
+from cloche.sandboxd.groups import Groups
 from cloche.sandboxd.host import Host
 from cloche.sandboxd.image import ensure_image
 from cloche.sandboxd.places import Places, home_digest
+from cloche.sandboxd.proof import Proof
+from cloche.sandboxd.runtimes import Runtimes
 from cloche.sandboxd.server import Server
 from cloche.sandboxd.uids import UidPool
 
@@ -41,16 +44,20 @@ class Sandboxd:
             digest = home_digest(home)
             sandbox = settings.sandbox
             uids = self._uids = UidPool(sandbox.uid_base, sandbox.uid_count, start=int(digest, 16))
+            engine = Engine(sandbox.docker_socket)
+            seccomp = (image_parts.image_folder() / "seccomp.json").read_text("utf-8")
+            proof = Proof(home=digest, uids=uids, seccomp=seccomp)
             self.host = Host(
-                engine=Engine(sandbox.docker_socket),
+                engine=engine,
                 places=Places(home, owner.st_uid, owner.st_gid),
                 uids=uids,
                 home=digest,
-                seccomp=(image_parts.image_folder() / "seccomp.json").read_text("utf-8"),
+                seccomp=seccomp,
                 max_running=sandbox.max_running,
                 make_image=lambda engine: ensure_image(
                     engine, sandbox.image, emit=lambda line: log.info("image", message=line)
                 ),
+                runtimes=Runtimes(engine, Groups(digest), sandbox.runtime, sandbox.runsc_name, proof.prove),
             )
             self.server = Server(self.host, settings.sandboxd_socket, owner.st_uid, owner.st_gid)
         except BaseException:

@@ -7,25 +7,36 @@ import os
 import select
 import signal
 import threading
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
+from cloche.isolation.gvisor import MEMORY_OVERHEAD
 from cloche.isolation.spec import memory_limit, out_on_disk, resized
 from cloche.sandboxd import disk
 from cloche.sandboxd.cgroups import Cgroup
 from cloche.sandboxd.collect import Caps, Collected, collect
 from cloche.sandboxd.engine import Engine, EngineRefused
+from cloche.sandboxd.groups import Group, GroupProblem
 from cloche.sandboxd.places import Site
 
 DEATH_SECONDS = 20
+_GROUP_SECONDS = 0.2
+_NOTICE_SECONDS = 10
+_NAP_SECONDS = 0.02
+_KILLED = 128 + signal.SIGKILL  # exit code
 
 
 @dataclass
 class Running:
-    """A started sandbox. ``pidfd`` refers to its process 1: when that is dead, its whole pid namespace is."""
+    """A started sandbox. ``pidfd`` refers to its process 1: when that is dead, its whole pid namespace is.
+
+    Under gVisor it refers to gVisor's kernel, and ``group`` is the cgroup of ours that holds everything of the sandbox.
+    """
 
     id: str
     owner: str
@@ -35,6 +46,7 @@ class Running:
     site: Site
     cgroup: Cgroup
     pidfd: int
+    group: Group | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)  # one finish, and no close during it
     fd_lock: threading.Lock = field(
         default_factory=threading.Lock
@@ -54,9 +66,16 @@ class Running:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def is_dead(self, timeout_s: float = 0) -> bool:
-        """Whether it died within the time."""
+        """Whether it died within the time, all of it."""
         if self.pidfd < 0:
             return True
+        start = time.monotonic()
+        if not self._has_ended(timeout_s):
+            return False
+        # Nothing of gVisor is of use without its kernel; what is slow to go is helped along.
+        return self.group is None or self.group.emptied(max(_GROUP_SECONDS, start + timeout_s - time.monotonic()))
+
+    def _has_ended(self, timeout_s: float = 0) -> bool:
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(timeout_s * 1000))
@@ -64,7 +83,7 @@ class Running:
     def usage(self) -> dict[str, int]:
         """What it used so far; empty once it is dead."""
         with self.lock:
-            return self._measure()
+            return {} if self.is_dead() else self._measure()
 
     def resize(self, engine: Engine, memory: object, output: object) -> None:
         """Other limits of memory and of ``out/``, both or neither.
@@ -85,7 +104,7 @@ class Running:
                 message = f"the output cannot have {after.output} bytes: {error.strerror}"
                 raise PlatformFailure(Reason.PLATFORM_FAILED, message) from None
             try:
-                engine.set_memory(self.container, memory_limit(after))
+                self._set_memory(engine, memory_limit(after))
             except BaseException as error:
                 self.site.set_output(before)
                 if isinstance(error, EngineRefused):
@@ -103,12 +122,14 @@ class Running:
             if self.finished:
                 raise PlatformFailure(Reason.PLATFORM_FAILED, "the sandbox was finished already")
             self.finished = True
-            died_alone = self.is_dead() and not self.killed
+            died_alone = self._has_ended() and not self.killed
             usage = self._measure()
             self.kill()
             if not self.is_dead(DEATH_SECONDS):
                 raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the sandbox's processes do not die")
             exit_code, oom = self._verdict(engine) if died_alone else (None, False)
+            if self.group is not None:
+                usage = self._measure()  # to the very end: the cgroup is ours, and outlives what was in it
             found = self._collect(caps_owner)
         usage |= {"output_bytes": found.size, "output_files": len(found.files), **found.over}
         return {
@@ -118,6 +139,8 @@ class Running:
             "files": [list(item) for item in found.files],
             "refused": [list(item) for item in found.refused],
             "folder": str(self.site.collected),
+            # gVisor's kernel can be brought down from inside, unlike process 1; SIGKILL without want of memory can only come from outside.
+            "crashed": self.group is not None and died_alone and exit_code != _KILLED,
             "died_alone": died_alone,
         }
 
@@ -130,17 +153,35 @@ class Running:
 
     def _verdict(self, engine: Engine) -> tuple[int | None, bool]:
         """What the engine says of a container that ended before we asked it to."""
+        deadline = time.monotonic() + (_NOTICE_SECONDS if self.group is not None else 0)
+        state = self._state(engine)
+        while state.get("Running") and time.monotonic() < deadline:
+            time.sleep(_NAP_SECONDS)  # the engine has not noticed yet
+            state = self._state(engine)
+        return (None if state.get("Running") else int(state.get("ExitCode", -1))), bool(state.get("OOMKilled"))
+
+    def _state(self, engine: Engine) -> Mapping[str, Any]:
         try:
             container = engine.inspect(self.container)
         except EngineRefused as error:
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the engine lost the container: {error}") from None
         if container is None:
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the engine lost the container")
-        state = container["State"]
-        return (None if state.get("Running") else int(state.get("ExitCode", -1))), bool(state.get("OOMKilled"))
+        return dict(container["State"])
 
     def _measure(self) -> dict[str, int]:
-        return {} if self.is_dead() else {**self.cgroup.usage(), **self._room()}
+        if self.group is None and self.is_dead():
+            return {}  # the engine has taken its cgroup away
+        return {**self.cgroup.usage(), **self._room()}
+
+    def _set_memory(self, engine: Engine, size: int) -> None:
+        if self.group is None:
+            engine.set_memory(self.container, size)
+            return
+        try:
+            self.group.set_memory(size + MEMORY_OVERHEAD)
+        except (OSError, GroupProblem) as error:
+            raise EngineRefused(str(error)) from None
 
     def _room(self) -> dict[str, int]:
         """What out/ holds, and whether it is full, by bytes and by files: what turns a plugin's "no space left" into a reason."""

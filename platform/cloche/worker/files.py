@@ -11,6 +11,7 @@ from sqlalchemy import select
 from cloche.db import tables as t
 from cloche.db.engine import Database
 from cloche.domain.jobs import ClaimedJob, OutputFile
+from cloche.domain.runtimes import RUNC
 from cloche.domain.states import Reason
 from cloche.errors import NotFound, PlatformFailure, PluginFailure
 from cloche.isolation.backend import Remains
@@ -47,6 +48,11 @@ class JobFiles:
         self._bundles.freeze(bundle)
         wheels = self._bundles.wheels(bundle, self._image_python()) if bundle.wheels else None
         return bundle.digest, wheels.name if wheels is not None else None
+
+    def runtime(self, job: ClaimedJob) -> str:
+        """The runtime that the job's plugin asks for."""
+        bundle = self._bundles.bundle(job.type, job.plugin_version, job.plugin_digest)
+        return RUNC if bundle is None else bundle.manifest.runtime
 
     def stage_in(self, job: ClaimedJob, folder: Path, stop: Stop) -> list[StagedFile]:
         """See :meth:`cloche.staging.stager.Stager.stage_in`. What a remote's pattern found is held to the plugin's manifest here."""
