@@ -57,10 +57,13 @@ def _linger(code: int) -> None:
 
 
 def _take_no_signal() -> None:
-    """The kernel drops what its own pid namespace sends to process 1, unless there is a handler: Python has one for SIGINT."""
+    """The kernel drops what its own pid namespace sends to process 1, unless there is a handler: Python has one for SIGINT.
+
+    gVisor's kernel drops only what is ignored, and lets a job's SIGKILL through; the host knows.
+    """
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
         with contextlib.suppress(OSError, ValueError):
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _set_dumpable(allowed: bool) -> None:

@@ -162,6 +162,8 @@ def hoard(job: Job) -> Any:
     """Take all of what the kernel counts by user: inotify instances, pending signals, pipes; then hold it while a neighbour works."""
     opened: list[int] = []
     made = _until_refused(lambda _n: opened.append(_inotify()), 100_000)
+    while len(opened) > 256:  # a kernel that does not count them by user gives as many as there are descriptors
+        os.close(opened.pop())
     for number in range(64):
         for fd in os.pipe():
             opened.append(fd)

@@ -125,7 +125,8 @@ class SandboxdSandbox:
         remains = self._session.call("finish", id=self.id)[0]["remains"]
         exit_code = self._guest.exit_code
         if exit_code is None and remains["crashed"]:
-            exit_code = remains["exit_code"]
+            code = remains["exit_code"]
+            exit_code = 128 - code if code is not None and code > 128 else code
         elif exit_code is None and not self._killed and not remains["oom_killed"]:
             # Nothing inside can end process 1, and process 1 alone keeps the stream open: the host or the engine did it.
             if remains["died_alone"]:

@@ -12,6 +12,8 @@ from typing import Any
 
 from cloche.domain.limits import Limits
 
+ARGUMENTS = ("--platform=ptrace", "--network=none", "--ignore-cgroups", "--oci-seccomp", "--host-uds=open")
+"""How gVisor is registered with the engine. On newer versions ``--platform=systrap`` is the same and faster."""
 GATE_WORD = "gate"
 """Argument that has process 1 wait for one byte (:data:`GATE`) before it starts the agent: before that, sandboxd has set the limits."""
 GATE = b"\n"
@@ -65,7 +67,7 @@ def _filter_inside(option: str) -> str:
     """The system call filter as gVisor can keep it, inside its own kernel.
 
     The version of 2022 answers EPERM where a rule says ENOSYS, and libraries then start no thread. ``clone3`` is therefore left to gVisor's
-    kernel: it has none, or one that makes namespaces of that kernel, never of the host's.
+    kernel: it has none, or one that makes namespaces of that kernel, never of the host's. It also has another name for ``pselect6``.
     """
     name, _, text = option.partition("=")
     if name != "seccomp":
@@ -73,4 +75,6 @@ def _filter_inside(option: str) -> str:
     profile = json.loads(text)
     rules = [rule for rule in profile["syscalls"] if rule["names"] != ["clone3"]]
     rules.append({"names": ["clone3"], "action": "SCMP_ACT_ALLOW"})
+    if any("pselect6" in rule["names"] for rule in rules):
+        rules.append({"names": ["pselect"], "action": "SCMP_ACT_ALLOW"})
     return f"seccomp={json.dumps({**profile, 'syscalls': rules})}"

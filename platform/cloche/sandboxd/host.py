@@ -133,6 +133,10 @@ class Host:
             with self._lock:
                 self._starting.discard(sandbox_id)
 
+    def prove(self) -> str | None:
+        """Whether gVisor is proven here, now that the host is ready: None, or why not."""
+        return "the sandbox host is not ready" if self._ready is None else self._runtimes.check(self._ready.image.id)
+
     def find(self, sandbox_id: str) -> Running | None:
         with self._lock:
             return self._running.get(sandbox_id)

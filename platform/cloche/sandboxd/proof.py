@@ -18,7 +18,7 @@ from cloche.domain.limits import Limits
 from cloche.domain.runtimes import RUNSC
 from cloche.errors import PlatformFailure
 from cloche.isolation.backend import SandboxSpec
-from cloche.isolation.gvisor import GATE, GroupLimits, group_limits
+from cloche.isolation.gvisor import ARGUMENTS, GATE, GroupLimits, group_limits
 from cloche.isolation.spec import Folders, Placement, container_config, memory_limit
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.groups import Group
@@ -28,10 +28,7 @@ from cloche.sandboxd.uids import NoUidLeft, UidPool
 log = logs.get(__name__)
 LIMITS = replace(Limits(), memory=48 << 20, tmp=1 << 20, shm=1 << 20, output=1 << 20, pids=16, cpu=1.0)
 _SECONDS = 20  # for each of the three guests; they take half a second
-REGISTER = (
-    'register it as docs/operations.md says ("gVisor"), with --platform=ptrace (or systrap), --network=none, --ignore-cgroups, '
-    "--oci-seccomp and --host-uds=open, and restart the engine"
-)
+REGISTER = f'register it with {" ".join(ARGUMENTS)} as docs/operations.md says ("gVisor"), and restart the engine'
 
 # What the guests do. One line of JSON to standard output after each step; a byte on standard input lets the next one begin.
 _GUEST = """

@@ -77,7 +77,7 @@ class Runtimes:
             runtime = decided(spec.runtime, self._policy)
         except RuntimeRefused as error:
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, str(error)) from None
-        if runtime == RUNSC and (problem := self._check(image)) is not None:
+        if runtime == RUNSC and (problem := self.check(image)) is not None:
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"runtime runsc (gVisor) cannot be used here: {problem}")
         return replace(spec, runtime=runtime)
 
@@ -86,7 +86,7 @@ class Runtimes:
         try:
             registered = self.registered in (self.engine.info().get("Runtimes") or {})
             if self._policy != RUNC and (registered or self._policy == RUNSC):
-                self._check(image)
+                self.check(image)
         except (PlatformFailure, EngineRefused) as error:
             log.warning("runsc_not_proven_yet", problem=str(error))
 
@@ -120,7 +120,12 @@ class Runtimes:
     def close(self) -> None:
         self.groups.clean()
 
-    def _check(self, image: str) -> str | None:
+    def check(self, image: str) -> str | None:
+        """None when gVisor is proven, by now; else why it cannot be used.
+
+        Raises:
+            PlatformFailure: the engine does not answer.
+        """
         with self._lock:
             if self._proven:
                 return None

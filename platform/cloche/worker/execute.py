@@ -111,7 +111,9 @@ class Execution:
     def _spec(self) -> SandboxSpec:
         bundle, wheels = self._tools.files.bundle(self._job)
         job = self._job
-        return SandboxSpec(job.id, job.attempt, bundle, wheels, self._limits, job.lease_until, self._tools.files.runtime(job))
+        return SandboxSpec(
+            job.id, job.attempt, bundle, wheels, self._limits, job.lease_until, self._tools.files.runtime(job)
+        )
 
     def _received(self, sandbox: Sandbox, duration_ms: int) -> None:
         self._hold.on_interrupt = sandbox.kill

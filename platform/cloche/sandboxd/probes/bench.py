@@ -18,6 +18,7 @@ from typing import Any
 from cloche import clock
 from cloche.config import Settings
 from cloche.domain.limits import Limits
+from cloche.domain.runtimes import RUNC, RUNSC
 from cloche.errors import EnvironmentProblem, PluginFailure
 from cloche.isolation.backend import Remains, Sandbox, SandboxSpec
 from cloche.isolation.client import SandboxdBackend
@@ -49,8 +50,9 @@ class ProbeBroken(Exception):
 class Bench:
     """Use :func:`open_bench`. One thread. ``once`` keeps what several probes look at together."""
 
-    def __init__(self, daemon: Sandboxd, home: Path, bundle: str) -> None:
+    def __init__(self, daemon: Sandboxd, home: Path, bundle: str, runtime: str = RUNC) -> None:
         self.home = home
+        self.runtime = runtime
         self._daemon = daemon
         self._bundle = bundle
         self._backend = SandboxdBackend(home / "run" / "sandboxd.sock", "doctor")
@@ -93,6 +95,7 @@ class Bench:
             wheels=None,
             limits=replace(SMALL, **limits),
             lease_until=clock.now_ms() + 60_000,
+            runtime=self.runtime,
         )
         sandbox = self._backend.create(spec)
         try:
@@ -100,17 +103,17 @@ class Bench:
             if running is None:
                 raise ProbeBroken("the sandbox ended as it started")
             live = Live(sandbox, running)
-            uid = running.uid
             (sandbox.in_folder / "a.txt").write_bytes(INPUT)
             live.send({"type": "job", "id": spec.job_id, "attempt": 1, "payload": {"act": act, **(payload or {})}, "inputs": ["a.txt"],
                        "limits": spec.limits.to_dict()})  # fmt: skip
             yield live
         finally:
             sandbox.destroy()
-        if left := [*processes_of(uid), *syscalls.mounts_below(running.site.root)]:
+        if left := [*live.processes(), *syscalls.mounts_below(running.site.root)]:
             raise ProbeBroken(f"left on the host: {left}")
-        if running.site.root.exists():
-            raise ProbeBroken(f"left on the host: {running.site.root}")
+        groups = running.group.folders if running.group is not None else ()
+        if left := [str(folder) for folder in (running.site.root, *groups) if folder.exists()]:
+            raise ProbeBroken(f"left on the host: {left}")
 
 
 class Live:
@@ -144,6 +147,11 @@ class Live:
         while word not in self.log:
             if not self._step(deadline):
                 raise ProbeBroken(f"the job never said {word!r}; its frames: {self._frames[-3:]}")
+
+    def processes(self) -> list[str]:
+        """Numbers of the host's living processes that are this sandbox: those of its user, or all in its own cgroup."""
+        group = self.running.group
+        return processes_of(self.running.uid) if group is None else [str(pid) for pid in sorted(group.members())]
 
     def drive(self, seconds: float) -> None:
         """Read until a result, an error, a breach of the protocol, the end, or the end of the time."""
@@ -224,7 +232,7 @@ def users_of(process: str) -> set[int]:
 
 
 @contextlib.contextmanager
-def open_bench(settings: Settings) -> Iterator[Bench]:
+def open_bench(settings: Settings, runtime: str = RUNC) -> Iterator[Bench]:
     """A bench on these settings' engine and image, in a home of its own that is gone afterwards.
 
     Raises:
@@ -236,7 +244,8 @@ def open_bench(settings: Settings) -> Iterator[Bench]:
         try:
             daemon.start()
             _wait_ready(daemon)
-            bench = Bench(daemon, home, _write_bundle(home))
+            _check_runtime(daemon, runtime)
+            bench = Bench(daemon, home, _write_bundle(home), runtime)
             try:
                 yield bench
             finally:
@@ -270,6 +279,12 @@ def _wait_ready(daemon: Sandboxd) -> None:
         if time.monotonic() > deadline:
             raise EnvironmentProblem(f"no sandbox can be made on this host: {problem}")
         time.sleep(0.1)
+
+
+def _check_runtime(daemon: Sandboxd, runtime: str) -> None:
+    """Have gVisor proven first: without that every probe would fail for the same reason."""
+    if runtime == RUNSC and (problem := daemon.host.prove()) is not None:
+        raise EnvironmentProblem(f"runtime runsc (gVisor) cannot be used on this host: {problem}")
 
 
 def _write_bundle(home: Path) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cloche.sandboxd.probes import rows_kernel, rows_lies, rows_limits, rows_reach
+from cloche.domain.runtimes import RUNSC
+from cloche.sandboxd.probes import rows_gvisor, rows_kernel, rows_lies, rows_limits, rows_reach
 from cloche.sandboxd.probes.probe import Probe
 
 PROBES: tuple[Probe, ...] = (
@@ -19,6 +20,11 @@ PROBES: tuple[Probe, ...] = (
     *rows_lies.FRAMES,
     *rows_lies.LEFTOVERS,
 )
+
+
+def for_runtime(runtime: str) -> tuple[Probe, ...]:
+    """The probes with what is expected of them under that runtime."""
+    return tuple(rows_gvisor.adapted(probe) for probe in PROBES) if runtime == RUNSC else PROBES
 
 
 def markdown(probes: tuple[Probe, ...] = PROBES) -> str:
