@@ -149,9 +149,7 @@ class Proof:
         """The host's own limit holds too, should gVisor's kernel be taken over."""
         with self._guest(runtimes, image, "processes", LIMITS.pids // 2) as guest:
             guest.answer()
-            top = guest.tasks()
-            folder = guest.group.cgroup.unified or guest.group.cgroup.controllers["pids"]
-            (folder / "pids.max").write_text(str(top), "ascii")
+            top = _tighten(guest)
             guest.go()
             answer = guest.answer()
             # gVisor gives up when it cannot have a thread; whether it does, none may have been had.
@@ -219,6 +217,14 @@ class Proof:
         config = container_config(spec, place)
         host = {name: value for name, value in config["HostConfig"].items() if name != "Mounts"}
         return {**config, "Entrypoint": ["python3", "-I", "-c", _GUEST], "Cmd": arguments, "HostConfig": host}
+
+
+def _tighten(guest: _Guest) -> int:
+    """Allow no thread more than there are; how many there are."""
+    top = guest.tasks()
+    folder = guest.group.cgroup.unified or guest.group.cgroup.controllers["pids"]
+    (folder / "pids.max").write_text(str(top), "ascii")
+    return top
 
 
 def _pid(engine: Engine, container: str) -> int:

@@ -39,5 +39,12 @@ def markdown(probes: tuple[Probe, ...] = PROBES) -> str:
     return "\n".join(lines) + "\n"
 
 
+def differences() -> str:
+    """The rows that are judged otherwise under gVisor, as docs/threat-model.md shows them."""
+    lines = ["| probe | what is expected under gVisor | why |", "| --- | --- | --- |"]
+    lines += [f"| `{name}` | {_cell(row.expects)} | {_cell(row.why)} |" for name, row in rows_gvisor.DIFFERENT.items()]
+    return "\n".join(lines) + "\n"
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
