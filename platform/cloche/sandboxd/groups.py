@@ -125,12 +125,12 @@ class Groups:
                 folder.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
                 folder.mkdir(mode=0o755)
             _limit(group, limits)
-        except OSError as error:
-            self.remove(sandbox_id)
+        except (OSError, GroupProblem) as error:
+            with contextlib.suppress(OSError):  # what is wrong with it is known already
+                self.remove(sandbox_id)
+            if isinstance(error, GroupProblem):
+                raise
             raise GroupProblem(f"no cgroup can be made ({error.filename}: {error.strerror})") from None
-        except GroupProblem:
-            self.remove(sandbox_id)
-            raise
         return group
 
     def find(self, sandbox_id: str) -> Group:
