@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -21,6 +22,8 @@ _CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")  # of version 1
 _PERIOD_US = 100_000
 _NAP_SECONDS = 0.005
 _LAST_SECONDS = 20
+_BUSY_SECONDS = 2
+_TRIES = 10
 
 
 class GroupProblem(Exception):
@@ -101,7 +104,7 @@ class Group:
         """
         for folder in self.folders:
             with contextlib.suppress(FileNotFoundError):
-                folder.rmdir()
+                _remove(folder)
 
 
 class Groups:
@@ -119,11 +122,8 @@ class Groups:
         """
         group = self.find(sandbox_id)
         try:
-            if group.cgroup.unified is not None:
-                self._delegate(group.cgroup.unified.parent)
             for folder in group.folders:
-                folder.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                folder.mkdir(mode=0o755)
+                self._make(folder, unified=group.cgroup.unified is not None)
             _limit(group, limits)
         except (OSError, GroupProblem) as error:
             with contextlib.suppress(OSError):  # what is wrong with it is known already
@@ -178,11 +178,35 @@ class Groups:
         joined = [path for path in self._root.iterdir() if name in path.name.split(",")]
         return joined[0] if joined else self._root / name
 
+    def _make(self, folder: Path, unified: bool) -> None:
+        for left in reversed(range(_TRIES)):
+            try:
+                if unified:
+                    self._delegate(folder.parent)
+                folder.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                folder.mkdir(mode=0o755)
+                return
+            except FileNotFoundError:  # another home's last sandbox took the empty folder above along
+                if left == 0:
+                    raise
+
     def _delegate(self, folder: Path) -> None:
         """Have every folder down to this one hand memory, pids and cpu on to its children."""
         for parent in [self._root, self._root / _PARENT, folder]:
             parent.mkdir(mode=0o755, exist_ok=True)
             (parent / "cgroup.subtree_control").write_text("+memory +pids +cpu", "ascii")
+
+
+def _remove(folder: Path) -> None:
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            folder.rmdir()
+            return
+        except OSError as error:  # what has just died is still being counted
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_NAP_SECONDS)
 
 
 def _limit(group: Group, limits: GroupLimits) -> None:

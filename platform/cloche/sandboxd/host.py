@@ -201,7 +201,7 @@ class Host:
             self._engine.start(container)
             running = self._adopt(sandbox_id, container, spec, owner, uid, site)
             if spec.runtime == RUNSC:
-                self._runtimes.enclose(running, channel, ready.cpus)
+                self._enclose(running, channel, ready.cpus)
         except BaseException as error:
             if channel is not None:
                 channel.close()
@@ -225,6 +225,14 @@ class Host:
             os.close(pidfd)
             raise
         return Running(sandbox_id, owner, container, spec.limits, uid, site, group, pidfd)
+
+    def _enclose(self, running: Running, channel: socket.socket, cpus: int) -> None:
+        try:
+            self._runtimes.enclose(running, channel, cpus)
+        except BaseException:
+            running.kill()
+            running.close()
+            raise
 
     def _pid(self, container: str) -> int:
         state = (self._engine.inspect(container) or {}).get("State", {})
