@@ -80,6 +80,7 @@ class Sandbox(Protocol):
     id: str
     in_folder: Path
     image: str  # config digest of the image it runs
+    runtime: str  # what it runs on; may be stronger than what was asked
     channel: Channel
 
     def kill(self) -> None:

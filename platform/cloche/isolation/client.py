@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cloche import clock, logs
+from cloche.domain.runtimes import RUNC
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.isolation import wire
@@ -43,7 +44,9 @@ class SandboxdBackend:
             session.close()
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "sandboxd sent no channel")
         channel = GuestChannel(socket.socket(fileno=fd), spec.limits)
-        return SandboxdSandbox(session, str(reply["id"]), Path(reply["in_folder"]), str(reply["image"]), channel)
+        sandbox = SandboxdSandbox(session, str(reply["id"]), Path(reply["in_folder"]), str(reply["image"]), channel)
+        sandbox.runtime = str(reply["runtime"])
+        return sandbox
 
     def health(self) -> str | None:
         try:
@@ -100,6 +103,7 @@ class SandboxdSandbox:
         self.id = id
         self.in_folder = in_folder
         self.image = image
+        self.runtime = RUNC
         self.channel: Channel = channel
         self._guest = channel
         self._session = session

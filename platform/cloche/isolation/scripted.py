@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cloche import clock
+from cloche.domain.runtimes import RUNC
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure, PluginFailure
 from cloche.isolation.backend import Channel, CollectedFile, Remains, Sandbox, SandboxSpec
@@ -104,6 +105,7 @@ class ScriptedSandbox:
         self.in_folder = folder / "in"
         self.in_folder.mkdir(parents=True)
         self.image = IMAGE
+        self.runtime = RUNC
         self._guest = ScriptedChannel(script)
         self.channel: Channel = self._guest
         self._folder = folder

@@ -7,7 +7,7 @@ or ``{"ok": false, "reason", "message"}``. A sandbox is known by its id, and onl
 op         fields                   answer
 ========== ======================== ======================================================================
 hello      owner, session (or null) session: the key with which further connections join
-create     spec                     id, in_folder, image; beside it the guest's channel as a descriptor
+create     spec                     id, in_folder, image, runtime; beside it the guest's channel as a descriptor
 usage      id                       usage: see :class:`cloche.isolation.backend.Remains`
 resize     id, memory, output       (bytes)
 kill       id
@@ -15,7 +15,7 @@ finish     id                       remains
 destroy    id
 list                                items: id, owner, container, dead; of every session
 owner_gone owner                    sessions: how many were ended
-health                              problem, image, running, max_running
+health                              problem, image, running, max_running, runsc
 ========== ======================== ======================================================================
 """
 
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from cloche import logs
+from cloche.domain.runtimes import RUNC, RUNSC
 from cloche.domain.states import Reason
 from cloche.errors import EnvironmentProblem, PlatformFailure
 from cloche.isolation import wire
@@ -192,8 +193,8 @@ class Server:
             finally:
                 self._sessions.settled(session)
             raise PlatformFailure(Reason.WORKER_STOPPED, "the session has ended")
-        reply = {"ok": True, "id": running.id, "in_folder": str(running.site.folders.inputs), "image": image}
-        return reply, channel
+        in_folder, runtime = str(running.site.folders.inputs), RUNC if running.group is None else RUNSC
+        return {"ok": True, "id": running.id, "in_folder": in_folder, "image": image, "runtime": runtime}, channel
 
     def _kill(self, session: Session, request: dict[str, Any]) -> Reply:
         _only(request, "id")
