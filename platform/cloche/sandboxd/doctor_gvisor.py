@@ -14,6 +14,7 @@ from cloche.sandboxd import image_parts
 from cloche.sandboxd.doctor_host import Check
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.groups import Groups
+from cloche.sandboxd.places import home_digest
 from cloche.sandboxd.proof import REGISTER, Proof
 from cloche.sandboxd.runtimes import NotProven, Runtimes
 from cloche.sandboxd.uids import UidPool
@@ -47,7 +48,7 @@ def check(settings: Settings, engine: Engine, info: Mapping[str, Any]) -> Check:
 
 def _proof(settings: Settings, engine: Engine, image: str) -> str | None:
     sandbox = settings.sandbox
-    name = f"doctor-{os.getpid()}"
+    name = home_digest(settings.home)  # should this be killed, the home's next sandboxd removes what it made
     uids = UidPool(sandbox.uid_base, sandbox.uid_count, start=os.getpid())
     try:
         seccomp = (image_parts.image_folder() / "seccomp.json").read_text("utf-8")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cloche import logs
-from cloche.domain.runtimes import RUNC, RUNSC, RuntimeRefused, decided
+from cloche.domain.runtimes import RUNSC, RuntimeRefused, decided
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.isolation.backend import SandboxSpec
@@ -82,10 +82,9 @@ class Runtimes:
         return replace(spec, runtime=runtime)
 
     def prepare(self, image: str) -> None:
-        """Prove before the first job needs it, where gVisor is registered and allowed. Tells the log what came of it."""
+        """Prove before the first job comes, where every job gets gVisor. Tells the log what came of it."""
         try:
-            registered = self.registered in (self.engine.info().get("Runtimes") or {})
-            if self._policy != RUNC and (registered or self._policy == RUNSC):
+            if self._policy == RUNSC:
                 self.check(image)
         except (PlatformFailure, EngineRefused) as error:
             log.warning("runsc_not_proven_yet", problem=str(error))
