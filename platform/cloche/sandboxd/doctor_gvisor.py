@@ -53,11 +53,7 @@ def _proof(settings: Settings, engine: Engine, image: str) -> str | None:
     try:
         seccomp = (image_parts.image_folder() / "seccomp.json").read_text("utf-8")
         proof = Proof(home=name, uids=uids, seccomp=seccomp)
-        runtimes = Runtimes(engine, Groups(name), AS_ASKED, sandbox.runsc_name, proof.prove)
-        try:
-            proof.prove(runtimes, image)
-        finally:
-            runtimes.close()
+        proof.prove(Runtimes(engine, Groups(name), AS_ASKED, sandbox.runsc_name, proof.prove), image)
     except (NotProven, EngineRefused, EnvironmentProblem) as error:
         return str(error)
     except PlatformFailure as error:

@@ -142,7 +142,7 @@ class Groups:
         return Group(Cgroup(None, places), tuple(dict.fromkeys(places.values())))
 
     def remove(self, sandbox_id: str) -> None:
-        """Kill what is in it and remove it. Nothing happens when it is gone.
+        """Kill what is in it and remove it; the last one to go takes the home's folders along. Nothing happens when it is gone.
 
         Raises:
             OSError: something in it does not die.
@@ -150,6 +150,7 @@ class Groups:
         group = self.find(sandbox_id)
         group.emptied(_LAST_SECONDS)
         group.remove()
+        self._clean()
 
     def leftovers(self) -> set[str]:
         """Names of the groups there are."""
@@ -161,8 +162,7 @@ class Groups:
             if folder.is_dir()
         }
 
-    def clean(self) -> None:
-        """Remove the home's own folders when nothing is left in them."""
+    def _clean(self) -> None:
         for parent in self._parents():
             with contextlib.suppress(OSError):  # not empty, or gone
                 parent.rmdir()

@@ -26,6 +26,7 @@ from cloche.sandboxd.uids import NoUidLeft, UidPool
 
 log = logs.get(__name__)
 RETRY_SECONDS = 2.0
+CLOSE_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Host:
         self._make_image = make_image
         self._runtimes = runtimes
         self._lock = threading.Lock()
+        self._left = threading.Condition(self._lock)
+        self._leaving = 0  # sandboxes that are dead and not quite gone
         self._running: dict[str, Running] = {}
         self._starting: set[str] = set()
         self._unremoved: set[str] = set()  # containers of dead sandboxes that the engine has not removed yet
@@ -84,8 +87,9 @@ class Host:
         for sandbox in running:
             with contextlib.suppress(PlatformFailure):
                 self.destroy(sandbox.id)
-        self._keeper.join(timeout=30)
-        self._runtimes.close()
+        with self._left:  # other threads may be at it: what they have begun shall be done
+            self._left.wait_for(lambda: self._leaving == 0, timeout=CLOSE_SECONDS)
+        self._keeper.join(timeout=CLOSE_SECONDS)
         self._engine.close()
 
     def health(self) -> dict[str, Any]:
@@ -170,9 +174,15 @@ class Host:
             self._condemned.discard(sandbox_id)
             if self._running.pop(sandbox_id, None) is None:
                 return  # another thread got here first
-        running.close()
-        self._remove_container(running.container)
-        self._release(sandbox_id, running.uid)
+            self._leaving += 1
+        try:
+            running.close()
+            self._remove_container(running.container)
+            self._release(sandbox_id, running.uid)
+        finally:
+            with self._left:
+                self._leaving -= 1
+                self._left.notify_all()
 
     def listing(self) -> list[Running]:
         with self._lock:

@@ -26,7 +26,7 @@ from cloche.sandboxd.runtimes import NotProven, Runtimes, enclose
 from cloche.sandboxd.uids import NoUidLeft, UidPool
 
 log = logs.get(__name__)
-LIMITS = replace(Limits(), memory=48 << 20, tmp=1 << 20, shm=1 << 20, output=1 << 20, pids=16, cpu=1.0)
+LIMITS = replace(Limits(), memory=128 << 20, tmp=1 << 20, shm=1 << 20, output=1 << 20, pids=16, cpu=1.0)
 _SECONDS = 20  # for each of the three guests; they take half a second
 REGISTER = f'register it with {" ".join(ARGUMENTS)} as docs/operations.md says ("gVisor"), and restart the engine'
 
@@ -140,7 +140,9 @@ class Proof:
                 raise NotProven(f"the system call filter is not kept inside; {REGISTER}")
             guest.go()
             made = (guest.answer() or {}).get("made")
-            if made is None or not 0 < made < LIMITS.pids:
+            if made is None:
+                raise NotProven(f"a guest that forked died ({guest.counted()}); use another version of gVisor")
+            if not 0 < made < LIMITS.pids:
                 raise NotProven(
                     f"{made} processes were started under a limit of {LIMITS.pids}; use another version of gVisor"
                 )

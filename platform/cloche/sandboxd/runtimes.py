@@ -116,9 +116,6 @@ class Runtimes:
         for sandbox_id in self.groups.leftovers():
             self.release(sandbox_id)
 
-    def close(self) -> None:
-        self.groups.clean()
-
     def check(self, image: str) -> str | None:
         """None when gVisor is proven, by now; else why it cannot be used.
 
