@@ -14,7 +14,9 @@ from cloche.errors import PlatformFailure
 from cloche.isolation.gvisor import ARGUMENTS
 from cloche.sandboxd import doctor_gvisor, groups, proof
 from cloche.sandboxd.engine import Engine as Client
+from cloche.sandboxd.main import Sandboxd
 from tests.support import gvisor
+from tests.support import sandbox as support
 from tests.support.engine import Engine
 
 pytestmark = pytest.mark.docker
@@ -81,6 +83,18 @@ def test_the_platforms_policy(gvisor_engine: Engine) -> None:
     with gvisor.bench(gvisor_engine.socket, runtime="runsc") as bench:
         assert bench.run("return os.uname().version", runtime=RUNC).value != os.uname().version
         assert bench.run("return os.uname().version", runtime=RUNSC).value != os.uname().version
+
+
+def test_a_host_that_has_none_is_not_ready_where_every_job_is_to_get_it(gvisor_engine: Engine) -> None:
+    with support.temporary_home() as home:
+        sandbox = {"docker_socket": str(gvisor_engine.socket), "runtime": "runsc", "runsc_name": "absent"}
+        daemon = Sandboxd(config.load(home=home, sandbox=sandbox))
+        daemon.start()
+        try:
+            told = "cannot be used: the engine has no runtime absent"
+            support.wait_until(lambda: told in str(daemon.host.health()["problem"]), "it says why", 90)
+        finally:
+            daemon.close()
 
 
 def test_what_the_doctor_says(gvisor_engine: Engine, tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ class Host:
                 self._engine.ping()
             except (PlatformFailure, EngineRefused) as error:
                 problem = error.message if isinstance(error, PlatformFailure) else str(error)
+        problem = problem or self._runtimes.obstacle
         image = self._ready.image if self._ready else None
         return {
             "problem": problem,
@@ -293,11 +294,12 @@ class Host:
         while not self._stop.is_set():
             if self._ready is None:
                 self._get_ready()
-                if self._ready is not None:
-                    self._runtimes.prepare(self._ready.image.id)
+            if self._ready is not None:
+                self._runtimes.prepare(self._ready.image.id)
             self._remove_unremoved()
             with self._lock:
-                idle = self._ready is not None and not self._unremoved and not self._condemned
+                done = self._ready is not None and self._runtimes.obstacle is None
+                idle = done and not self._unremoved and not self._condemned
             self._wake.wait(None if idle else RETRY_SECONDS)
             self._wake.clear()
 

@@ -67,6 +67,12 @@ class Runtimes:
         """None when gVisor is proven; else why it cannot be used, as far as is known."""
         return None if self._proven else self._problem or "not asked for yet"
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why no job at all can run: every one is to get gVisor, and gVisor is not proven. Else None."""
+        problem = self.problem
+        return None if self._policy != RUNSC or problem is None else f"runtime runsc (gVisor) cannot be used: {problem}"
+
     def resolve(self, spec: SandboxSpec, image: str) -> SandboxSpec:
         """The spec with the runtime it gets. The first that gets gVisor waits some seconds for the proof.
 
@@ -82,7 +88,7 @@ class Runtimes:
         return replace(spec, runtime=runtime)
 
     def prepare(self, image: str) -> None:
-        """Prove before the first job comes, where every job gets gVisor. Tells the log what came of it."""
+        """Prove before the first job comes, where every job gets gVisor; again and again, and no more often than useful. Tells the log."""
         try:
             if self._policy == RUNSC:
                 self.check(image)
