@@ -34,7 +34,9 @@ def check(settings: Settings, engine: Engine, info: Mapping[str, Any]) -> Check:
         advice = f"Plugins that ask for runtime runsc cannot run here: install gVisor and {REGISTER}."
         return Check(_NAME, bad, f"no runtime {sandbox.runsc_name} is registered with the engine", advice)
     if os.geteuid() != 0:
-        return Check(_NAME, "warn", f"{sandbox.runsc_name} is registered; not proven without root")
+        return Check(
+            _NAME, "warn", f"{sandbox.runsc_name} is registered; not proven without root", "Ask again with sudo."
+        )
     image = engine.image(sandbox.image)
     if image is None:
         advice = "Start sandboxd once, or run `cloche image build`; then ask again."
