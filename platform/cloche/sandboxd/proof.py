@@ -121,8 +121,6 @@ class Proof:
             self._processes_inside(runtimes, image)
             self._tasks_outside(runtimes, image)
             self._memory(runtimes, image)
-        except PlatformFailure as error:
-            raise NotProven(f"{error.message}; {REGISTER}") from None
         except EngineRefused as error:
             raise NotProven(f"a container does not start under it ({error}); {REGISTER}") from None
         except NoUidLeft:
@@ -185,7 +183,7 @@ class Proof:
             channel = engine.attach(container)
             engine.start(container)
             limits = group_limits(memory_limit(LIMITS), LIMITS, 1)
-            group = enclose(runtimes.groups, sandbox_id, container, _pid(engine, container), limits)
+            group = _enclosed(runtimes, sandbox_id, container, limits)
             channel.sendall(GATE)
             yield _Guest(channel, group, limits)
         finally:
@@ -216,6 +214,14 @@ class Proof:
         config = container_config(spec, place)
         host = {name: value for name, value in config["HostConfig"].items() if name != "Mounts"}
         return {**config, "Entrypoint": ["python3", "-I", "-c", _GUEST], "Cmd": arguments, "HostConfig": host}
+
+
+def _enclosed(runtimes: Runtimes, sandbox_id: str, container: str, limits: GroupLimits) -> Group:
+    pid = _pid(runtimes.engine, container)
+    try:
+        return enclose(runtimes.groups, sandbox_id, container, pid, limits)
+    except PlatformFailure as error:
+        raise NotProven(f"{error.message}; {REGISTER}") from None
 
 
 def _tighten(guest: _Guest) -> int:
