@@ -12,7 +12,6 @@ from cloche.domain.runtimes import RUNC
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.isolation.backend import Sandbox
-from cloche.isolation.gvisor import GATE_WORD
 from tests.support import sandbox as support
 from tests.support.gvisor import MIB, Bench, traces
 
@@ -172,11 +171,6 @@ def test_other_limits_for_one_that_runs(bench: Bench) -> None:
         assert caught.value.reason == Reason.PLATFORM_FAILED
     finally:
         box.destroy()
-
-
-def test_the_gate_word_is_the_guests() -> None:
-    """The guest cannot import it: it stands alone."""
-    assert GATE_WORD == "gate"
 
 
 def test_a_kernel_of_gvisors_that_dies_is_the_jobs_crash(bench: Bench) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from cloche.domain.runtimes import AS_ASKED, RUNC, RUNSC, RuntimeRefused, decided
 from cloche.isolation.gvisor import (
+    ARGUMENTS,
     GATE_WORD,
     MAX_TASKS,
     MEMORY_OVERHEAD,
@@ -23,6 +24,7 @@ from cloche.sandboxd import trees
 from cloche.sandboxd.groups import Group, GroupProblem, Groups
 from tests.unit.test_isolation_spec import PLACE, SPEC
 
+ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 LIMITS = GroupLimits(memory=64 * MIB, tasks=100, cpus=0.5)
 GVISOR = replace(SPEC, runtime=RUNSC)
@@ -82,6 +84,13 @@ def test_the_groups_limits() -> None:
     found = group_limits(memory_limit(limits), limits, host_cpus=2)
     assert found == GroupLimits(memory_limit(limits) + MEMORY_OVERHEAD, TASKS_BASE + 10 * TASKS_PER_PROCESS, 2.0)
     assert group_limits(1, replace(limits, pids=4_096), 2).tasks == MAX_TASKS
+
+
+def test_what_is_written_elsewhere_too() -> None:
+    """The guest stands alone and cannot import the word; operators and `./run` register gVisor with these arguments."""
+    assert f'sys.argv[1:] == ["{GATE_WORD}"]' in (ROOT / "sandbox/cloche_guest/main.py").read_text()
+    for place in ("run", "docs/operations.md"):
+        assert json.dumps(list(ARGUMENTS)) in (ROOT / place).read_text()
 
 
 def version1(root: Path) -> Groups:
