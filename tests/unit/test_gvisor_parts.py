@@ -96,6 +96,7 @@ def test_what_is_written_elsewhere_too() -> None:
 def version1(root: Path) -> Groups:
     for name in ("memory", "pids", "cpu,cpuacct"):
         (root / name).mkdir(parents=True)
+        (root / name / "cgroup.procs").touch()
     return Groups("home", root)
 
 
@@ -143,10 +144,20 @@ def test_a_limit_that_the_kernel_does_not_keep_is_refused(tmp_path: Path, monkey
         version1(tmp_path).make("box", LIMITS)
 
 
-def test_no_cgroup_file_system(tmp_path: Path) -> None:
-    (tmp_path / "memory").write_text("not a folder")
+@pytest.mark.parametrize("missing", ["memory", "pids", "cpu,cpuacct"])
+def test_a_controller_that_is_not_there(tmp_path: Path, missing: str) -> None:
+    groups = version1(tmp_path)
+    (tmp_path / missing / "cgroup.procs").unlink()
+    with pytest.raises(GroupProblem, match="no cgroup controller"):
+        groups.make("box", LIMITS)
+    assert not any(tmp_path.glob("**/cloche"))
+
+
+def test_a_cgroup_that_cannot_be_made(tmp_path: Path) -> None:
+    groups = version1(tmp_path)
+    (tmp_path / "pids" / "cloche").write_text("in the way")
     with pytest.raises(GroupProblem, match="no cgroup can be made"):
-        Groups("home", tmp_path).make("box", LIMITS)
+        groups.make("box", LIMITS)
 
 
 def process(proc: Path, pid: int, parent: int, command: str = "exe", state: str = "S") -> None:

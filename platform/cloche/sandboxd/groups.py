@@ -121,6 +121,10 @@ class Groups:
             GroupProblem: it cannot be had, or the kernel keeps other limits than those.
         """
         group = self.find(sandbox_id)
+        for name, place in group.cgroup.controllers.items():
+            # Anywhere else the folders could be made just as well, and would limit nothing.
+            if not (place.parents[2] / "cgroup.procs").exists():
+                raise GroupProblem(f"this host has no cgroup controller {name}")
         try:
             for folder in group.folders:
                 self._make(folder, unified=group.cgroup.unified is not None)
