@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
@@ -100,6 +100,15 @@ class SandboxSettings(_Group):
     )
     docker_socket: str = Field("/var/run/docker.sock", description="The engine's socket. Only sandboxd opens it.")
     max_running: int = Field(64, ge=1, description="Sandboxes alive at once on this host.")
+    runtime: Literal["runc", "plugin", "runsc"] = Field(
+        "plugin",
+        description="`plugin`: the runtime each plugin asks for; `runsc`: gVisor for every job; `runc`: plugins that ask for gVisor are refused.",
+    )
+    runsc_name: str = Field(
+        "runsc",
+        pattern="^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$",
+        description="Name under which gVisor is registered with the engine.",
+    )
 
 
 class PoolSettings(_Group):

@@ -108,7 +108,7 @@ def test_the_doctors_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: tuple[Probe, ...], code: int
 ) -> None:
     rows = (*PROBES[:2], *more)
-    monkeypatch.setattr(doctor, "run_all", lambda bench: run_all(bench, rows))
+    monkeypatch.setattr(doctor, "run_all", lambda bench, _probes: run_all(bench, rows))
     for form in ("table", "json"):
         done = CliRunner().invoke(
             doctor.doctor, ["--sandbox", "--home", str(tmp_path), "-o", form], standalone_mode=False

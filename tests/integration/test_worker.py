@@ -47,6 +47,9 @@ class NoFiles:
     def limits(self, _job):
         return Limits()
 
+    def runtime(self, _job):
+        return "runc"
+
     def stage_in(self, _job, _folder, _stop):
         return []
 

@@ -119,7 +119,7 @@ def test_an_unknown_key_is_refused_at_every_level(more: str, key: str, hint: str
         ("[limits]\npids = 1.5", "limits.pids", "whole number"),
         ("[limits]\npids = true", "limits.pids", "whole number"),
         ("[sandbox]\nisolation = 'namespace'", "sandbox.isolation", "not available in this version"),
-        ("[sandbox]\nruntime = 'runsc'", "sandbox.runtime", "not available in this version"),
+        ("[sandbox]\nruntime = 'crun'", "sandbox.runtime", "write 'runc', or 'runsc' for gVisor"),
         ("[sandbox]\npreload = ['numpy']", "sandbox.preload", "leave it empty"),
         ("[network]\nallow = ['example.com']", "network.allow[0]", "needs a port"),
         ("[network]\nallow = ['a.example:1', '*:443']", "network.allow[1]", "is no host name"),

@@ -118,6 +118,7 @@ class SandboxdSandbox:
         self.id = str(reply["id"])
         self.in_folder = Path(reply["in_folder"])
         self.image = str(reply["image"])
+        self.runtime = str(reply["runtime"])
         self.start = str(reply["start"])
         self.why: str | None = reply["why"]
         self.channel: Channel = channel
@@ -148,7 +149,10 @@ class SandboxdSandbox:
         remains = self._session.call("finish", id=self.id)[0]["remains"]
         exit_code = self._guest.exit_code
         ended_by_us = self._killed or remains["oom_killed"] or remains["usage"].get("locks_over")
-        if exit_code is None and not ended_by_us:
+        if exit_code is None and remains["crashed"]:
+            code = remains["exit_code"]
+            exit_code = 128 - code if code is not None and code > 128 else code
+        elif exit_code is None and not ended_by_us:
             # Nothing inside can end process 1, and process 1 alone keeps the stream open: the host or the engine did it.
             if remains["died_alone"]:
                 raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container was ended from outside")

@@ -10,8 +10,10 @@ from typing import Any
 
 from cloche.clock import is_uuid7
 from cloche.domain.limits import CEILINGS, Limits, violations, watched_apart
+from cloche.domain.runtimes import RUNC, RUNSC, RUNTIMES
 from cloche.isolation import plugin_image
 from cloche.isolation.backend import SandboxSpec
+from cloche.isolation.gvisor import OWN_IMAGE_REFUSED, under_runsc
 
 MAX_ATTEMPT = 1_000_000
 MAX_PRIORITY = 9
@@ -88,6 +90,7 @@ class Placement:
         True  # whether the engine can limit swap; where it cannot, sandboxd runs nothing unless the host has none
     )
     image_environment: Mapping[str, str] = field(default_factory=dict)  # of a plugin's own image
+    runsc: str = RUNSC  # the name under which gVisor is registered with the engine
 
 
 def parse_spec(value: Any) -> SandboxSpec:
@@ -128,6 +131,7 @@ def spec_to_json(spec: SandboxSpec) -> dict[str, Any]:
         "warm": spec.warm,
         "priority": spec.priority,
         "egress": spec.egress,
+        "runtime": spec.runtime,
     }
 
 
@@ -151,6 +155,8 @@ def check_spec(spec: SandboxSpec, ceilings: Limits = CEILINGS) -> None:
         raise BadSpec(f"priority lies between 0 and {MAX_PRIORITY}")
     if not isinstance(spec.egress, bool):
         raise BadSpec("egress is true or false")
+    if spec.runtime not in RUNTIMES:
+        raise BadSpec(f"runtime is {' or '.join(RUNTIMES)}")
     if found := violations(spec.limits, ceilings):
         raise BadSpec(f"limits: {'; '.join(found)}")
     _check_own_image(spec)
@@ -163,6 +169,8 @@ def _check_own_image(spec: SandboxSpec) -> None:
         raise BadSpec("image is sha256: and 64 hex digits, and comes with a command; or both are null")
     if problem := plugin_image.command_problem(spec.command):
         raise BadSpec(f"command {problem}")
+    if spec.runtime == RUNSC:
+        raise BadSpec(OWN_IMAGE_REFUSED)
     if spec.wheels is not None:
         raise BadSpec("a plugin with an image of its own has no wheels")
 
@@ -264,7 +272,7 @@ def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEI
         if place.image != spec.image or place.folders.runtime is None:
             raise BadSpec("a plugin's own image is placed with the runtime, and as no other image")
         own = plugin_image.container(spec.command, place.image_environment)
-    return {
+    config = {
         "Image": place.image,
         "User": user,
         "Hostname": "sandbox",
@@ -279,6 +287,7 @@ def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEI
         "HostConfig": _host_config(spec.limits, place, own_image=bool(own)),
         **own,
     }
+    return under_runsc(config, spec.limits, place.runsc) if spec.runtime == RUNSC else config
 
 
 def _labels(spec: SandboxSpec, place: Placement) -> Mapping[str, str]:
@@ -308,7 +317,7 @@ def _host_config(limits: Limits, place: Placement, own_image: bool) -> dict[str,
         "CapAdd": [],
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges:true", f"seccomp={place.seccomp}"],
-        "Runtime": "runc",
+        "Runtime": RUNC,
         # Process 1 is our own guest (cloche_guest.first), which reaps; the engine's init is not installed everywhere.
         "Init": False,
         "Memory": memory,

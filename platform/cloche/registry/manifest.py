@@ -18,6 +18,8 @@ from packaging.utils import canonicalize_name
 from cloche.clock import parse_duration
 from cloche.domain.egress import MAX_DECLARED, BadRule, parameter, parse_endpoint
 from cloche.domain.limits import CEILINGS, FLOORS, Limits, capped, parse_size, violations
+from cloche.domain.runtimes import RUNC, RUNSC, RUNTIMES
+from cloche.isolation.gvisor import OWN_IMAGE_REFUSED
 from cloche.isolation.plugin_image import IMAGE_ID, command_problem
 from cloche.registry.payload import SchemaError, check_schema
 from cloche.registry.tables import ManifestError, Section
@@ -68,7 +70,7 @@ class Manifest:
     accept: tuple[str, ...]
     limits: Limits
     isolation: str = "container"
-    runtime: str = "runc"
+    runtime: str = RUNC
     network_allow: tuple[str, ...] = ()
     requires_python: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
@@ -98,7 +100,7 @@ def parse(text: str) -> Manifest:
     sandbox = top.section("sandbox", known=KEYS["sandbox"])
     network = top.section("network", known=KEYS["network"])
     _refuse_unbuilt(sandbox, requires)
-    params = _params(top)
+    params, runtime = _params(top), _runtime(sandbox)
     minimum, maximum, accept = _inputs(top)
     return Manifest(
         **_identity(plugin),
@@ -109,8 +111,9 @@ def parse(text: str) -> Manifest:
         limits=_limits(limits),
         names_time="time" in limits,
         network_allow=_network(network, params),
+        runtime=runtime,
         requires_python=_pins(requires),
-        **_own_image(top, plugin, requires),
+        **_own_image(top, plugin, requires, runtime),
         max_retries=top.section("retry", known=KEYS["retry"]).count("max_retries", None, low=0, high=100),
     )
 
@@ -221,7 +224,7 @@ def _pins(requires: Section) -> tuple[str, ...]:
     return pins
 
 
-def _own_image(top: Section, plugin: Section, requires: Section) -> dict[str, Any]:
+def _own_image(top: Section, plugin: Section, requires: Section, runtime: str) -> dict[str, Any]:
     """``[image]``: then there is no Python of the plugin's, and what only Python plugins have is refused."""
     if "image" not in top:
         return {}
@@ -237,6 +240,8 @@ def _own_image(top: Section, plugin: Section, requires: Section) -> dict[str, An
     for other, name in ((plugin, "entry"), (requires, "python")):
         if name in other:
             raise ManifestError(other.key(name), "is for Python plugins; leave it out beside [image]")
+    if runtime == RUNSC:
+        raise ManifestError("sandbox.runtime", f"{OWN_IMAGE_REFUSED}; write 'runc', or leave [image] out")
     return {"image": image, "command": command}
 
 
@@ -259,12 +264,18 @@ def _network(network: Section, params: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _runtime(sandbox: Section) -> str:
+    asked = sandbox.value("runtime", str, RUNC)
+    if asked not in RUNTIMES:
+        raise ManifestError("sandbox.runtime", f"'{asked[:40]}' is none: write 'runc', or 'runsc' for gVisor")
+    return asked
+
+
 def _refuse_unbuilt(sandbox: Section, requires: Section) -> None:
     """What this version cannot do is refused, never accepted and ignored."""
-    for name, built in (("isolation", "container"), ("runtime", "runc")):
-        asked = sandbox.value(name, str, built)
-        if asked != built:
-            raise ManifestError(f"sandbox.{name}", f"'{asked[:40]}' is not available in this version; write '{built}'")
+    asked = sandbox.value("isolation", str, "container")
+    if asked != "container":
+        raise ManifestError("sandbox.isolation", f"'{asked[:40]}' is not available in this version; write 'container'")
     for section, name in ((sandbox, "preload"), (requires, "secrets")):
         if section.texts(name):
             raise ManifestError(section.key(name), "is not available in this version; leave it empty")

@@ -14,10 +14,13 @@ from cloche.errors import EnvironmentProblem
 from cloche.sandboxd import image_parts
 from cloche.sandboxd.egress import EgressLink
 from cloche.sandboxd.engine import Engine
+from cloche.sandboxd.groups import Groups
 from cloche.sandboxd.host import Host
 from cloche.sandboxd.image import ensure_image
 from cloche.sandboxd.locks import LockWatch
 from cloche.sandboxd.places import Places, home_digest
+from cloche.sandboxd.proof import Proof
+from cloche.sandboxd.runtimes import Runtimes
 from cloche.sandboxd.server import Server
 from cloche.sandboxd.supply import Supply
 from cloche.sandboxd.uids import UidPool
@@ -45,16 +48,20 @@ class Sandboxd:
             sandbox = settings.sandbox
             uids = self._uids = UidPool(sandbox.uid_base, sandbox.uid_count, start=int(digest, 16))
             places = Places(home, owner.st_uid, owner.st_gid)
+            engine = Engine(sandbox.docker_socket)
+            seccomp = (image_parts.image_folder() / "seccomp.json").read_text("utf-8")
+            proof = Proof(home=digest, uids=uids, seccomp=seccomp)
             self.host = Host(
-                engine=Engine(sandbox.docker_socket),
+                engine=engine,
                 places=places,
                 uids=uids,
                 home=digest,
-                seccomp=(image_parts.image_folder() / "seccomp.json").read_text("utf-8"),
+                seccomp=seccomp,
                 max_running=sandbox.max_running,
                 make_image=lambda engine: ensure_image(
                     engine, sandbox.image, emit=lambda line: log.info("image", message=line)
                 ),
+                runtimes=Runtimes(engine, Groups(digest), sandbox.runtime, sandbox.runsc_name, proof.prove),
                 egress=EgressLink(settings.egress_socket, frozenset({0, owner.st_uid})),
             )
             self._locks = LockWatch(self.host.listing)

@@ -65,10 +65,13 @@ class Supply:
         """
         Raises:
             BadSpec: the spec breaks a rule.
-            PlatformFailure: see :meth:`Host.create`.
+            PlatformFailure: see :meth:`Host.resolve` and :meth:`Host.create`.
         """
         check_spec(spec)
         check_owner(owner)
+        spec = self._host.resolve(
+            spec
+        )  # a pool's sandboxes are of one runtime, which the policy decides and not the plugin alone
         why = None if self._on else "the pool is off"
         image = self._host.image
         if self._on and spec.warm and image is not None:
@@ -140,6 +143,7 @@ def reply(supplied: Supplied) -> dict[str, Any]:
         "id": supplied.running.id,
         "in_folder": str(supplied.running.site.folders.inputs),
         "image": supplied.image,
+        "runtime": supplied.running.runtime,
         "start": supplied.start,
         "why": supplied.why,
     }

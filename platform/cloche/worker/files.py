@@ -61,6 +61,14 @@ class JobFiles:
         bundle = self._bundles.bundle(job.type, job.plugin_version, job.plugin_digest)
         return None if bundle is None else bundle.manifest.limits
 
+    def runtime(self, job: ClaimedJob) -> str:
+        """The runtime that the job's plugin asks for.
+
+        Raises:
+            PlatformFailure: ``bundle_unavailable``.
+        """
+        return self.manifest(job).runtime
+
     def manifest(self, job: ClaimedJob) -> Manifest:
         """
         Raises:

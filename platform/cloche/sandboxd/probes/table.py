@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cloche.sandboxd.probes import rows_egress, rows_kernel, rows_lies, rows_limits, rows_reach, rows_warm
+from cloche.domain.runtimes import RUNSC
+from cloche.sandboxd.probes import rows_egress, rows_gvisor, rows_kernel, rows_lies, rows_limits, rows_reach, rows_warm
 from cloche.sandboxd.probes.probe import Probe
 
 _COLD: tuple[Probe, ...] = (
@@ -23,6 +24,11 @@ _COLD: tuple[Probe, ...] = (
 PROBES: tuple[Probe, ...] = (*_COLD, *rows_warm.rows(_COLD))
 
 
+def for_runtime(runtime: str) -> tuple[Probe, ...]:
+    """The probes with what is expected of them under that runtime."""
+    return tuple(rows_gvisor.adapted(probe) for probe in PROBES) if runtime == RUNSC else PROBES
+
+
 def markdown(probes: tuple[Probe, ...] = PROBES) -> str:
     """The table as docs/threat-model.md shows it."""
     lines = ["| probe | what is tried | what is expected |", "| --- | --- | --- |"]
@@ -32,6 +38,13 @@ def markdown(probes: tuple[Probe, ...] = PROBES) -> str:
             group = probe.group
             lines.append(f"| **{group}** | | |")
         lines.append(f"| `{probe.id}` | {_cell(probe.tries)} | {_cell(probe.expects)} |")
+    return "\n".join(lines) + "\n"
+
+
+def differences() -> str:
+    """The rows that are judged otherwise under gVisor, as docs/threat-model.md shows them."""
+    lines = ["| probe | what is expected under gVisor | why |", "| --- | --- | --- |"]
+    lines += [f"| `{name}` | {_cell(row.expects)} | {_cell(row.why)} |" for name, row in rows_gvisor.DIFFERENT.items()]
     return "\n".join(lines) + "\n"
 
 
