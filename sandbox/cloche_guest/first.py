@@ -25,9 +25,9 @@ def split() -> None:
     agent = os.fork()
     if agent == 0:
         _set_dumpable(True)
-        _prefer_as_victim()
+        prefer_as_victim()
         return
-    _take_no_signal()
+    take_no_signal()
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     _linger(_wait_for(agent))
@@ -51,7 +51,7 @@ def _linger(code: int) -> None:
     os._exit(code if code >= 0 else 128 - code)
 
 
-def _take_no_signal() -> None:
+def take_no_signal() -> None:
     """The kernel drops what its own pid namespace sends to process 1, unless there is a handler: Python has one for SIGINT."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
         with contextlib.suppress(OSError, ValueError):
@@ -63,7 +63,7 @@ def _set_dumpable(allowed: bool) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
 
 
-def _prefer_as_victim() -> None:
+def prefer_as_victim() -> None:
     """When memory runs out the kernel shall pick the plugin, not process 1."""
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("500")

@@ -124,6 +124,11 @@ class Agent:
 def main() -> NoReturn:
     """Entry of the container."""
     first.split()
+    serve()
+
+
+def serve() -> NoReturn:
+    """Be the agent: frames on standard input and output, which become private."""
     link, stdout, stderr = take_standard_streams()
     relay = Relay(link, stdout, stderr)
     relay.start()

@@ -20,6 +20,8 @@ class SandboxSpec:
     wheels: str | None  # SHA-256 of its unpacked wheels' lock, or None
     limits: Limits
     lease_until: int  # ms since the epoch, written into the label
+    level: str = "container"  # or "namespace", where a tenant is needed
+    tenant: str | None = None  # UUID; two tenants' jobs never share a container
 
 
 @dataclass(frozen=True)

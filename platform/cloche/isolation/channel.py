@@ -43,13 +43,14 @@ _ERROR_REASONS = frozenset({Reason.PLUGIN_FAILED, Reason.BAD_RESULT, Reason.NO_R
 
 
 class GuestChannel:
-    """A :class:`cloche.isolation.backend.Channel` over the engine's attached stream.
+    """A :class:`cloche.isolation.backend.Channel` over the engine's attached stream, or over a socket of the guest's own (``framed`` false).
 
     ``exit_code``: what process 1 said of the agent's end, when it has ended; minus the signal's number for a signal.
     """
 
-    def __init__(self, stream: socket.socket, limits: Limits) -> None:
+    def __init__(self, stream: socket.socket, limits: Limits, framed: bool = True) -> None:
         self._stream = stream
+        self._framed = framed
         self._stream.setblocking(False)
         self._limits = limits
         # Escapes can make a text six times as long; a result's own limit counts its JSON.
@@ -77,7 +78,7 @@ class GuestChannel:
     @property
     def cut_off(self) -> bool:
         """Whether the stream ended without process 1 saying so, and without our closing it."""
-        return self._ended and self.exit_code is None and not self._closed
+        return self._framed and self._ended and self.exit_code is None and not self._closed
 
     @property
     def note(self) -> str:
@@ -154,7 +155,10 @@ class GuestChannel:
         return True
 
     def _take(self, data: bytes) -> None:
-        """Cut the engine's own framing: 8 bytes of stream and length, then the bytes."""
+        """Cut the engine's own framing, where there is one: 8 bytes of stream and length, then the bytes."""
+        if not self._framed:
+            self._frames.feed(data)
+            return
         self._raw += data
         while len(self._raw) >= _ENGINE_HEADER.size:
             stream, length = _ENGINE_HEADER.unpack_from(self._raw)

@@ -15,7 +15,7 @@ from cloche.errors import PlatformFailure
 from cloche.isolation import wire
 from cloche.isolation.backend import Channel, CollectedFile, Remains, Sandbox, SandboxSpec
 from cloche.isolation.channel import GuestChannel
-from cloche.isolation.spec import spec_to_json
+from cloche.isolation.spec import CONTAINER, spec_to_json
 from cloche_guest.protocol import ProtocolError
 
 log = logs.get(__name__)
@@ -42,7 +42,7 @@ class SandboxdBackend:
         if fd is None:
             session.close()
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "sandboxd sent no channel")
-        channel = GuestChannel(socket.socket(fileno=fd), spec.limits)
+        channel = GuestChannel(socket.socket(fileno=fd), spec.limits, framed=reply["level"] == CONTAINER)
         return SandboxdSandbox(session, str(reply["id"]), Path(reply["in_folder"]), str(reply["image"]), channel)
 
     def health(self) -> str | None:
@@ -123,7 +123,8 @@ class SandboxdSandbox:
 
     def finish(self) -> Remains:
         remains = self._session.call("finish", id=self.id)[0]["remains"]
-        exit_code = self._guest.exit_code
+        # A cell's runner tells, where a container's process 1 does on the channel.
+        exit_code = self._guest.exit_code if remains["level"] == CONTAINER else remains["exit_code"]
         if exit_code is None and not self._killed and not remains["oom_killed"]:
             # Nothing inside can end process 1, and process 1 alone keeps the stream open: the host or the engine did it.
             if remains["died_alone"]:

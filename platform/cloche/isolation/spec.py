@@ -14,8 +14,10 @@ from cloche.isolation.backend import SandboxSpec
 
 MAX_ATTEMPT = 1_000_000
 LABEL = "org.cloche"
+CONTAINER, NAMESPACE = LEVELS = ("container", "namespace")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_IMAGE = re.compile(r"sha256:[0-9a-f]{64}")
+IMAGE = re.compile(r"sha256:[0-9a-f]{64}")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 _MIN_SHM = 64 << 10  # bytes; the engine takes 0 for its own default of 64 MB
 MAX_TMPFS_OUTPUT = 64 << 20  # bytes; larger outputs do not belong in memory
@@ -77,7 +79,7 @@ def parse_spec(value: Any) -> SandboxSpec:
     Raises:
         BadSpec: a field is missing, unknown, of the wrong type or out of bounds.
     """
-    names = {"job_id", "attempt", "bundle", "wheels", "limits", "lease_until"}
+    names = {"job_id", "attempt", "bundle", "wheels", "limits", "lease_until", "level", "tenant"}
     if not isinstance(value, dict) or value.keys() != names:
         raise BadSpec(f"a spec has exactly the fields {', '.join(sorted(names))}")
     limits = value["limits"]
@@ -101,6 +103,8 @@ def spec_to_json(spec: SandboxSpec) -> dict[str, Any]:
         "wheels": spec.wheels,
         "limits": spec.limits.to_dict(),
         "lease_until": spec.lease_until,
+        "level": spec.level,
+        "tenant": spec.tenant,
     }
 
 
@@ -119,6 +123,12 @@ def check_spec(spec: SandboxSpec, ceilings: Limits = CEILINGS) -> None:
         raise BadSpec("wheels is 64 hex digits or null")
     if not _is_count(spec.lease_until, 1 << 53):
         raise BadSpec("lease_until is milliseconds since the epoch")
+    if spec.level not in LEVELS:
+        raise BadSpec(f"level is one of {', '.join(LEVELS)}")
+    if spec.tenant is not None and (not isinstance(spec.tenant, str) or not _UUID.fullmatch(spec.tenant)):
+        raise BadSpec("tenant is a UUID or null")
+    if spec.level == NAMESPACE and spec.tenant is None:
+        raise BadSpec("at level namespace a sandbox belongs to a tenant")
     if found := violations(spec.limits, ceilings):
         raise BadSpec(f"limits: {'; '.join(found)}")
 
@@ -182,7 +192,7 @@ def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEI
         BadSpec: the spec or the placement breaks a rule.
     """
     check_spec(spec, ceilings)
-    if not _IMAGE.fullmatch(place.image):
+    if not IMAGE.fullmatch(place.image):
         raise BadSpec("the image is named by its config digest")
     if place.uid < 1_000:
         raise BadSpec("a sandbox runs under a user id of its own range, never a system's")
@@ -199,7 +209,7 @@ def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEI
         "AttachStderr": True,
         "NetworkDisabled": True,
         "Labels": _labels(spec, place),
-        "HostConfig": _host_config(spec.limits, place),
+        "HostConfig": host_config(spec.limits, place.host_cpus, place.seccomp, _bind_mounts(place.folders)),
     }
 
 
@@ -215,16 +225,17 @@ def _labels(spec: SandboxSpec, place: Placement) -> Mapping[str, str]:
     }
 
 
-def _host_config(limits: Limits, place: Placement) -> dict[str, Any]:
+def host_config(limits: Limits, host_cpus: int, seccomp: str, mounts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What every container has, whatever runs in it."""
     memory = memory_limit(limits)
-    cpus = min(limits.cpu, float(place.host_cpus))
+    cpus = min(limits.cpu, float(host_cpus))
     return {
         "NetworkMode": "none",
         "ReadonlyRootfs": True,
         "Privileged": False,
         "CapAdd": [],
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges:true", f"seccomp={place.seccomp}"],
+        "SecurityOpt": ["no-new-privileges:true", f"seccomp={seccomp}"],
         "Runtime": "runc",
         # Process 1 is our own guest (cloche_guest.first), which reaps; the engine's init is not installed everywhere.
         "Init": False,
@@ -242,7 +253,7 @@ def _host_config(limits: Limits, place: Placement) -> dict[str, Any]:
         "LogConfig": {"Type": "none", "Config": {}},
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "AutoRemove": False,
-        "Mounts": _mounts(place.folders),
+        "Mounts": mounts,
     }
 
 
@@ -251,7 +262,7 @@ def _ulimits(limits: Limits) -> list[dict[str, Any]]:
     return [{"Name": name, "Soft": value, "Hard": value} for name, value in values.items()]
 
 
-def _mounts(folders: Folders) -> list[dict[str, Any]]:
+def _bind_mounts(folders: Folders) -> list[dict[str, Any]]:
     places = [
         (folders.inputs, "/job/in", True),
         (folders.out, "/job/out", False),
@@ -260,16 +271,18 @@ def _mounts(folders: Folders) -> list[dict[str, Any]]:
     ]
     if folders.wheels is not None:
         places.append((folders.wheels, "/cloche/wheels", True))
-    return [
-        {
-            "Type": "bind",  # unlike a volume or an old-style bind, it fails when the source is missing
-            "Source": str(source),
-            "Target": target,
-            "ReadOnly": read_only,
-            "BindOptions": {"Propagation": "rprivate", "NonRecursive": True},
-        }
-        for source, target, read_only in places
-    ]
+    return [bind_mount(source, target, read_only) for source, target, read_only in places]
+
+
+def bind_mount(source: Path, target: str, read_only: bool) -> dict[str, Any]:
+    """One entry of the engine's ``Mounts``."""
+    return {
+        "Type": "bind",  # unlike a volume or an old-style bind, it fails when the source is missing
+        "Source": str(source),
+        "Target": target,
+        "ReadOnly": read_only,
+        "BindOptions": {"Propagation": "rprivate", "NonRecursive": True},
+    }
 
 
 def _is_count(value: Any, top: int) -> bool:

@@ -14,8 +14,11 @@ from cloche import clock, logs
 from cloche.domain.states import Reason
 from cloche.errors import ClocheError, EnvironmentProblem, PlatformFailure
 from cloche.isolation.backend import SandboxSpec
-from cloche.isolation.spec import LABEL, BadSpec, Placement, check_spec, container_config
+from cloche.isolation.spec import LABEL, NAMESPACE, BadSpec, Placement, check_spec, container_config
 from cloche.sandboxd import cgroups
+from cloche.sandboxd.cells.cell import RunningCell
+from cloche.sandboxd.cells.container import Facts
+from cloche.sandboxd.cells.pool import Cells, NoCells
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.image import ImageInfo
 from cloche.sandboxd.places import Places
@@ -45,6 +48,8 @@ class Host:
         seccomp: str,
         max_running: int,
         make_image: Callable[[Engine], ImageInfo],
+        cells: Cells | None = None,
+        cell_facts: Callable[[str, int], Facts] | None = None,
     ) -> None:
         self._engine = engine
         self._places = places
@@ -53,6 +58,8 @@ class Host:
         self._seccomp = seccomp
         self._max_running = max_running
         self._make_image = make_image
+        self._cells = cells
+        self._cell_facts = cell_facts
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
         self._starting: set[str] = set()
@@ -80,6 +87,8 @@ class Host:
         for sandbox in running:
             with contextlib.suppress(PlatformFailure):
                 self.destroy(sandbox.id)
+        if self._cells is not None:
+            self._cells.close()
         self._keeper.join(timeout=30)
         self._engine.close()
 
@@ -120,7 +129,8 @@ class Host:
                 )
             self._starting.add(sandbox_id)
         try:
-            return (*self._create(sandbox_id, spec, owner, ready), ready.image.id)
+            made = self._create_cell(spec, owner, ready) or self._create(sandbox_id, spec, owner, ready)
+            return (*made, ready.image.id)
         finally:
             with self._lock:
                 self._starting.discard(sandbox_id)
@@ -159,12 +169,28 @@ class Host:
             if self._running.pop(sandbox_id, None) is None:
                 return  # another thread got here first
         running.close()
+        if isinstance(running, RunningCell) and self._cells is not None:
+            self._cells.release(running)
+            return
         self._remove_container(running.container)
         self._release(sandbox_id, running.uid)
 
     def listing(self) -> list[Running]:
         with self._lock:
             return list(self._running.values())
+
+    def _create_cell(self, spec: SandboxSpec, owner: str, ready: _Ready) -> tuple[Running, socket.socket] | None:
+        """At level ``namespace``, when this host can; None: level ``container``, which gives up nothing but speed."""
+        if spec.level != NAMESPACE or self._cells is None or self._cell_facts is None:
+            return None
+        try:
+            running, channel = self._cells.create(self._cell_facts(ready.image.id, ready.cpus), spec, owner)
+        except NoCells as error:
+            log.info("cell_refused", job=spec.job_id, reason=str(error))
+            return None
+        with self._lock:
+            self._running[running.id] = running
+        return running, channel
 
     def _create(self, sandbox_id: str, spec: SandboxSpec, owner: str, ready: _Ready) -> tuple[Running, socket.socket]:
         uid: int | None = None

@@ -12,13 +12,16 @@ from cloche import logs
 from cloche.config import Settings
 from cloche.errors import EnvironmentProblem
 from cloche.sandboxd import image_parts
+from cloche.sandboxd.cells.container import Facts
+from cloche.sandboxd.cells.pool import Bounds, Cells
 from cloche.sandboxd.engine import Engine
 from cloche.sandboxd.host import Host
 from cloche.sandboxd.image import ensure_image
 from cloche.sandboxd.places import Places, home_digest
 from cloche.sandboxd.server import Server
-from cloche.sandboxd.uids import UidPool
+from cloche.sandboxd.uids import LOCKS, UidPool
 
+UID_BLOCKS = LOCKS.with_name("uid-blocks")
 log = logs.get(__name__)
 
 
@@ -41,9 +44,14 @@ class Sandboxd:
             digest = home_digest(home)
             sandbox = settings.sandbox
             uids = self._uids = UidPool(sandbox.uid_base, sandbox.uid_count, start=int(digest, 16))
+            engine = Engine(sandbox.docker_socket)
+            places = Places(home, owner.st_uid, owner.st_gid)
+            self._blocks = UidPool(
+                settings.cells.uid_base, settings.cells.uid_blocks, locks=UID_BLOCKS, start=int(digest, 16)
+            )
             self.host = Host(
-                engine=Engine(sandbox.docker_socket),
-                places=Places(home, owner.st_uid, owner.st_gid),
+                engine=engine,
+                places=places,
                 uids=uids,
                 home=digest,
                 seccomp=(image_parts.image_folder() / "seccomp.json").read_text("utf-8"),
@@ -51,14 +59,30 @@ class Sandboxd:
                 make_image=lambda engine: ensure_image(
                     engine, sandbox.image, emit=lambda line: log.info("image", message=line)
                 ),
+                cells=self._make_cells(settings) if settings.cells.enabled else None,
+                cell_facts=lambda image, cpus: Facts(
+                    engine=engine,
+                    places=places,
+                    home=digest,
+                    seccomp=(image_parts.image_folder() / "seccomp-namespace.json").read_text("utf-8"),
+                    image=image,
+                    host_cpus=cpus,
+                    slots=settings.cells.slots,
+                ),
             )
             self.server = Server(self.host, settings.sandboxd_socket, owner.st_uid, owner.st_gid)
         except BaseException:
             os.close(self._lock_fd)
             raise
 
+    def _make_cells(self, settings: Settings) -> Cells:
+        cells = settings.cells
+        bounds = Bounds(cells.containers, cells.jobs, cells.lifetime / 1_000, cells.idle / 1_000)
+        return Cells(self._uids, self._blocks, cells.uid_base, bounds)
+
     def start(self) -> None:
         self._uids.clean()
+        self._blocks.clean()
         self.host.start()
         self.server.start()
 
@@ -71,6 +95,7 @@ class Sandboxd:
                 self.host.close()
             finally:
                 self._uids.clean()
+                self._blocks.clean()
                 os.close(self._lock_fd)
 
 

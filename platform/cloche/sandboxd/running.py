@@ -13,7 +13,7 @@ from typing import Any
 from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
-from cloche.isolation.spec import memory_limit, out_on_disk, resized
+from cloche.isolation.spec import CONTAINER, memory_limit, out_on_disk, resized
 from cloche.sandboxd import disk
 from cloche.sandboxd.cgroups import Cgroup
 from cloche.sandboxd.collect import Caps, Collected, collect
@@ -35,6 +35,7 @@ class Running:
     site: Site
     cgroup: Cgroup
     pidfd: int
+    level: str = CONTAINER
     lock: threading.Lock = field(default_factory=threading.Lock)  # one finish, and no close during it
     fd_lock: threading.Lock = field(
         default_factory=threading.Lock
@@ -119,6 +120,7 @@ class Running:
             "refused": [list(item) for item in found.refused],
             "folder": str(self.site.collected),
             "died_alone": died_alone,
+            "level": self.level,
         }
 
     def close(self) -> None:

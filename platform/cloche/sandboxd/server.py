@@ -7,7 +7,7 @@ or ``{"ok": false, "reason", "message"}``. A sandbox is known by its id, and onl
 op         fields                   answer
 ========== ======================== ======================================================================
 hello      owner, session (or null) session: the key with which further connections join
-create     spec                     id, in_folder, image; beside it the guest's channel as a descriptor
+create     spec                     id, in_folder, image, level; beside it the guest's channel as a descriptor
 usage      id                       usage: see :class:`cloche.isolation.backend.Remains`
 resize     id, memory, output       (bytes)
 kill       id
@@ -192,7 +192,8 @@ class Server:
             finally:
                 self._sessions.settled(session)
             raise PlatformFailure(Reason.WORKER_STOPPED, "the session has ended")
-        reply = {"ok": True, "id": running.id, "in_folder": str(running.site.folders.inputs), "image": image}
+        folder = str(running.site.folders.inputs)
+        reply = {"ok": True, "id": running.id, "in_folder": folder, "image": image, "level": running.level}
         return reply, channel
 
     def _kill(self, session: Session, request: dict[str, Any]) -> Reply:

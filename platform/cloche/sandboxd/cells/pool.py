@@ -1,0 +1,360 @@
+"""All containers of level ``namespace`` on this host, and which slot a job gets."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cloche import clock, logs
+from cloche.domain.states import Reason
+from cloche.errors import ClocheError, PlatformFailure
+from cloche.isolation.backend import SandboxSpec
+from cloche.isolation.cell_spec import UIDS, CellKey, key_of
+from cloche.isolation.spec import NAMESPACE
+from cloche.sandboxd.cells.cell import RunningCell
+from cloche.sandboxd.cells.container import CellContainer, Facts
+from cloche.sandboxd.cells.slot import Anomaly, Slot, State
+from cloche.sandboxd.cells.slot_cgroup import CgroupProblem
+from cloche.sandboxd.uids import NoUidLeft, UidPool
+
+log = logs.get(__name__)
+_FILLERS = 2
+_TICK_SECONDS = 2.0
+_WAIT_SECONDS = 30.0
+_BACK_OFF_SECONDS = 30.0
+
+
+class NoCells(ClocheError):
+    """Level ``namespace`` cannot be had now; the job runs at level ``container``. The message says why."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """``jobs`` and ``life_s``: after so many, or so long, a container is replaced. ``idle_s``: it goes when nobody needed it so long."""
+
+    containers: int
+    jobs: int
+    life_s: float
+    idle_s: float
+
+
+@dataclass(eq=False)
+class _Home:
+    """A container and what the pool knows of it."""
+
+    key: CellKey
+    container: CellContainer | None = None  # None while it is made
+    retired: str = ""  # why it gets no new cell
+    adding: int = 0  # slots being added
+    used: float = field(default_factory=time.monotonic)
+    lock: threading.Lock = field(default_factory=threading.Lock)  # one slot is added at a time
+
+    @property
+    def slots(self) -> list[Slot]:
+        return self.container.slots if self.container is not None else []
+
+    def is_idle(self) -> bool:
+        return not self.adding and not any(slot.state in (State.BUSY, State.PREPARING) for slot in self.slots)
+
+
+class Cells:
+    """Thread-safe. ``create`` and ``release`` from any thread, ``close`` last. One condition guards all; no engine call is made while it is held."""
+
+    def __init__(self, uids: UidPool, blocks: UidPool, blocks_base: int, bounds: Bounds) -> None:
+        self._uids = uids
+        self._blocks = blocks
+        self._blocks_base = blocks_base
+        self._bounds = bounds
+        self._changed = threading.Condition()
+        self._homes: list[_Home] = []
+        self._taken: dict[str, tuple[_Home, Slot]] = {}
+        self._problem: tuple[float, str] | None = None
+        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._fill, name=f"cells-{number}", daemon=True) for number in range(_FILLERS)]
+        self._threads.append(threading.Thread(target=self._keep, name="cells-keeper", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def problem(self) -> str | None:
+        """Why the last container could not be made, as long as none is tried again."""
+        with self._changed:
+            if self._problem is None or time.monotonic() > self._problem[0]:
+                return None
+            return self._problem[1]
+
+    def counts(self) -> dict[str, int]:
+        """``containers``, and slots by state."""
+        with self._changed:
+            found = {"containers": len(self._homes), **{str(state): 0 for state in State}}
+            for home in self._homes:
+                for slot in home.slots:
+                    found[str(slot.state)] += 1
+            return found
+
+    def create(self, facts: Facts, spec: SandboxSpec, owner: str) -> tuple[RunningCell, socket.socket]:
+        """A cell that has imported the plugin, or is about to. The caller closes the connection.
+
+        Raises:
+            NoCells: this host has none to give.
+            PlatformFailure: ``bundle_unavailable``.
+        """
+        key = key_of(spec, facts.image)
+        home, slot = self._take(facts, key, spec)
+        try:
+            cell = slot.cell
+            if cell is None or cell.is_dead():
+                # It died before it had a job, in setup() most likely. A fresh one either works or says why.
+                slot.clear()
+                cell = slot.prepare(spec.limits)
+            channel, cell.channel = cell.channel, None
+            if channel is None or home.container is None or home.container.container is None:
+                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the cell was handed out before")
+            running = RunningCell(
+                id=clock.uuid7(),
+                owner=owner,
+                container=home.container.container,
+                limits=spec.limits,
+                uid=cell.uid,
+                site=cell.site,
+                cgroup=slot.group.group,
+                pidfd=cell.pidfd,
+                level=NAMESPACE,
+                slot_cgroup=slot.group,
+                ended=slot.ended,
+                door=os.dup(channel.fileno()),
+            )
+            cell.pidfd = -1
+        except (Anomaly, ClocheError, OSError) as error:
+            self._lose(home, slot, str(error))
+            raise NoCells(str(error)) from None
+        with self._changed:
+            self._taken[running.id] = (home, slot)
+        return running, channel
+
+    def release(self, running: RunningCell) -> None:
+        """After its death and ``close``: clean up and, unless the container is to go, make the slot's next cell."""
+        with self._changed:
+            home, slot = self._taken.pop(running.id)
+        try:
+            slot.clear()
+        except (Anomaly, PlatformFailure, OSError) as error:
+            self._lose(home, slot, str(error))
+            return
+        with self._changed:
+            home.used = time.monotonic()
+            if home.container is not None:
+                home.container.jobs += 1
+                if home.container.jobs >= self._bounds.jobs:
+                    home.retired = home.retired or "it has done its share of jobs"
+            slot.state = State.LOST if home.retired else State.PREPARING
+            self._changed.notify_all()
+        if home.retired:
+            self._orders.put(lambda: self._bury_idle(home))
+        else:
+            self._orders.put(lambda: self._refill(home, slot))
+
+    def close(self) -> None:
+        """Every container gone, whatever it is doing."""
+        self._stop.set()
+        for _ in range(_FILLERS):
+            self._orders.put(None)
+        with self._changed:
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=30)
+        for home in list(self._homes):
+            home.retired = home.retired or "sandboxd ends"
+            self._bury(home)
+
+    # --- who gets which slot ------------------------------------------------------------------------------------------------
+
+    def _take(self, facts: Facts, key: CellKey, spec: SandboxSpec) -> tuple[_Home, Slot]:
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while True:
+            with self._changed:
+                if self._stop.is_set():
+                    raise NoCells("sandboxd is ending")
+                if slot := self._ready(key):
+                    return slot
+                mine = [home for home in self._homes if home.key == key and not home.retired]
+                coming = any(slot.state == State.PREPARING for home in mine for slot in home.slots)
+                grow = next((h for h in mine if h.container is not None and len(h.slots) + h.adding < facts.slots), None)
+                if grow is not None and not coming:
+                    grow.adding += 1
+                elif coming or any(home.container is None for home in mine):
+                    if not self._changed.wait(max(0.0, deadline - time.monotonic())):
+                        raise NoCells("no cell became free in time")
+                    continue
+                else:
+                    home = self._reserve(key)
+            if grow is not None:
+                return grow, self._grow(grow, spec)
+            self._found(facts, home, spec)
+
+    def _ready(self, key: CellKey) -> tuple[_Home, Slot] | None:
+        for home in self._homes:
+            if home.key == key and not home.retired:
+                for slot in home.slots:
+                    if slot.state == State.READY:
+                        slot.state = State.BUSY
+                        home.used = time.monotonic()
+                        return home, slot
+        return None
+
+    def _reserve(self, key: CellKey) -> _Home:
+        """Room for one more container; the longest idle one goes when there is none."""
+        if self._problem is not None and time.monotonic() < self._problem[0]:
+            raise NoCells(self._problem[1])
+        if len(self._homes) >= self._bounds.containers:
+            idle = [home for home in self._homes if home.container is not None and home.is_idle() and not home.retired]
+            if not idle:
+                raise NoCells(f"all {self._bounds.containers} containers of cells are in use")
+            oldest = min(idle, key=lambda home: home.used)
+            oldest.retired = "another plugin needs its place"
+            self._orders.put(lambda: self._bury_idle(oldest))
+            raise NoCells("a container of cells is making room")
+        home = _Home(key)
+        self._homes.append(home)
+        return home
+
+    def _found(self, facts: Facts, home: _Home, spec: SandboxSpec) -> None:
+        """Make the container."""
+        uid: int | None = None
+        block: int | None = None
+        try:
+            uid = self._uids.take()
+            block = self._blocks.take()
+            container = CellContainer(facts, home.key, spec, uid, self._blocks_base + (block - self._blocks_base) * UIDS)
+        except BaseException as error:
+            for pool, number in ((self._uids, uid), (self._blocks, block)):
+                if number is not None:
+                    pool.give_back(number)
+            known = isinstance(error, (CgroupProblem, ClocheError, NoUidLeft, OSError))
+            with self._changed:
+                self._homes.remove(home)
+                why = str(error) or type(error).__name__
+                if known and not _is_missing_bundle(error):
+                    self._problem = (time.monotonic() + _BACK_OFF_SECONDS, why)
+                self._changed.notify_all()
+            if not known or _is_missing_bundle(error):
+                raise
+            log.warning("cell_container_not_made", error=why)
+            raise NoCells(why) from None
+        container.block = block
+        with self._changed:
+            home.container = container
+            self._problem = None
+            self._changed.notify_all()
+        log.info("cell_container_started", container=container.container, tenant=home.key.tenant, bundle=home.key.bundle)
+
+    def _grow(self, home: _Home, spec: SandboxSpec) -> Slot:
+        slot: Slot | None = None
+        try:
+            with home.lock:
+                if home.container is None:
+                    raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container is gone")
+                slot = home.container.add_slot()
+                slot.state = State.BUSY
+            slot.prepare(spec.limits)
+        except (ClocheError, OSError) as error:
+            self._lose(home, slot, str(error))
+            raise NoCells(str(error)) from None
+        finally:
+            with self._changed:
+                home.adding -= 1
+                self._changed.notify_all()
+        return slot
+
+    # --- behind the jobs' backs ---------------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        while (order := self._orders.get()) is not None:
+            try:
+                order()
+            except Exception:  # noqa: BLE001 - one failed order must not end the thread that serves all
+                log.exception("cells_order_failed")
+
+    def _refill(self, home: _Home, slot: Slot) -> None:
+        if home.container is None or self._stop.is_set():
+            return
+        try:
+            slot.prepare(home.container.limits)
+        except (ClocheError, OSError) as error:
+            self._lose(home, slot, str(error))
+            return
+        with self._changed:
+            slot.state = State.READY
+            self._changed.notify_all()
+
+    def _lose(self, home: _Home, slot: Slot | None, why: str) -> None:
+        """An anomaly: the container gets no new cell, and what still runs in it is killed with it."""
+        log.error("cell_anomaly", container=home.container and home.container.container, error=why)
+        with self._changed:
+            home.retired = home.retired or why
+            if slot is not None:
+                slot.state = State.LOST
+            self._changed.notify_all()
+        self._orders.put(lambda: self._bury(home))
+
+    def _keep(self) -> None:
+        while not self._stop.wait(_TICK_SECONDS):
+            now = time.monotonic()
+            with self._changed:
+                homes = [home for home in self._homes if home.container is not None]
+                for home in homes:
+                    self._judge(home, now)
+            for home in homes:
+                if home.retired:
+                    self._bury_idle(home)
+
+    def _judge(self, home: _Home, now: float) -> None:
+        container = home.container
+        if container is None or home.retired:
+            return
+        if container.is_dead():
+            home.retired = "its agent is dead"
+        elif now - container.born > self._bounds.life_s:
+            home.retired = "it is old"
+        elif home.is_idle() and now - home.used > self._bounds.idle_s:
+            home.retired = "nobody needs it"
+
+    def _bury_idle(self, home: _Home) -> None:
+        with self._changed:
+            if not home.is_idle():
+                return
+        self._bury(home)
+
+    def _bury(self, home: _Home) -> None:
+        """Destroy the container; its running cells die with it, and their owners learn it as ever."""
+        with home.lock:
+            container, home.container = home.container, None
+            if container is None:
+                return
+            try:
+                container.destroy()
+            except (ClocheError, OSError) as error:
+                log.warning("cell_container_not_removed_yet", container=container.container, error=str(error))
+                home.container = container
+                return
+        self._uids.give_back(container.uid)
+        self._blocks.give_back(container.block)
+        with self._changed:
+            self._homes.remove(home)
+            self._changed.notify_all()
+        log.info("cell_container_gone", container=container.container, jobs=container.jobs, reason=home.retired)
+
+
+def _is_missing_bundle(error: BaseException) -> bool:
+    return isinstance(error, PlatformFailure) and error.reason == Reason.BUNDLE_UNAVAILABLE
+
+
+def describe(cells: Cells) -> dict[str, Any]:
+    """For the host's health."""
+    return {"problem": cells.problem(), **cells.counts()}

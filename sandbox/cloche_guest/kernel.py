@@ -1,0 +1,177 @@
+"""System calls that Python does not offer, for the agent, the runner and the cells of level ``namespace``. Nothing happens at import."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+import socket
+import struct
+
+NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+# Exactly these values pass the seccomp profile (sandbox/image/seccomp_profile.py says what each is for).
+SLOT_NAMESPACES = NEWNS | NEWIPC | NEWUTS | NEWNET
+CELL_NAMESPACES = NEWNS | NEWIPC | NEWUTS
+
+_RDONLY, _NOSUID, _NODEV, _NOEXEC, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
+_MNT_DETACH = 2
+_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 22, 23, 24, 38
+_SECCOMP_MODE_FILTER = 2
+_CAPABILITY_VERSION_3 = 0x20080522
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def unshare(flags: int) -> None:
+    _call(_libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
+def enter_pid_namespace(fd: int) -> None:
+    """Children are made there from now on; the caller stays where it is."""
+    _call(_libc.setns(fd, NEWPID), "setns")
+
+
+def make_private() -> None:
+    """Nothing that is mounted elsewhere later arrives in this mount namespace."""
+    _mount(None, "/", None, _PRIVATE | _REC, None)
+
+
+def mount_tmpfs(target: str, options: str) -> None:
+    _mount("tmpfs", target, "tmpfs", _NOSUID | _NODEV | _NOEXEC, options)
+
+
+def mount_proc(target: str) -> None:
+    """A /proc of the caller's own pid namespace: processes of one's own user, and nothing of the machine."""
+    _mount("proc", target, "proc", _NOSUID | _NODEV | _NOEXEC, "subset=pid,hidepid=2")
+
+
+def cover(target: str) -> None:
+    """Hide a folder under an empty one in which nothing can be made."""
+    _mount("cover", target, "tmpfs", _RDONLY | _NOSUID | _NODEV | _NOEXEC, "size=4k,nr_inodes=1,mode=0555")
+
+
+def bind(source: str, target: str) -> None:
+    """One mount more, with the flags that the source has."""
+    _mount(source, target, None, _BIND, None)
+
+
+def unmount(target: str) -> None:
+    _call(_libc.umount2(target.encode(), _MNT_DETACH), f"umount {target}")
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None) -> None:
+    parts = [None if part is None else part.encode() for part in (source, target, kind, options)]
+    result = _libc.mount(parts[0], parts[1], parts[2], ctypes.c_ulong(flags), parts[3])
+    _call(result, f"mount {target}")
+
+
+def loopback_up() -> None:
+    """Set ``lo`` of this network namespace up."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sH14x", b"lo", 0)
+        flags = struct.unpack_from("H", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request), 16)[0]
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | _IFF_UP))
+
+
+def empty_bounding_set() -> None:
+    """No program that is executed from now on can gain a capability; those that the caller holds stay its own until it drops them."""
+    number = 0
+    while _libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) >= 0:
+        _call(_libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0), "prctl(PR_CAPBSET_DROP)")
+        number += 1
+
+
+def drop_capabilities() -> None:
+    """Every capability of every set of this thread."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    _call(_libc.capset(header, bytes(24)), "capset")
+
+
+def has_capability() -> bool:
+    """Whether any capability is left in the permitted or effective set."""
+    header, data = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)), ctypes.create_string_buffer(24)
+    _call(_libc.capget(header, data), "capget")
+    return data.raw != bytes(8) + data.raw[8:12] + bytes(8) + data.raw[20:24]
+
+
+def set_dumpable(allowed: bool) -> None:
+    """Whether processes of the same user may open this one's memory and descriptors."""
+    _call(_libc.prctl(_PR_SET_DUMPABLE, int(allowed), 0, 0, 0), "prctl(PR_SET_DUMPABLE)")
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+# name → numbers on x86_64 and aarch64 (linux/unistd.h)
+_NUMBERS = {
+    "x86_64": (0xC000003E, {"unshare": 272, "setns": 308, "prctl": 157, "setsockopt": 54}),
+    "aarch64": (0xC00000B7, {"unshare": 97, "setns": 268, "prctl": 167, "setsockopt": 208}),
+}
+_SOL_SOCKET = 1
+_ATTACH_FILTERS = (26, 50, 51, 52)  # SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF
+_ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
+
+
+def filter_program(machine: str) -> bytes:
+    """What a runner refuses to itself and to every cell it makes: what the agent, and its own start, needed and no cell does.
+
+    A user namespace (which would bring capabilities), a network namespace, another filter: each of those is freed through one work queue of
+    the kernel, so that a job that made thousands could hurt the whole host.
+
+    Raises:
+        OSError: an architecture whose numbers are not known here.
+    """
+    if machine not in _NUMBERS:
+        raise OSError(errno.ENOSYS, f"system call numbers of {machine} are not known")
+    arch, numbers = _NUMBERS[machine]
+    number, first, second = 0, 16, 24  # offsets in struct seccomp_data, low halves of arguments 0 and 1
+    steps = [_load(4), _unless_equal(arch, 1), _answer(_KILL)]
+    steps += [_load(number), *_when(numbers["unshare"], [_load(first), _jump_set(NEWUSER | NEWNET, 0, 1), _answer(_REFUSE)])]
+    steps += [_load(number), *_when(numbers["prctl"], [_load(first), _jump_equal(_PR_SET_SECCOMP, 0, 1), _answer(_REFUSE)])]
+    refused = [step for option in _ATTACH_FILTERS for step in (_jump_equal(option, 0, 1), _answer(_REFUSE))]
+    level = [_load(first), _jump_equal(_SOL_SOCKET, 0, len(refused) + 1), _load(second), *refused]
+    steps += [_load(number), *_when(numbers["setsockopt"], level)]
+    return b"".join([*steps, _answer(_ALLOW)])
+
+
+def install_filter() -> None:
+    """Add :func:`filter_program` to this process; it cannot be taken off again, and children inherit it."""
+    _call(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
+    code = filter_program(platform.machine())
+    program = _Program(len(code) // 8, code)
+    _call(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0), "prctl(PR_SET_SECCOMP)")
+
+
+def _when(number: int, steps: list[bytes]) -> list[bytes]:
+    """The steps for one call; the accumulator holds the call's number before and anything after."""
+    return [_jump_equal(number, 0, len(steps)), *steps]
+
+
+def _load(offset: int) -> bytes:
+    return struct.pack("=HBBI", 0x20, 0, 0, offset)
+
+
+def _jump_equal(value: int, yes: int, no: int) -> bytes:
+    return struct.pack("=HBBI", 0x15, yes, no, value)
+
+
+def _unless_equal(value: int, skip: int) -> bytes:
+    return _jump_equal(value, skip, 0)
+
+
+def _jump_set(bits: int, yes: int, no: int) -> bytes:
+    return struct.pack("=HBBI", 0x45, yes, no, bits)
+
+
+def _answer(action: int) -> bytes:
+    return struct.pack("=HBBI", 0x06, 0, 0, action)
