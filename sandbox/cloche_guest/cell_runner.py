@@ -14,11 +14,10 @@ import struct
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from cloche_guest import cell, control, kernel
+from cloche_guest import cell, control, kernel, slot_root
 
 SLOTS = "/cloche/slots"  # of every slot; the engine's bind, into which sandboxd's mounts arrive
 SLOT = "/cloche/slot"  # this one's
-COVERED = (SLOTS, "/sys", "/dev/mqueue", "/dev/pts", "/run/cloche")
 _EXIT = struct.Struct("i")
 
 
@@ -42,9 +41,7 @@ def run_slot(slot: int, stream: socket.socket) -> NoReturn:
 def _settle(slot: int) -> None:
     """Namespaces of the slot, with all that is the same for every cell; then the filter."""
     kernel.unshare(kernel.SLOT_NAMESPACES)
-    kernel.bind(f"{SLOTS}/{slot}", SLOT)
-    for folder in COVERED:
-        kernel.cover(folder)
+    slot_root.enter(f"{SLOTS}/{slot}", SLOT)
     kernel.loopback_up()
     kernel.empty_bounding_set()
     kernel.install_filter()

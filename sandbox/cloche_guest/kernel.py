@@ -15,7 +15,7 @@ NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 
 SLOT_NAMESPACES = NEWNS | NEWIPC | NEWUTS | NEWNET
 CELL_NAMESPACES = NEWNS | NEWIPC | NEWUTS
 
-_RDONLY, _NOSUID, _NODEV, _NOEXEC, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
+_RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 _MNT_DETACH = 2
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 22, 23, 24, 38
 _SECCOMP_MODE_FILTER = 2
@@ -54,14 +54,22 @@ def mount_proc(target: str) -> None:
     _mount("proc", target, "proc", _NOSUID | _NODEV | _NOEXEC, "subset=pid,hidepid=2")
 
 
-def cover(target: str) -> None:
-    """Hide a folder under an empty one in which nothing can be made."""
-    _mount("cover", target, "tmpfs", _RDONLY | _NOSUID | _NODEV | _NOEXEC, "size=4k,nr_inodes=1,mode=0555")
+def bind(source: str, target: str, deep: bool = False) -> None:
+    """One mount more, with the flags that the source has; ``deep``: with all that is mounted below it."""
+    _mount(source, target, None, _BIND | (_REC if deep else 0), None)
 
 
-def bind(source: str, target: str) -> None:
-    """One mount more, with the flags that the source has."""
-    _mount(source, target, None, _BIND, None)
+def make_read_only(target: str) -> None:
+    """A mount of :func:`mount_tmpfs`, from now on."""
+    _mount(None, target, None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV | _NOEXEC, None)
+
+
+def change_root(target: str) -> None:
+    """Make a mount the root of this mount namespace, and let go of the former with all that is mounted in it."""
+    os.chdir(target)
+    _call(_libc.syscall(_number("pivot_root"), b".", b"."), "pivot_root")
+    unmount(".")
+    os.chdir("/")
 
 
 def unmount(target: str) -> None:
@@ -114,8 +122,8 @@ class _Program(ctypes.Structure):
 
 # name → numbers on x86_64 and aarch64 (linux/unistd.h)
 _NUMBERS = {
-    "x86_64": (0xC000003E, {"unshare": 272, "setns": 308, "prctl": 157, "setsockopt": 54}),
-    "aarch64": (0xC00000B7, {"unshare": 97, "setns": 268, "prctl": 167, "setsockopt": 208}),
+    "x86_64": (0xC000003E, {"unshare": 272, "pivot_root": 155, "prctl": 157, "setsockopt": 54}),
+    "aarch64": (0xC00000B7, {"unshare": 97, "pivot_root": 41, "prctl": 167, "setsockopt": 208}),
 }
 _SOL_SOCKET = 1
 _ATTACH_FILTERS = (26, 50, 51, 52)  # SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF
@@ -125,18 +133,17 @@ _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
 def filter_program(machine: str) -> bytes:
     """What a runner refuses to itself and to every cell it makes: what the agent, and its own start, needed and no cell does.
 
-    A user namespace (which would bring capabilities), a network namespace, another filter: each of those is freed through one work queue of
+    Another root. A user namespace (which would bring capabilities), a network namespace, another filter: each of those is freed through one work queue of
     the kernel, so that a job that made thousands could hurt the whole host.
 
     Raises:
         OSError: an architecture whose numbers are not known here.
     """
-    if machine not in _NUMBERS:
-        raise OSError(errno.ENOSYS, f"system call numbers of {machine} are not known")
-    arch, numbers = _NUMBERS[machine]
+    arch, numbers = _numbers(machine)
     number, first, second = 0, 16, 24  # offsets in struct seccomp_data, low halves of arguments 0 and 1
     steps = [_load(4), _unless_equal(arch, 1), _answer(_KILL)]
     steps += [_load(number), *_when(numbers["unshare"], [_load(first), _jump_set(NEWUSER | NEWNET, 0, 1), _answer(_REFUSE)])]
+    steps += [_load(number), *_when(numbers["pivot_root"], [_answer(_REFUSE)])]
     steps += [_load(number), *_when(numbers["prctl"], [_load(first), _jump_equal(_PR_SET_SECCOMP, 0, 1), _answer(_REFUSE)])]
     refused = [step for option in _ATTACH_FILTERS for step in (_jump_equal(option, 0, 1), _answer(_REFUSE))]
     level = [_load(first), _jump_equal(_SOL_SOCKET, 0, len(refused) + 1), _load(second), *refused]
@@ -150,6 +157,17 @@ def install_filter() -> None:
     code = filter_program(platform.machine())
     program = _Program(len(code) // 8, code)
     _call(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0), "prctl(PR_SET_SECCOMP)")
+
+
+def _numbers(machine: str) -> tuple[int, dict[str, int]]:
+    """The architecture's number for filters, and the calls' numbers by name."""
+    if machine not in _NUMBERS:
+        raise OSError(errno.ENOSYS, f"system call numbers of {machine} are not known")
+    return _NUMBERS[machine]
+
+
+def _number(name: str) -> int:
+    return _numbers(platform.machine())[1][name]
 
 
 def _when(number: int, steps: list[bytes]) -> list[bytes]:

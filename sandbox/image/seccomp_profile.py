@@ -33,11 +33,12 @@ UNSHARE = {
     _NS["mnt"] | _NS["ipc"] | _NS["uts"] | _NS["net"]: "the runner, once",
     _NS["mnt"] | _NS["ipc"] | _NS["uts"]: "a cell",
 }
-# (flags of mount, what for): nosuid 2, nodev 4, noexec 8, read-only 1, bind 4096, recursive 16384, private 1 << 18
+# (flags of mount, what for): read-only 1, nosuid 2, nodev 4, noexec 8, remount 32, bind 4096, recursive 16384, private 1 << 18
 MOUNT = {
-    2 | 4 | 8: "/tmp, /dev/shm and /proc of a cell",
-    1 | 2 | 4 | 8: "empty covers over what a cell shall not see",
-    4096: "a slot's folders, in/ and out/ of a cell: the flags of their mounts stay",
+    2 | 4 | 8: "a slot's root; /tmp, /dev/shm and /proc of a cell",
+    4096: "a slot's folders and devices, in/ and out/ of a cell: the flags of their mounts stay",
+    4096 | 16384: "what of the image is in a slot's root",
+    1 | 2 | 4 | 8 | 32 | 4096: "a slot's root, once it is laid out, becomes read-only",
     (1 << 18) | 16384: "nothing that is mounted elsewhere later arrives in a cell",
 }
 MNT_DETACH = 2
@@ -171,7 +172,10 @@ def namespace_profile() -> dict[str, Any]:
     found = profile()
     found["syscalls"] += [_equal(["unshare"], flags, reason) for flags, reason in UNSHARE.items()]
     found["syscalls"] += [_equal(["mount"], flags, reason, index=3) for flags, reason in MOUNT.items()]
-    found["syscalls"].append(_equal(["umount2"], MNT_DETACH, "a cell lets go of its slot's folder", index=1))
+    found["syscalls"].append(_equal(["umount2"], MNT_DETACH, "a slot lets go of the container's root, a cell of its slot's folder", index=1))
+    found["syscalls"].append(
+        {"names": ["pivot_root"], "action": "SCMP_ACT_ALLOW", "comment": "a slot has a root of its own, without the other slots' folders"}
+    )
     found["syscalls"].append(
         _equal(["setns"], _NS["pid"], "the runner comes back from the pid namespace of a new cell", index=1)
     )
