@@ -34,9 +34,10 @@ def live(order: Order, channel: int, writer: int) -> NoReturn:
         _keep(channel, writer)
         kernel.unshare(kernel.CELL_NAMESPACES)
         _mounts(order)
-        plugin = os.fork()
+        plugin = kernel.fork()
         if plugin == 0:
             os.close(writer)
+            kernel.forget_parent()
             _become(order.uid)
             _run(channel)
         os.close(channel)

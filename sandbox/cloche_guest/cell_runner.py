@@ -85,7 +85,7 @@ class Runner:
     def _make(self, order: dict[str, Any], channel: int) -> _Cell:
         reader, writer = os.pipe()
         kernel.unshare(kernel.NEWPID)
-        pid = os.fork()
+        pid = kernel.fork()
         if pid == 0:
             cell.live(cell.Order(int(order["id"]), int(order["uid"]), str(order["tmp"]), str(order["shm"])), channel, writer)
         os.close(writer)

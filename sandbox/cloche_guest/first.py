@@ -65,5 +65,6 @@ def _set_dumpable(allowed: bool) -> None:
 
 def prefer_as_victim() -> None:
     """When memory runs out the kernel shall pick the plugin, not process 1."""
-    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write("500")
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    os.write(fd, b"500")
+    os.close(fd)
