@@ -98,14 +98,17 @@ class SandboxSettings(_Group):
 
 class CellSettings(_Group):
     enabled: bool = Field(
-        True, description="Let plugins that ask for isolation `namespace` have it, where the host can; else `container`."
+        True,
+        description="Let plugins that ask for isolation `namespace` have it, where the host can; else `container`.",
     )
     slots: int = Field(4, ge=1, le=16, description="Jobs that one warm container of level `namespace` runs at once.")
     containers: int = Field(8, ge=1, le=256, description="Such containers alive at once on this host.")
     jobs: int = Field(5_000, ge=1, description="Jobs after which such a container is replaced.")
     lifetime: Milliseconds = Field(3_600_000, description="Age at which such a container is replaced.")
     idle: Milliseconds = Field(300_000, description="How long such a container waits for a job before it goes.")
-    uid_base: int = Field(300_000, ge=1_000, description="First of the user ids that cells run under, 64 for each container.")
+    uid_base: int = Field(
+        300_000, ge=1_000, description="First of the user ids that cells run under, 64 for each container."
+    )
     uid_blocks: int = Field(256, ge=1, description="How many such ranges of 64 user ids there are.")
 
 

@@ -7,7 +7,6 @@ plugin's process is a child under a user id of the cell's own; when it has died 
 from __future__ import annotations
 
 import os
-import signal
 import struct
 from dataclasses import dataclass
 from typing import NoReturn

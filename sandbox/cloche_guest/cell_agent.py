@@ -22,7 +22,9 @@ _SYSCTLS = Path("/proc/sys/user")
 def main() -> NoReturn:
     """Entry of the container."""
     kernel.set_dumpable(False)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # dead runners need no parent's look: sandboxd holds a descriptor of each
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_IGN
+    )  # dead runners need no parent's look: sandboxd holds a descriptor of each
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stream.connect(CONTROL)
     _enter_user_namespace(stream)

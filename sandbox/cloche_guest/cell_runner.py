@@ -87,7 +87,9 @@ class Runner:
         kernel.unshare(kernel.NEWPID)
         pid = kernel.fork()
         if pid == 0:
-            cell.live(cell.Order(int(order["id"]), int(order["uid"]), str(order["tmp"]), str(order["shm"])), channel, writer)
+            cell.live(
+                cell.Order(int(order["id"]), int(order["uid"]), str(order["tmp"]), str(order["shm"])), channel, writer
+            )
         os.close(writer)
         kernel.enter_pid_namespace(self._own_pids)
         made = _Cell(int(order["id"]), pid, os.pidfd_open(pid), reader)

@@ -34,7 +34,9 @@ def receive(stream: socket.socket) -> tuple[dict[str, Any], list[int]]:
         EOFError: the other side is gone.
         ValueError: malformed.
     """
-    data, notes, flags, _ = stream.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(_MAX_FDS * _INT.size), socket.MSG_CMSG_CLOEXEC)
+    data, notes, flags, _ = stream.recvmsg(
+        MAX_MESSAGE, socket.CMSG_SPACE(_MAX_FDS * _INT.size), socket.MSG_CMSG_CLOEXEC
+    )
     fds = [
         number
         for level, kind, content in notes

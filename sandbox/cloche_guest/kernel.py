@@ -128,7 +128,10 @@ def drop_capabilities() -> None:
 
 def has_capability() -> bool:
     """Whether any capability is left in the permitted or effective set."""
-    header, data = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)), ctypes.create_string_buffer(24)
+    header, data = (
+        ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)),
+        ctypes.create_string_buffer(24),
+    )
     _call(_libc.capget(header, data), "capget")
     return data.raw != bytes(8) + data.raw[8:12] + bytes(8) + data.raw[20:24]
 
@@ -155,8 +158,8 @@ _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
 def filter_program(machine: str) -> bytes:
     """What a runner refuses to itself and to every cell it makes: what the agent, and its own start, needed and no cell does.
 
-    Another root. A user namespace (which would bring capabilities), a network namespace, another filter: each of those is freed through one work queue of
-    the kernel, so that a job that made thousands could hurt the whole host.
+    Another root. A user namespace, which would bring capabilities. A network namespace, another filter: the kernel frees those through
+    one work queue, so that a job that made thousands could hurt the whole host.
 
     Raises:
         OSError: an architecture whose numbers are not known here.
@@ -164,9 +167,15 @@ def filter_program(machine: str) -> bytes:
     arch, numbers = _numbers(machine)
     number, first, second = 0, 16, 24  # offsets in struct seccomp_data, low halves of arguments 0 and 1
     steps = [_load(4), _unless_equal(arch, 1), _answer(_KILL)]
-    steps += [_load(number), *_when(numbers["unshare"], [_load(first), _jump_set(NEWUSER | NEWNET, 0, 1), _answer(_REFUSE)])]
+    steps += [
+        _load(number),
+        *_when(numbers["unshare"], [_load(first), _jump_set(NEWUSER | NEWNET, 0, 1), _answer(_REFUSE)]),
+    ]
     steps += [_load(number), *_when(numbers["pivot_root"], [_answer(_REFUSE)])]
-    steps += [_load(number), *_when(numbers["prctl"], [_load(first), _jump_equal(_PR_SET_SECCOMP, 0, 1), _answer(_REFUSE)])]
+    steps += [
+        _load(number),
+        *_when(numbers["prctl"], [_load(first), _jump_equal(_PR_SET_SECCOMP, 0, 1), _answer(_REFUSE)]),
+    ]
     refused = [step for option in _ATTACH_FILTERS for step in (_jump_equal(option, 0, 1), _answer(_REFUSE))]
     level = [_load(first), _jump_equal(_SOL_SOCKET, 0, len(refused) + 1), _load(second), *refused]
     steps += [_load(number), *_when(numbers["setsockopt"], level)]

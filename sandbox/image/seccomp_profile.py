@@ -1,16 +1,12 @@
-"""The readable source of ``seccomp.json`` and ``seccomp-namespace.json``: every system call a sandbox may use, in groups, each with its reason.
+"""The readable source of ``seccomp.json``: every system call a sandbox may use, in groups, each group with its reason.
 
-Write them anew with ``python sandbox/image/seccomp_profile.py > sandbox/image/seccomp.json`` and
-``python sandbox/image/seccomp_profile.py namespace > sandbox/image/seccomp-namespace.json``; a test fails when they differ.
+Write the profile anew with ``python sandbox/image/seccomp_profile.py > sandbox/image/seccomp.json``; a test fails when they differ.
 
 What is absent is refused with EPERM. Absent on purpose: ptrace, process_vm_*, pidfd_getfd, kcmp (reading other processes);
 io_uring_*, bpf, perf_event_open, userfaultfd, vmsplice, splice, tee (a long list of kernel holes); keyctl, add_key, request_key (not
 namespaced); mount, umount2, pivot_root, chroot, the new mount calls, setns, unshare (no new namespaces at level ``container``);
 open_by_handle_at, name_to_handle_at (escape bind mounts); modify_ldt, personality beyond a query; memory policy; fanotify; clocks;
 modules, kexec, reboot, swap, quota, acct. Architectures are x86_64 and aarch64 alone: no 32-bit call table, no x32.
-
-Level ``namespace`` adds what our own agent and runner need to make cells, each call with the arguments they use and no others. A cell
-inherits it, and gets nothing from it: without a capability, and with no user namespace to be had, each of them is refused by the kernel.
 """
 
 from __future__ import annotations
@@ -24,24 +20,6 @@ ENOSYS = 38
 NAMESPACE_FLAGS = 0x7E020000
 FAMILIES = {1: "AF_UNIX", 2: "AF_INET (loopback is all there is)", 10: "AF_INET6 (the same)"}
 PERSONALITIES = {0x0: "PER_LINUX", 0xFFFFFFFF: "query"}
-
-_NS = {"mnt": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000}
-# What ``unshare`` may be given at level ``namespace``, as exact values; cloche_guest.kernel has the same numbers.
-UNSHARE = {
-    _NS["user"]: "the agent, once: the user namespace in which cells are made",
-    _NS["pid"]: "the agent once for each slot, the runner once for each cell",
-    _NS["mnt"] | _NS["ipc"] | _NS["uts"] | _NS["net"]: "the runner, once",
-    _NS["mnt"] | _NS["ipc"] | _NS["uts"]: "a cell",
-}
-# (flags of mount, what for): read-only 1, nosuid 2, nodev 4, noexec 8, remount 32, bind 4096, recursive 16384, private 1 << 18
-MOUNT = {
-    2 | 4 | 8: "a slot's root; /tmp, /dev/shm and /proc of a cell",
-    4096: "a slot's folders and devices, in/ and out/ of a cell: the flags of their mounts stay",
-    4096 | 16384: "what of the image is in a slot's root",
-    1 | 2 | 4 | 8 | 32 | 4096: "a slot's root, once it is laid out, becomes read-only",
-    (1 << 18) | 16384: "nothing that is mounted elsewhere later arrives in a cell",
-}
-MNT_DETACH = 2
 
 # Newer than the engine's own default: not there, rather than not allowed, so that libraries do it in the older way.
 NEWER = "fchmodat2 futex_requeue futex_wait futex_wake pkey_alloc pkey_free pkey_mprotect"
@@ -167,31 +145,15 @@ def profile() -> dict[str, Any]:
     }
 
 
-def namespace_profile() -> dict[str, Any]:
-    """The profile of level ``namespace``: the same, and what makes cells."""
-    found = profile()
-    found["syscalls"] += [_equal(["unshare"], flags, reason) for flags, reason in UNSHARE.items()]
-    found["syscalls"] += [_equal(["mount"], flags, reason, index=3) for flags, reason in MOUNT.items()]
-    found["syscalls"].append(_equal(["umount2"], MNT_DETACH, "a slot lets go of the container's root, a cell of its slot's folder", index=1))
-    found["syscalls"].append(
-        {"names": ["pivot_root"], "action": "SCMP_ACT_ALLOW", "comment": "a slot has a root of its own, without the other slots' folders"}
-    )
-    found["syscalls"].append(
-        _equal(["setns"], _NS["pid"], "the runner comes back from the pid namespace of a new cell", index=1)
-    )
-    return found
-
-
-def _equal(names: list[str], value: int, reason: str, index: int = 0) -> dict[str, Any]:
-    condition = {"index": index, "value": value, "valueTwo": 0, "op": "SCMP_CMP_EQ"}
+def _equal(names: list[str], value: int, reason: str) -> dict[str, Any]:
+    condition = {"index": 0, "value": value, "valueTwo": 0, "op": "SCMP_CMP_EQ"}
     return {"names": names, "action": "SCMP_ACT_ALLOW", "args": [condition], "comment": reason}
 
 
-def text(level: str = "container") -> str:
+def text() -> str:
     """The file's exact contents."""
-    chosen = namespace_profile() if level == "namespace" else profile()
-    return json.dumps(chosen, indent=1, ensure_ascii=True) + "\n"
+    return json.dumps(profile(), indent=1, ensure_ascii=True) + "\n"
 
 
 if __name__ == "__main__":
-    sys.stdout.write(text(*sys.argv[1:]))
+    sys.stdout.write(text())

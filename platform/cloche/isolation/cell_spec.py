@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def _labels(spec: SandboxSpec, place: CellPlacement) -> Mapping[str, str]:
 def _host_config(limits: Limits, place: CellPlacement) -> dict[str, Any]:
     memory = place.slots * slot_memory(limits) + AGENT_MEMORY
     cpus = min(limits.cpu * place.slots, float(place.host_cpus))
-    config = host_config(replace(limits, tmp=_SMALL, shm=_SMALL), place.host_cpus, place.seccomp, _mounts(place.folders))
+    config = host_config(limits, place.host_cpus, place.seccomp, _mounts(place.folders))
     return config | {
         "Memory": memory,
         "MemorySwap": memory,
@@ -153,10 +153,9 @@ def _host_config(limits: Limits, place: CellPlacement) -> dict[str, Any]:
         "NanoCpus": int(cpus * 1_000_000_000),
         "MaskedPaths": [],
         "ReadonlyPaths": [],
-        "Ulimits": [
-            {"Name": name, "Soft": value, "Hard": value}
-            for name, value in {"nofile": limits.nofile, "core": 0, "fsize": max(limits.output, limits.tmp)}.items()
-        ],
+        # Each cell has its own; these are the agent's.
+        "ShmSize": _SMALL,
+        "Tmpfs": {"/tmp": f"rw,noexec,nosuid,nodev,size={_SMALL},nr_inodes=64,mode=1777"},  # noqa: S108
     }
 
 

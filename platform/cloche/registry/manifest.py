@@ -23,6 +23,7 @@ from cloche.registry.tables import ManifestError, Section
 __all__ = ["API", "KEYS", "Manifest", "ManifestError", "parse"]
 
 API = 1  # of the guest: hooks, Job
+ISOLATIONS = ("container", "namespace")  # the first is the default, and the stronger
 MAX_MANIFEST = 256 << 10  # bytes of one plugin.toml
 NO_PARAMS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -100,6 +101,7 @@ def parse(text: str) -> Manifest:
         inputs_max=maximum,
         accept=accept,
         limits=_limits(limits),
+        isolation=_isolation(sandbox),
         names_time="time" in limits,
         requires_python=_pins(requires),
         max_retries=top.section("retry", known=KEYS["retry"]).count("max_retries", None, low=0, high=100),
@@ -152,6 +154,15 @@ def _inputs(top: Section) -> tuple[int, int | None, tuple[str, ...]]:
                 f"inputs.accept[{position}]", "must be a media type such as 'image/*' or a suffix such as '.csv'"
             )
     return minimum, maximum, accept
+
+
+def _isolation(sandbox: Section) -> str:
+    asked = sandbox.value("isolation", str, ISOLATIONS[0])
+    if asked not in ISOLATIONS:
+        raise ManifestError(
+            "sandbox.isolation", f"is '{asked[:40]}'; write {' or '.join(repr(one) for one in ISOLATIONS)}"
+        )
+    return asked
 
 
 def _limits(section: Section) -> Limits:
@@ -214,10 +225,9 @@ def _pins(requires: Section) -> tuple[str, ...]:
 
 def _refuse_unbuilt(sandbox: Section, network: Section, requires: Section) -> None:
     """What this version cannot do is refused, never accepted and ignored."""
-    for name, built in (("isolation", "container"), ("runtime", "runc")):
-        asked = sandbox.value(name, str, built)
-        if asked != built:
-            raise ManifestError(f"sandbox.{name}", f"'{asked[:40]}' is not available in this version; write '{built}'")
+    runtime = sandbox.value("runtime", str, "runc")
+    if runtime != "runc":
+        raise ManifestError("sandbox.runtime", f"'{runtime[:40]}' is not available in this version; write 'runc'")
     for section, name in ((sandbox, "preload"), (network, "allow"), (requires, "secrets")):
         if section.texts(name):
             raise ManifestError(section.key(name), "is not available in this version; leave it empty")

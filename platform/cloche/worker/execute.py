@@ -111,7 +111,16 @@ class Execution:
     def _spec(self) -> SandboxSpec:
         bundle, wheels = self._tools.files.bundle(self._job)
         job = self._job
-        return SandboxSpec(job.id, job.attempt, bundle, wheels, self._limits, job.lease_until)
+        return SandboxSpec(
+            job_id=job.id,
+            attempt=job.attempt,
+            bundle=bundle,
+            wheels=wheels,
+            limits=self._limits,
+            lease_until=job.lease_until,
+            level=self._tools.files.isolation(job),
+            tenant=job.tenant_id,
+        )
 
     def _received(self, sandbox: Sandbox, duration_ms: int) -> None:
         self._hold.on_interrupt = sandbox.kill

@@ -48,6 +48,11 @@ class JobFiles:
         wheels = self._bundles.wheels(bundle, self._image_python()) if bundle.wheels else None
         return bundle.digest, wheels.name if wheels is not None else None
 
+    def isolation(self, job: ClaimedJob) -> str:
+        """The level that the plugin's manifest asks for; sandboxd decides whether it can be had."""
+        bundle = self._bundles.bundle(job.type, job.plugin_version, job.plugin_digest)
+        return "container" if bundle is None else bundle.manifest.isolation
+
     def stage_in(self, job: ClaimedJob, folder: Path, stop: Stop) -> list[StagedFile]:
         """See :meth:`cloche.staging.stager.Stager.stage_in`. What a remote's pattern found is held to the plugin's manifest here."""
         staged = self._stager.stage_in(

@@ -77,7 +77,9 @@ class Cells:
         self._problem: tuple[float, str] | None = None
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._fill, name=f"cells-{number}", daemon=True) for number in range(_FILLERS)]
+        self._threads = [
+            threading.Thread(target=self._fill, name=f"cells-{number}", daemon=True) for number in range(_FILLERS)
+        ]
         self._threads.append(threading.Thread(target=self._keep, name="cells-keeper", daemon=True))
         for thread in self._threads:
             thread.start()
@@ -185,7 +187,9 @@ class Cells:
                     return slot
                 mine = [home for home in self._homes if home.key == key and not home.retired]
                 coming = any(slot.state == State.PREPARING for home in mine for slot in home.slots)
-                grow = next((h for h in mine if h.container is not None and len(h.slots) + h.adding < facts.slots), None)
+                grow = next(
+                    (h for h in mine if h.container is not None and len(h.slots) + h.adding < facts.slots), None
+                )
                 if grow is not None and not coming:
                     grow.adding += 1
                 elif coming or any(home.container is None for home in mine):
@@ -231,7 +235,9 @@ class Cells:
         try:
             uid = self._uids.take()
             block = self._blocks.take()
-            container = CellContainer(facts, home.key, spec, uid, self._blocks_base + (block - self._blocks_base) * UIDS)
+            container = CellContainer(
+                facts, home.key, spec, uid, self._blocks_base + (block - self._blocks_base) * UIDS
+            )
         except BaseException as error:
             for pool, number in ((self._uids, uid), (self._blocks, block)):
                 if number is not None:
@@ -252,7 +258,9 @@ class Cells:
             home.container = container
             self._problem = None
             self._changed.notify_all()
-        log.info("cell_container_started", container=container.container, tenant=home.key.tenant, bundle=home.key.bundle)
+        log.info(
+            "cell_container_started", container=container.container, tenant=home.key.tenant, bundle=home.key.bundle
+        )
 
     def _grow(self, home: _Home, spec: SandboxSpec) -> Slot:
         slot: Slot | None = None
@@ -278,7 +286,7 @@ class Cells:
         while (order := self._orders.get()) is not None:
             try:
                 order()
-            except Exception:  # noqa: BLE001 - one failed order must not end the thread that serves all
+            except Exception:  # one failed order must not end the thread that serves all
                 log.exception("cells_order_failed")
 
     def _refill(self, home: _Home, slot: Slot) -> None:

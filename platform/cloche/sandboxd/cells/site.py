@@ -88,7 +88,11 @@ class ContainerSite:
         shared = self.folders.slots / str(slot) / str(cell)
         root = self.root / "cells" / f"{slot}-{cell}"
         folders = Folders(
-            inputs=shared / "in", out=shared / "out", run=self.folders.run, plugin=self.folders.plugin, wheels=self.folders.wheels
+            inputs=shared / "in",
+            out=shared / "out",
+            run=self.folders.run,
+            plugin=self.folders.plugin,
+            wheels=self.folders.wheels,
         )
         site = CellSite(root=root, folders=folders, device=0, shared=shared)
         try:

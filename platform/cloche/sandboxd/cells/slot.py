@@ -64,7 +64,9 @@ class State(StrEnum):
 class Slot:
     """Used by one thread at a time. ``prepare`` → ``cell.channel`` handed out → (cell dead) → ``clear`` → ``prepare`` …"""
 
-    def __init__(self, number: int, talk: Talk, group: SlotCgroup, pidfd: int, site: ContainerSite, uids: range, base: int) -> None:
+    def __init__(
+        self, number: int, talk: Talk, group: SlotCgroup, pidfd: int, site: ContainerSite, uids: range, base: int
+    ) -> None:
         self.number = number
         self.group = group
         self.cell: Cell | None = None
@@ -93,7 +95,12 @@ class Slot:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.group.begin()
-            order = {"id": number, "uid": inside, "tmp": tmp_options(limits, inside), "shm": shm_options(limits, inside)}
+            order = {
+                "id": number,
+                "uid": inside,
+                "tmp": tmp_options(limits, inside),
+                "shm": shm_options(limits, inside),
+            }
             self._talk.say(order, [theirs.fileno()])
             answer, fds = self._talk.hear("cell", fds=1)
             if answer.get("id") != number:
@@ -119,7 +126,9 @@ class Slot:
                 return None
             message, _ = self._talk.hear("ended")
             code = message.get("code")
-            if message.get("id") != self.cell.number or not (code is None or (isinstance(code, int) and -64 <= code <= 255)):
+            if message.get("id") != self.cell.number or not (
+                code is None or (isinstance(code, int) and -64 <= code <= 255)
+            ):
                 raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the runner tells of another cell")
             self._told = (code,)
         return self._told[0]

@@ -19,6 +19,7 @@ _V1 = ("memory", "pids", "cpu", "cpuacct")
 _V2 = ("memory", "pids", "cpu")
 _AGENT = "agent"
 _REMOVE_SECONDS = 5
+_SOCKET_MEMORY = 16 << 20  # bytes
 
 
 class CgroupProblem(Exception):
@@ -122,11 +123,8 @@ class SlotCgroup:
         folder = self.group.controllers["memory"]
         limit, with_swap = folder / "memory.limit_in_bytes", folder / "memory.memsw.limit_in_bytes"
         files = [path for path in (limit, with_swap) if path.exists()]
-        # The limit may never be above the one with swap, not even between two writes.
-        if len(files) == 2 and size > int(with_swap.read_text("ascii")):
-            files.reverse()
-        elif int(limit.read_text("ascii")) < size:
-            files.reverse()
+        if size > int(limit.read_text("ascii")):
+            files.reverse()  # the limit may never be above the one with swap, not even between two writes
         for path in files:
             path.write_text(str(size), "ascii")
 
@@ -158,6 +156,10 @@ class SlotCgroup:
             return
         controllers = self.group.controllers
         self.set_memory(slot_memory(limits))
+        # What connections of a cell to itself keep in their buffers; version 2 counts it as memory already.
+        sockets = controllers["memory"] / "memory.kmem.tcp.limit_in_bytes"
+        if sockets.exists():
+            sockets.write_text(str(_SOCKET_MEMORY), "ascii")
         (controllers["pids"] / "pids.max").write_text(pids, "ascii")
         (controllers["cpu"] / "cpu.cfs_period_us").write_text(str(_PERIOD_US), "ascii")
         (controllers["cpu"] / "cpu.cfs_quota_us").write_text(str(quota), "ascii")
