@@ -86,12 +86,13 @@ def home() -> Iterator[Path]:
 class Made:
     backend: Backend
     bundles: dict[str, str]
+    level: str = "container"
 
     def spec(self, case: str) -> SandboxSpec:
-        return support.spec(self.bundles[case], memory=64 << 20, output=1 << 20, tmp=1 << 20)
+        return support.spec(self.bundles[case], self.level, memory=64 << 20, output=1 << 20, tmp=1 << 20)
 
 
-@pytest.fixture(params=["scripted", "sandboxd"])
+@pytest.fixture(params=["scripted", "sandboxd", "cells"])
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Made]:
     if request.param == "scripted":
         bundles = {name: f"{number:064x}" for number, name in enumerate(CASES)}
@@ -108,7 +109,7 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Made]:
         bundles = {name: support.write_bundle(folder, case.source) for name, case in CASES.items()}
         backend = support.client(folder)
     try:
-        yield Made(backend, bundles)
+        yield Made(backend, bundles, "namespace" if request.param == "cells" else "container")
     finally:
         backend.close()
 

@@ -80,7 +80,10 @@ def plugin(body: str) -> str:
     return head + textwrap.indent(textwrap.dedent(body).strip("\n"), "    ") + "\n"
 
 
-def spec(bundle: str, **limits: Any) -> SandboxSpec:
+TENANT = "01890000-0000-7000-8000-00000000abcd"
+
+
+def spec(bundle: str, level: str = "container", tenant: str | None = TENANT, **limits: Any) -> SandboxSpec:
     return SandboxSpec(
         job_id=clock.uuid7(),
         attempt=1,
@@ -88,6 +91,8 @@ def spec(bundle: str, **limits: Any) -> SandboxSpec:
         wheels=None,
         limits=replace(Limits(), **limits),
         lease_until=clock.now_ms() + 15_000,
+        level=level,
+        tenant=tenant,
     )
 
 

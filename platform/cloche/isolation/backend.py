@@ -80,6 +80,7 @@ class Sandbox(Protocol):
     id: str
     in_folder: Path
     image: str  # config digest of the image it runs
+    level: str  # the one it got: "namespace" only where that was asked for and can be had
     channel: Channel
 
     def kill(self) -> None:

@@ -42,8 +42,10 @@ class SandboxdBackend:
         if fd is None:
             session.close()
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "sandboxd sent no channel")
-        channel = GuestChannel(socket.socket(fileno=fd), spec.limits, framed=reply["level"] == CONTAINER)
-        return SandboxdSandbox(session, str(reply["id"]), Path(reply["in_folder"]), str(reply["image"]), channel)
+        level = str(reply["level"])
+        channel = GuestChannel(socket.socket(fileno=fd), spec.limits, framed=level == CONTAINER)
+        folder = Path(reply["in_folder"])
+        return SandboxdSandbox(session, str(reply["id"]), folder, str(reply["image"]), level, channel)
 
     def health(self) -> str | None:
         try:
@@ -96,10 +98,13 @@ class SandboxdBackend:
 class SandboxdSandbox:
     """One sandbox; see :class:`cloche.isolation.backend.Sandbox`."""
 
-    def __init__(self, session: _Session, id: str, in_folder: Path, image: str, channel: GuestChannel) -> None:
+    def __init__(
+        self, session: _Session, id: str, in_folder: Path, image: str, level: str, channel: GuestChannel
+    ) -> None:
         self.id = id
         self.in_folder = in_folder
         self.image = image
+        self.level = level
         self.channel: Channel = channel
         self._guest = channel
         self._session = session

@@ -104,6 +104,7 @@ class ScriptedSandbox:
         self.in_folder = folder / "in"
         self.in_folder.mkdir(parents=True)
         self.image = IMAGE
+        self.level = "container"
         self._guest = ScriptedChannel(script)
         self.channel: Channel = self._guest
         self._folder = folder

@@ -18,7 +18,7 @@ from cloche.isolation.spec import LABEL, NAMESPACE, BadSpec, Placement, check_sp
 from cloche.sandboxd import cgroups
 from cloche.sandboxd.cells.cell import RunningCell
 from cloche.sandboxd.cells.container import Facts
-from cloche.sandboxd.cells.pool import Cells, NoCells
+from cloche.sandboxd.cells.pool import Cells, NoCells, describe
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.image import ImageInfo
 from cloche.sandboxd.places import Places
@@ -93,7 +93,8 @@ class Host:
         self._engine.close()
 
     def health(self) -> dict[str, Any]:
-        """``problem``: None or a sentence; ``image``: its id, python and source once known; ``running``: how many."""
+        """``problem``: None or a sentence; ``image``: its id, python and source once known; ``running``: how many; ``cells``: None when that
+        level is switched off, else its ``problem``, ``containers``, and slots by state."""
         problem: str | None = None
         if self._ready is None:
             problem = self._problem
@@ -106,6 +107,7 @@ class Host:
         return {
             "problem": problem,
             "image": None if image is None else {"id": image.id, "python": image.python, "source": image.source},
+            "cells": None if self._cells is None else describe(self._cells),
             "running": len(self._running),
             "max_running": self._max_running,
         }

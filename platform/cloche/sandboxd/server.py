@@ -15,7 +15,7 @@ finish     id                       remains
 destroy    id
 list                                items: id, owner, container, dead; of every session
 owner_gone owner                    sessions: how many were ended
-health                              problem, image, running, max_running
+health                              problem, image, cells, running, max_running
 ========== ======================== ======================================================================
 """
 

@@ -21,6 +21,7 @@ from cloche.domain.limits import Limits
 from cloche.errors import EnvironmentProblem, PluginFailure
 from cloche.isolation.backend import Remains, Sandbox, SandboxSpec
 from cloche.isolation.client import SandboxdBackend
+from cloche.isolation.spec import CONTAINER
 from cloche.sandboxd import image_parts, syscalls
 from cloche.sandboxd.main import Sandboxd
 from cloche.sandboxd.running import Running
@@ -40,6 +41,7 @@ SMALL = replace(
     result=100_000,
 )
 INPUT = b"mine"
+TENANT = "01890000-0000-7000-8000-000000000000"
 
 
 class ProbeBroken(Exception):
@@ -49,8 +51,9 @@ class ProbeBroken(Exception):
 class Bench:
     """Use :func:`open_bench`. One thread. ``once`` keeps what several probes look at together."""
 
-    def __init__(self, daemon: Sandboxd, home: Path, bundle: str) -> None:
+    def __init__(self, daemon: Sandboxd, home: Path, bundle: str, level: str = CONTAINER) -> None:
         self.home = home
+        self.level = level
         self._daemon = daemon
         self._bundle = bundle
         self._backend = SandboxdBackend(home / "run" / "sandboxd.sock", "doctor")
@@ -93,9 +96,13 @@ class Bench:
             wheels=None,
             limits=replace(SMALL, **limits),
             lease_until=clock.now_ms() + 60_000,
+            level=self.level,
+            tenant=TENANT,
         )
         sandbox = self._backend.create(spec)
         try:
+            if sandbox.level != self.level:
+                raise ProbeBroken(f"level {self.level} cannot be had: {self._daemon.host.health()['cells']}")
             running = self._daemon.host.find(sandbox.id)
             if running is None:
                 raise ProbeBroken("the sandbox ended as it started")
@@ -107,10 +114,11 @@ class Bench:
             yield live
         finally:
             sandbox.destroy()
-        if left := [*processes_of(uid), *syscalls.mounts_below(running.site.root)]:
+        folders = (running.site.root, running.site.folders.inputs, running.site.folders.out)
+        if left := [*processes_of(uid), *(point for folder in folders for point in syscalls.mounts_below(folder))]:
             raise ProbeBroken(f"left on the host: {left}")
-        if running.site.root.exists():
-            raise ProbeBroken(f"left on the host: {running.site.root}")
+        if left := [str(folder) for folder in folders if folder.exists()]:
+            raise ProbeBroken(f"left on the host: {left}")
 
 
 class Live:
@@ -224,7 +232,7 @@ def users_of(process: str) -> set[int]:
 
 
 @contextlib.contextmanager
-def open_bench(settings: Settings) -> Iterator[Bench]:
+def open_bench(settings: Settings, level: str = CONTAINER) -> Iterator[Bench]:
     """A bench on these settings' engine and image, in a home of its own that is gone afterwards.
 
     Raises:
@@ -236,7 +244,7 @@ def open_bench(settings: Settings) -> Iterator[Bench]:
         try:
             daemon.start()
             _wait_ready(daemon)
-            bench = Bench(daemon, home, _write_bundle(home))
+            bench = Bench(daemon, home, _write_bundle(home), level)
             try:
                 yield bench
             finally:

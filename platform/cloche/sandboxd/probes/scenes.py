@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cloche.isolation.spec import memory_limit
+from cloche.isolation.cell_spec import RUNNER_PIDS, slot_memory
+from cloche.isolation.spec import NAMESPACE, memory_limit
 from cloche.sandboxd.probes.bench import MIB, Bench, Live, listening, processes_of, users_of
 from cloche.sandboxd.probes.probe import Observe
 
@@ -128,8 +129,11 @@ def kernel_limits(bench: Bench) -> Any:
 
 
 def _asked(live: Live) -> dict[str, int]:
-    memory = memory_limit(live.running.limits)
-    return {"memory": memory, "swap": 0, "pids": live.running.limits.pids, "cpu_percent": 50}
+    limits = live.running.limits
+    memory, pids = memory_limit(limits), limits.pids
+    if live.running.level == NAMESPACE:
+        memory, pids = slot_memory(limits), pids + RUNNER_PIDS
+    return {"memory": memory, "swap": 0, "pids": pids, "cpu_percent": 50}
 
 
 def _kernel(live: Live) -> dict[str, int]:
