@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -19,13 +20,17 @@ from cloche_guest import cell, control, kernel, slot_root
 SLOTS = "/cloche/slots"  # of every slot; the engine's bind, into which sandboxd's mounts arrive
 SLOT = "/cloche/slot"  # this one's
 _EXIT = struct.Struct("i")
+# What the kernel counts by user, and for all cells of a container together: signals that wait, locked memory, bytes of message queues (12 is
+# RLIMIT_MSGQUEUE). Each slot has its part.
+SHARED = (resource.RLIMIT_SIGPENDING, resource.RLIMIT_MEMLOCK, 12)
+_UNLIMITED_PART = 8 << 20
 
 
-def run_slot(slot: int, stream: socket.socket) -> NoReturn:
+def run_slot(slot: int, slots: int, stream: socket.socket) -> NoReturn:
     """Never returns; any failure ends the slot, which sandboxd sees."""
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        _settle(slot)
+        _settle(slot, slots)
         me = os.pidfd_open(os.getpid())
         control.send(stream, {"type": "slot_ready"}, [me])
         os.close(me)
@@ -38,11 +43,15 @@ def run_slot(slot: int, stream: socket.socket) -> NoReturn:
     os._exit(1)
 
 
-def _settle(slot: int) -> None:
+def _settle(slot: int, slots: int) -> None:
     """Namespaces of the slot, with all that is the same for every cell; then the filter."""
     kernel.unshare(kernel.SLOT_NAMESPACES)
     slot_root.enter(f"{SLOTS}/{slot}", SLOT)
     kernel.loopback_up()
+    for kind in SHARED:
+        together = resource.getrlimit(kind)[0]
+        part = _UNLIMITED_PART if together == resource.RLIM_INFINITY else together // slots
+        resource.setrlimit(kind, (part, part))
     kernel.empty_bounding_set()
     kernel.install_filter()
 

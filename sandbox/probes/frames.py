@@ -21,7 +21,7 @@ def _channel(data: bytes) -> None:
     for fd in range(3, 64):
         try:
             facts = os.fstat(fd)
-            if stat.S_ISFIFO(facts.st_mode) and facts.st_ino not in done:
+            if (stat.S_ISFIFO(facts.st_mode) or stat.S_ISSOCK(facts.st_mode)) and facts.st_ino not in done:
                 os.write(fd, data)
                 done.add(facts.st_ino)
         except OSError:

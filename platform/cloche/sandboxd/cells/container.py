@@ -162,7 +162,7 @@ class CellContainer:
         text = id_map(self.cells_base)
         for name in ("uid_map", "gid_map"):
             Path(f"/proc/{pid}/{name}").write_text(text, "ascii")
-        self._talk.say({"type": "mapped"})
+        self._talk.say({"type": "mapped", "slots": facts.slots})
         self._talk.hear("agent_ready", seconds=_START_SECONDS)
 
 
