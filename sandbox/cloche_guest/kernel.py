@@ -165,7 +165,7 @@ def filter_program(machine: str) -> bytes:
         OSError: an architecture whose numbers are not known here.
     """
     arch, numbers = _numbers(machine)
-    number, first, second = 0, 16, 24  # offsets in struct seccomp_data, low halves of arguments 0 and 1
+    number, first, second, third = 0, 16, 24, 32  # offsets in struct seccomp_data: low halves of the arguments
     steps = [_load(4), _unless_equal(arch, 1), _answer(_KILL)]
     steps += [
         _load(number),
@@ -177,7 +177,7 @@ def filter_program(machine: str) -> bytes:
         *_when(numbers["prctl"], [_load(first), _jump_equal(_PR_SET_SECCOMP, 0, 1), _answer(_REFUSE)]),
     ]
     refused = [step for option in _ATTACH_FILTERS for step in (_jump_equal(option, 0, 1), _answer(_REFUSE))]
-    level = [_load(first), _jump_equal(_SOL_SOCKET, 0, len(refused) + 1), _load(second), *refused]
+    level = [_load(second), _jump_equal(_SOL_SOCKET, 0, len(refused) + 1), _load(third), *refused]
     steps += [_load(number), *_when(numbers["setsockopt"], level)]
     return b"".join([*steps, _answer(_ALLOW)])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from cloche_guest import Job, hookimpl
 
-from . import calls, exhaust, files, frames, identity, leftovers, network, outputs, processes  # noqa: F401 - they register
+from . import calls, cells, exhaust, files, frames, identity, leftovers, network, outputs, processes  # noqa: F401 - they register
 from .base import ACTS, WALLS, act, apart
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cloche.sandboxd.probes import rows_kernel, rows_lies, rows_limits, rows_reach
+from cloche.sandboxd.probes import rows_cells, rows_kernel, rows_lies, rows_limits, rows_reach
+from cloche.isolation.spec import NAMESPACE
 from cloche.sandboxd.probes.probe import Probe
 
 PROBES: tuple[Probe, ...] = (
@@ -19,6 +20,13 @@ PROBES: tuple[Probe, ...] = (
     *rows_lies.FRAMES,
     *rows_lies.LEFTOVERS,
 )
+
+
+def for_level(level: str) -> tuple[Probe, ...]:
+    """The probes of that level, each with what is expected of it there."""
+    if level != NAMESPACE:
+        return PROBES
+    return (*(rows_cells.adapted(probe) for probe in PROBES), *rows_cells.CELLS)
 
 
 def markdown(probes: tuple[Probe, ...] = PROBES) -> str:
