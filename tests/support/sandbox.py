@@ -17,8 +17,11 @@ from cloche import clock, config
 from cloche.domain.limits import Limits
 from cloche.isolation.backend import Backend, Remains, Sandbox, SandboxSpec
 from cloche.isolation.client import SandboxdBackend
+from cloche.isolation.spec import LABEL
 from cloche.sandboxd import syscalls
+from cloche.sandboxd.engine import Engine
 from cloche.sandboxd.main import Sandboxd
+from cloche.sandboxd.places import home_digest
 
 READY_SECONDS = 90  # the first use on a machine makes the image
 
@@ -56,6 +59,15 @@ def running_sandboxd(home: Path, **sandbox: Any) -> Iterator[Sandboxd]:
         yield daemon
     finally:
         daemon.close()
+
+
+def containers_of(home: Path) -> list[str]:
+    """Ids of the engine's containers of this home."""
+    engine = Engine(config.load(home=home).sandbox.docker_socket)
+    try:
+        return [str(found["Id"]) for found in engine.containers(f"{LABEL}.home={home_digest(home)}")]
+    finally:
+        engine.close()
 
 
 def client(home: Path, owner: str = "test-worker") -> SandboxdBackend:

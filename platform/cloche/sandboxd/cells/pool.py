@@ -197,10 +197,13 @@ class Cells:
                         raise NoCells("no cell became free in time")
                     continue
                 else:
-                    home = self._reserve(key)
+                    home, idle = self._reserve(key)
             if grow is not None:
                 return grow, self._grow(grow, spec)
-            self._found(facts, home, spec)
+            if home is not None:
+                self._found(facts, home, spec)
+            elif idle is not None:
+                self._bury_idle(idle)
 
     def _ready(self, key: CellKey) -> tuple[_Home, Slot] | None:
         for home in self._homes:
@@ -212,21 +215,24 @@ class Cells:
                         return home, slot
         return None
 
-    def _reserve(self, key: CellKey) -> _Home:
-        """Room for one more container; the longest idle one goes when there is none."""
+    def _reserve(self, key: CellKey) -> tuple[_Home | None, _Home | None]:
+        """Room for one more container; or, when there is none, the one that is idle longest and has to go first.
+
+        Raises:
+            NoCells: none can go, or none could be made a moment ago.
+        """
         if self._problem is not None and time.monotonic() < self._problem[0]:
             raise NoCells(self._problem[1])
-        if len(self._homes) >= self._bounds.containers:
-            idle = [home for home in self._homes if home.container is not None and home.is_idle() and not home.retired]
-            if not idle:
-                raise NoCells(f"all {self._bounds.containers} containers of cells are in use")
-            oldest = min(idle, key=lambda home: home.used)
-            oldest.retired = "another plugin needs its place"
-            self._orders.put(lambda: self._bury_idle(oldest))
-            raise NoCells("a container of cells is making room")
-        home = _Home(key)
-        self._homes.append(home)
-        return home
+        if len(self._homes) < self._bounds.containers:
+            home = _Home(key)
+            self._homes.append(home)
+            return home, None
+        idle = [home for home in self._homes if home.container is not None and home.is_idle() and not home.retired]
+        if not idle:
+            raise NoCells(f"all {self._bounds.containers} containers of cells are in use")
+        oldest = min(idle, key=lambda home: home.used)
+        oldest.retired = "another plugin needs its place"
+        return None, oldest
 
     def _found(self, facts: Facts, home: _Home, spec: SandboxSpec) -> None:
         """Make the container."""

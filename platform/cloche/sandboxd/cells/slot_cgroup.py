@@ -52,6 +52,8 @@ class SlotCgroup:
     """One slot's. ``begin`` before each cell, then ``usage`` tells of that cell alone."""
 
     group: Cgroup
+    memory: int  # bytes it is made with
+    _set: int = 0  # bytes it has now
     _before: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -61,9 +63,10 @@ class SlotCgroup:
             OSError: the kernel refuses one of the limits; nothing is left behind.
         """
         if container.unified is not None:
-            made = cls(Cgroup(container.unified / name, {}))
+            group = Cgroup(container.unified / name, {})
         else:
-            made = cls(Cgroup(None, {kind: container.controllers[kind] / name for kind in _V1}))
+            group = Cgroup(None, {kind: container.controllers[kind] / name for kind in _V1})
+        made = cls(group, slot_memory(limits))
         try:
             for folder in made.folders():
                 folder.mkdir(exist_ok=True)  # two controllers may share one
@@ -88,7 +91,9 @@ class SlotCgroup:
             (folder / "cgroup.procs").write_text(str(pid), "ascii")
 
     def begin(self) -> None:
-        """What is counted from now on belongs to the next cell."""
+        """What is counted from now on belongs to the next cell, which has the slot's whole memory whatever the last one had."""
+        if self._set != self.memory:
+            self.set_memory(self.memory)
         if (memory := self.group.controllers.get("memory")) is not None:
             (memory / "memory.max_usage_in_bytes").write_text("0", "ascii")
         self._before = self.group.usage()
@@ -119,6 +124,7 @@ class SlotCgroup:
         """
         if self.group.unified is not None:
             (self.group.unified / "memory.max").write_text(str(size), "ascii")
+            self._set = size
             return
         folder = self.group.controllers["memory"]
         limit, with_swap = folder / "memory.limit_in_bytes", folder / "memory.memsw.limit_in_bytes"
@@ -127,6 +133,7 @@ class SlotCgroup:
             files.reverse()  # the limit may never be above the one with swap, not even between two writes
         for path in files:
             path.write_text(str(size), "ascii")
+        self._set = size
 
     def remove(self) -> None:
         """Take it away; nothing happens when it is gone. A dead process may keep it busy for a moment."""
@@ -148,14 +155,14 @@ class SlotCgroup:
         pids = str(limits.pids + RUNNER_PIDS)
         quota = int(limits.cpu * _PERIOD_US)
         if (folder := self.group.unified) is not None:
-            (folder / "memory.max").write_text(str(slot_memory(limits)), "ascii")
+            self.set_memory(self.memory)
             with contextlib.suppress(FileNotFoundError):  # a kernel without swap accounting has none to limit
                 (folder / "memory.swap.max").write_text("0", "ascii")
             (folder / "pids.max").write_text(pids, "ascii")
             (folder / "cpu.max").write_text(f"{quota} {_PERIOD_US}", "ascii")
             return
         controllers = self.group.controllers
-        self.set_memory(slot_memory(limits))
+        self.set_memory(self.memory)
         # What connections of a cell to itself keep in their buffers; version 2 counts it as memory already.
         sockets = controllers["memory"] / "memory.kmem.tcp.limit_in_bytes"
         if sockets.exists():

@@ -114,7 +114,7 @@ CELLS = (
           lambda f: f["exit_code"] == 7 and f["processes"] == 1, cell_scenes.outlive),
     Probe("cell_port", "cells", "one TCP port, listened on and connected to by ten jobs of a slot, one after the other", "each can",
           lambda f: f["values"] == ["taken"] * 10, cell_scenes.one_port),
-    Probe("cell_network", "cells", "a slot's network namespace after jobs that used it", "the address of lo, no socket", 
+    Probe("cell_network", "cells", "a slot's network namespace after jobs that used it", "the address of lo, no socket",
           lambda f: f["addresses"] == ["lo"] and f["sockets"] == 0, cell_scenes.network_left),
     Probe("cell_memory", "cells", "out of memory in one slot, a job at work in another of the same container", "the one is killed and called so; the other ends well",
           lambda f: f["same container"] and f["oom"] and f["neighbour"] == 90, cell_scenes.memory_beside),

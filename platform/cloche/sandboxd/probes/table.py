@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cloche.sandboxd.probes import rows_cells, rows_kernel, rows_lies, rows_limits, rows_reach
 from cloche.isolation.spec import NAMESPACE
+from cloche.sandboxd.probes import rows_cells, rows_kernel, rows_lies, rows_limits, rows_reach
 from cloche.sandboxd.probes.probe import Probe
 
 PROBES: tuple[Probe, ...] = (
@@ -39,6 +39,12 @@ def markdown(probes: tuple[Probe, ...] = PROBES) -> str:
             lines.append(f"| **{group}** | | |")
         lines.append(f"| `{probe.id}` | {_cell(probe.tries)} | {_cell(probe.expects)} |")
     return "\n".join(lines) + "\n"
+
+
+def markdown_of_cells() -> str:
+    """What differs and what is added at level ``namespace``, as docs/threat-model.md shows it."""
+    differs = tuple(now for was, now in zip(PROBES, for_level(NAMESPACE), strict=False) if was.expects != now.expects)
+    return markdown((*differs, *rows_cells.CELLS))
 
 
 def _cell(text: str) -> str:
