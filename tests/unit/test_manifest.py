@@ -117,7 +117,7 @@ def test_an_unknown_key_is_refused_at_every_level(more: str, key: str, hint: str
         ("[limits]\ncpu = nan", "limits.cpu", "number of CPUs"),
         ("[limits]\npids = 1.5", "limits.pids", "whole number"),
         ("[limits]\npids = true", "limits.pids", "whole number"),
-        ("[sandbox]\nisolation = 'namespace'", "sandbox.isolation", "not available in this version"),
+        ("[sandbox]\nisolation = 'none'", "sandbox.isolation", "write 'container' or 'namespace'"),
         ("[sandbox]\nruntime = 'runsc'", "sandbox.runtime", "not available in this version"),
         ("[sandbox]\npreload = ['numpy']", "sandbox.preload", "leave it empty"),
         ("[network]\nallow = ['example.com:443']", "network.allow", "leave it empty"),
