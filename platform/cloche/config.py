@@ -107,7 +107,10 @@ class CellSettings(_Group):
     lifetime: Milliseconds = Field(3_600_000, description="Age at which such a container is replaced.")
     idle: Milliseconds = Field(300_000, description="How long such a container waits for a job before it goes.")
     uid_base: int = Field(
-        300_000, ge=1_000, description="First of the user ids that cells run under, 64 for each container."
+        327_680,
+        ge=1_024,
+        multiple_of=64,
+        description="First of the user ids that cells run under, 64 for each container.",
     )
     uid_blocks: int = Field(256, ge=1, description="How many such ranges of 64 user ids there are.")
 
@@ -238,6 +241,12 @@ def _check_together(settings: Settings) -> None:
     ):
         if value < 50:
             raise SettingsError(f"{name} is at least 50ms")
+    sandbox, cells = settings.sandbox, settings.cells
+    if (
+        cells.uid_base < sandbox.uid_base + sandbox.uid_count
+        and sandbox.uid_base < cells.uid_base + 64 * cells.uid_blocks
+    ):
+        raise SettingsError("cells.uid_base: its user ids are those of sandbox.uid_base too; move one of the ranges")
     if worker.count * worker.slots > settings.sandbox.max_running:
         raise SettingsError(
             "worker.count × worker.slots is more than sandbox.max_running: raise that, or take fewer slots"

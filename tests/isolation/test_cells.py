@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from cloche import config
+from cloche.domain.states import Reason
+from cloche.errors import PlatformFailure
 from cloche.isolation.backend import Backend, Sandbox, SandboxSpec
 from cloche.isolation.cell_spec import slot_memory
 from cloche.sandboxd import cgroups
@@ -258,6 +261,37 @@ def _agent(slot: Path) -> int:
         if (folder / "cgroup.procs").exists() and (pids := (folder / "cgroup.procs").read_text().split()):
             return int(pids[0])
     raise AssertionError("no agent")
+
+
+def test_an_anomaly_in_one_slot_costs_its_neighbour_an_attempt_and_nothing_more() -> None:
+    """The container is destroyed while another job runs in it: that one fails by the platform, the worker's session and other jobs go on."""
+    with cells() as (home, daemon, backend):
+        waits = support.write_bundle(home, support.plugin("time.sleep(600)"))
+        with (
+            sandbox(backend, spec(waits)) as neighbour,
+            sandbox(backend, replace(spec(waits), bundle=support.write_bundle(home, WHERE))),
+        ):
+            with sandbox(backend, spec(waits)) as lost:
+                running = daemon.host.find(lost.id)
+                assert running is not None
+                assert container_of(daemon, neighbour) == running.container
+                container = running.container
+                os.kill(_runner(running.cgroup), signal.SIGKILL)
+                support.wait_until(lambda: running.is_dead(), "its cell died with its runner")
+                with pytest.raises(PlatformFailure) as caught:
+                    lost.finish()
+                assert caught.value.reason == Reason.ENGINE_UNAVAILABLE
+            support.wait_until(lambda: container not in support.containers_of(home), "the container is gone")
+            with pytest.raises(PlatformFailure) as caught:
+                neighbour.finish()
+            assert caught.value.reason == Reason.ENGINE_UNAVAILABLE
+        assert support.run_job(backend, spec(support.write_bundle(home, WHERE))).value["seen"] == 2
+
+
+def _runner(group: cgroups.Cgroup) -> int:
+    """The slot's runner is the oldest process there."""
+    folder = group.unified or group.controllers["memory"]
+    return min(int(pid) for pid in (folder / "cgroup.procs").read_text().split())
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ SPEC = SandboxSpec(
     level="namespace", tenant="01890000-0000-7000-8000-00000000abcd",
 )  # fmt: skip
 PLACE = CellPlacement(
-    container_id="box", home="0123456789abcdef", image=IMAGE, uid=210_007, cells_base=300_000, host_cpus=2, slots=4, seccomp="{}",
+    container_id="box", home="0123456789abcdef", image=IMAGE, uid=210_007, cells_base=327_680, host_cpus=2, slots=4, seccomp="{}",
     folders=CellFolders(Path("/c/slots"), Path("/c/run"), Path("/c/plugin"), None),
 )  # fmt: skip
 
@@ -42,7 +42,7 @@ def test_an_unmasked_proc_and_nobody_in_it_who_is_root() -> None:
     assert config["ReadonlyRootfs"]
     assert config["NetworkMode"] == "none"
     assert cell_container_config(SPEC, PLACE)["User"] == "210007:210007"
-    for uid in (0, 1, 999, 300_000, 300_063):
+    for uid in (0, 1, 999, 327_680, 327_743):
         with pytest.raises(BadSpec):
             host(place=replace(PLACE, uid=uid))
     for base in (0, 1, 999):
@@ -57,7 +57,7 @@ def test_the_hosts_root_is_never_mapped(base: int) -> None:
 
 
 def test_the_map_is_one_range_of_64() -> None:
-    assert id_map(300_064) == "0 300064 64\n"
+    assert id_map(327_744) == "0 327744 64\n"
 
 
 def test_the_container_has_what_its_slots_have_together() -> None:

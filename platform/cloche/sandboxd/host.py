@@ -162,6 +162,8 @@ class Host:
         if not running.is_dead(DEATH_SECONDS):
             # Its mounts and user id stay taken: releasing them under a living process would be worse than a leak.
             log.error("sandbox_does_not_die", sandbox=sandbox_id, container=running.container)
+            if isinstance(running, RunningCell) and self._cells is not None:
+                self._cells.condemn(running)
             with self._lock:
                 self._condemned.add(sandbox_id)
             self._wake.set()

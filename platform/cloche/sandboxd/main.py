@@ -11,6 +11,7 @@ from pathlib import Path
 from cloche import logs
 from cloche.config import Settings
 from cloche.errors import EnvironmentProblem
+from cloche.isolation.cell_spec import UIDS
 from cloche.sandboxd import image_parts
 from cloche.sandboxd.cells.container import Facts
 from cloche.sandboxd.cells.pool import Bounds, Cells
@@ -47,7 +48,7 @@ class Sandboxd:
             engine = Engine(sandbox.docker_socket)
             places = Places(home, owner.st_uid, owner.st_gid)
             self._blocks = UidPool(
-                settings.cells.uid_base, settings.cells.uid_blocks, locks=UID_BLOCKS, start=int(digest, 16)
+                settings.cells.uid_base // UIDS, settings.cells.uid_blocks, locks=UID_BLOCKS, start=int(digest, 16)
             )
             self.host = Host(
                 engine=engine,
@@ -78,7 +79,7 @@ class Sandboxd:
     def _make_cells(self, settings: Settings) -> Cells:
         cells = settings.cells
         bounds = Bounds(cells.containers, cells.jobs, cells.lifetime / 1_000, cells.idle / 1_000)
-        return Cells(self._uids, self._blocks, cells.uid_base, bounds)
+        return Cells(self._uids, self._blocks, bounds)
 
     def start(self) -> None:
         self._uids.clean()

@@ -84,5 +84,12 @@ class RunningCell(Running):
         return self.ended(), False
 
     def _measure(self) -> dict[str, int]:
-        """The slot outlives the cell, so its counters do too."""
-        return {**self.slot_cgroup.usage(), **self._room()}
+        """The slot outlives the cell, so its counters do too.
+
+        Raises:
+            PlatformFailure: the container went, for what happened in another slot.
+        """
+        try:
+            return {**self.slot_cgroup.usage(), **self._room()}
+        except OSError:
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container of cells is gone") from None

@@ -66,15 +66,15 @@ class _Home:
 class Cells:
     """Thread-safe. ``create`` and ``release`` from any thread, ``close`` last. One condition guards all; no engine call is made while it is held."""
 
-    def __init__(self, uids: UidPool, blocks: UidPool, blocks_base: int, bounds: Bounds) -> None:
+    def __init__(self, uids: UidPool, blocks: UidPool, bounds: Bounds) -> None:
+        """``blocks``: numbers whose product with :data:`UIDS` is the first of a range of so many user ids."""
         self._uids = uids
         self._blocks = blocks
-        self._blocks_base = blocks_base
         self._bounds = bounds
         self._changed = threading.Condition()
         self._homes: list[_Home] = []
         self._taken: dict[str, tuple[_Home, Slot]] = {}
-        self._problem: tuple[float, str] | None = None
+        self._problems: dict[CellKey, tuple[float, str]] = {}  # until when no container is tried for it, and why
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._threads = [
@@ -85,11 +85,10 @@ class Cells:
             thread.start()
 
     def problem(self) -> str | None:
-        """Why the last container could not be made, as long as none is tried again."""
+        """Why a container could not be made, as long as none is tried again for it; the newest of several."""
+        now = time.monotonic()
         with self._changed:
-            if self._problem is None or time.monotonic() > self._problem[0]:
-                return None
-            return self._problem[1]
+            return max(((until, why) for until, why in self._problems.values() if until > now), default=(0.0, None))[1]
 
     def counts(self) -> dict[str, int]:
         """``containers``, and slots by state."""
@@ -162,6 +161,12 @@ class Cells:
         else:
             self._orders.put(lambda: self._refill(home, slot))
 
+    def condemn(self, running: RunningCell) -> None:
+        """It does not die: the whole container has to."""
+        with self._changed:
+            home, slot = self._taken[running.id]
+        self._lose(home, slot, "a cell does not die")
+
     def close(self) -> None:
         """Every container gone, whatever it is doing."""
         self._stop.set()
@@ -221,8 +226,9 @@ class Cells:
         Raises:
             NoCells: none can go, or none could be made a moment ago.
         """
-        if self._problem is not None and time.monotonic() < self._problem[0]:
-            raise NoCells(self._problem[1])
+        until, why = self._problems.get(key, (0.0, ""))
+        if time.monotonic() < until:
+            raise NoCells(why)
         if len(self._homes) < self._bounds.containers:
             home = _Home(key)
             self._homes.append(home)
@@ -241,9 +247,7 @@ class Cells:
         try:
             uid = self._uids.take()
             block = self._blocks.take()
-            container = CellContainer(
-                facts, home.key, spec, uid, self._blocks_base + (block - self._blocks_base) * UIDS
-            )
+            container = CellContainer(facts, home.key, spec, uid, block * UIDS)
         except BaseException as error:
             for pool, number in ((self._uids, uid), (self._blocks, block)):
                 if number is not None:
@@ -253,7 +257,7 @@ class Cells:
                 self._homes.remove(home)
                 why = str(error) or type(error).__name__
                 if known and not _is_missing_bundle(error):
-                    self._problem = (time.monotonic() + _BACK_OFF_SECONDS, why)
+                    self._back_off(home.key, why)
                 self._changed.notify_all()
             if not known or _is_missing_bundle(error):
                 raise
@@ -262,7 +266,6 @@ class Cells:
         container.block = block
         with self._changed:
             home.container = container
-            self._problem = None
             self._changed.notify_all()
         log.info(
             "cell_container_started", container=container.container, tenant=home.key.tenant, bundle=home.key.bundle
@@ -278,6 +281,8 @@ class Cells:
                 slot.state = State.BUSY
             slot.prepare(spec.limits)
         except (ClocheError, OSError) as error:
+            with self._changed:
+                self._back_off(home.key, str(error))
             self._lose(home, slot, str(error))
             raise NoCells(str(error)) from None
         finally:
@@ -285,6 +290,11 @@ class Cells:
                 home.adding -= 1
                 self._changed.notify_all()
         return slot
+
+    def _back_off(self, key: CellKey, why: str) -> None:
+        now = time.monotonic()
+        self._problems = {old: found for old, found in self._problems.items() if found[0] > now}
+        self._problems[key] = (now + _BACK_OFF_SECONDS, why)
 
     # --- behind the jobs' backs ---------------------------------------------------------------------------------------------
 
@@ -348,7 +358,8 @@ class Cells:
     def _bury(self, home: _Home) -> None:
         """Destroy the container; its running cells die with it, and their owners learn it as ever."""
         with home.lock:
-            container, home.container = home.container, None
+            with self._changed:  # from now on nobody looks at its descriptors
+                container, home.container = home.container, None
             if container is None:
                 return
             try:

@@ -17,6 +17,9 @@ from cloche.sandboxd import syscalls
 from cloche.sandboxd.places import Places, Site, mount_out
 
 
+_TRIES = 5
+
+
 @dataclass(frozen=True)
 class CellSite(Site):
     """One cell's. ``root`` is no part of what the container sees; ``shared`` is."""
@@ -110,7 +113,10 @@ class ContainerSite:
 
     def remove(self) -> None:
         """Unmount and delete everything. Only when the container is dead."""
-        self._places.remove(self._id)
+        for _ in range(_TRIES):  # a cell's own folders may be going at the same time
+            self._places.remove(self._id)
+            if not self.root.exists():
+                return
 
 
 def _folder(path: Path, mode: int) -> None:

@@ -157,10 +157,6 @@ class Slot:
         """Whether the runner is."""
         return is_dead(self._pidfd)
 
-    def kill(self) -> None:
-        """Everything in the slot: its runner is the first process of its pid namespace."""
-        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-
     def close(self) -> None:
         """After the container's death."""
         self._talk.close()
