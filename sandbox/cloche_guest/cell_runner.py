@@ -15,7 +15,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from cloche_guest import cell, control, kernel, slot_root
+from cloche_guest import cell, control, kernel, loader, slot_root
 
 SLOTS = "/cloche/slots"  # of every slot; the engine's bind, into which sandboxd's mounts arrive
 SLOT = "/cloche/slot"  # this one's
@@ -35,6 +35,7 @@ def run_slot(slot: int, slots: int, stream: socket.socket) -> NoReturn:
         control.send(stream, {"type": "slot_ready"}, [me])
         os.close(me)
         control.receive(stream)  # it is in its cgroup now
+        loader.make_ready()
         gc.collect()
         gc.freeze()  # what a cell does not write to stays shared with this process
         Runner(stream).serve()

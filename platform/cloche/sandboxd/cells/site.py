@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from cloche.isolation.spec import Folders
 from cloche.sandboxd import syscalls
 from cloche.sandboxd.places import Places, Site, mount_out
 
-
 _TRIES = 5
+_IMAGE = "out.img"
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,20 @@ class CellSite(Site):
         return self.root / "collected"
 
     def remove(self) -> None:
-        """Unmount and delete. Only after the cell's death; nothing happens when it is gone."""
+        """Unmount and empty. Only after the cell's death; nothing happens when it is gone.
+
+        The empty folders wait under another name for the slot's next cell: to make and remove folders is slow on a disk.
+        """
         syscalls.unmount(self.folders.out)
-        for folder in (self.root, self.folders.inputs):
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(folder)
-        for folder in (self.folders.out, self.shared):
-            with contextlib.suppress(FileNotFoundError):
-                folder.rmdir()
+        try:
+            for folder in (self.folders.inputs, self.collected):
+                _empty(folder)
+            (self.root / _IMAGE).unlink(missing_ok=True)
+            for folder in (self.shared, self.root):
+                os.rename(folder, _spare(folder))
+        except OSError:
+            for folder in (self.shared, self.root):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class ContainerSite:
@@ -81,15 +86,16 @@ class ContainerSite:
         syscalls.share(self.folders.slots)
         for slot in range(slots):
             _folder(self.folders.slots / str(slot), 0o711)
+            _folder(self.root / "cells" / str(slot), 0o711)
 
     def cell(self, slot: int, cell: int, limits: Limits, uid: int) -> CellSite:
-        """Fresh folders for one cell: never used before, never again.
+        """Folders for one cell, under a name that was never used before, and empty.
 
         Raises:
             PlatformFailure, OSError: this host has no room.
         """
         shared = self.folders.slots / str(slot) / str(cell)
-        root = self.root / "cells" / f"{slot}-{cell}"
+        root = self.root / "cells" / str(slot) / str(cell)
         folders = Folders(
             inputs=shared / "in",
             out=shared / "out",
@@ -99,13 +105,15 @@ class ContainerSite:
         )
         site = CellSite(root=root, folders=folders, device=0, shared=shared)
         try:
-            _folder(root, 0o711)
-            _folder(root / "collected", 0o700)
-            _folder(shared, 0o711)
-            _folder(folders.inputs, 0o755)
-            os.chown(folders.inputs, *self._places.owner)
-            _folder(folders.out, 0o700)
-            mount_out(folders.out, root / "out.img", limits, uid)
+            if not _taken_up(root):
+                _folder(root, 0o711)
+                _folder(root / "collected", 0o700)
+            if not _taken_up(shared):
+                _folder(shared, 0o711)
+                _folder(folders.inputs, 0o755)
+                os.chown(folders.inputs, *self._places.owner)
+                _folder(folders.out, 0o700)
+            mount_out(folders.out, root / _IMAGE, limits, uid)
             return CellSite(root=root, folders=folders, device=os.stat(folders.out).st_dev, shared=shared)
         except BaseException:
             site.remove()
@@ -122,3 +130,26 @@ class ContainerSite:
 def _folder(path: Path, mode: int) -> None:
     path.mkdir(mode=mode)
     os.chmod(path, mode)  # whatever the umask
+
+
+def _spare(folder: Path) -> Path:
+    """Where a slot's folder waits, empty, for its next cell. There is one cell at a time, and so one of these."""
+    return folder.parent / "spare"
+
+
+def _taken_up(folder: Path) -> bool:
+    try:
+        os.rename(_spare(folder), folder)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _empty(folder: Path) -> None:
+    """Remove what is in it, following nothing."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)

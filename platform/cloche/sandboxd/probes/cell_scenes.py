@@ -130,7 +130,7 @@ def _held(bench: Bench) -> dict[str, Any]:
             "counts": {
                 "descriptors": len(os.listdir("/proc/self/fd")),
                 "threads": len(os.listdir("/proc/self/task")),
-                "mounts": len(syscalls.mounts_below(site.root.parents[1])),
+                "mounts": len(syscalls.mounts_below(site.root.parents[2])),
                 "runner's descriptors": len(os.listdir(f"/proc/{runner}/fd")),
                 "runner's mounts": len(Path(f"/proc/{runner}/mountinfo").read_text().splitlines()),
                 "processes": len(_slot(live).processes()),
