@@ -13,11 +13,13 @@ import signal
 import socket
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from cloche_guest import cell, control, kernel, loader, slot_root
 
 SLOTS = "/cloche/slots"  # of every slot; the engine's bind, into which sandboxd's mounts arrive
+CLOSED = Path("/proc/sys/net/ipv4/tcp_max_tw_buckets")
 SLOT = "/cloche/slot"  # this one's
 _EXIT = struct.Struct("i")
 # What the kernel counts by user, and for all cells of a container together: signals that wait, locked memory, bytes of message queues (12 is
@@ -47,6 +49,8 @@ def run_slot(slot: int, slots: int, stream: socket.socket) -> NoReturn:
 def _settle(slot: int, slots: int) -> None:
     """Namespaces of the slot, with all that is the same for every cell; then the filter."""
     kernel.unshare(kernel.SLOT_NAMESPACES)
+    # A closed connection is forgotten at once: on a network that is one machine's lo nothing of it can still be on its way.
+    CLOSED.write_text("0", "ascii")
     slot_root.enter(f"{SLOTS}/{slot}", SLOT)
     kernel.loopback_up()
     for kind in SHARED:

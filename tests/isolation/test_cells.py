@@ -20,6 +20,7 @@ from cloche.isolation.backend import Backend, Sandbox, SandboxSpec
 from cloche.isolation.cell_spec import slot_memory
 from cloche.sandboxd import cgroups
 from cloche.sandboxd.cells import slot_cgroup
+from cloche.sandboxd.cells.cell import RunningCell
 from cloche.sandboxd.main import Sandboxd
 from tests.support import sandbox as support
 
@@ -292,6 +293,34 @@ def _runner(group: cgroups.Cgroup) -> int:
     """The slot's runner is the oldest process there."""
     folder = group.unified or group.controllers["memory"]
     return min(int(pid) for pid in (folder / "cgroup.procs").read_text().split())
+
+
+def test_a_runner_taken_for_memory_costs_no_neighbour() -> None:
+    """Two jobs in one container; the runner of one dies as if its job had used up the memory; the other ends as ever."""
+    with cells() as (home, daemon, backend):
+        waits = support.write_bundle(home, support.plugin("time.sleep(600)"))
+        with sandbox(backend, spec(waits)) as neighbour:
+            with sandbox(backend, spec(waits)) as lost:
+                running = daemon.host.find(lost.id)
+                assert isinstance(running, RunningCell)
+                container = running.container
+                assert container_of(daemon, neighbour) == container
+                counted = running.slot_cgroup.usage
+                running.slot_cgroup.usage = lambda: {**counted(), "oom_kills": 1}  # type: ignore[method-assign]
+                os.kill(_runner(running.cgroup), signal.SIGKILL)
+                support.wait_until(lambda: running.is_dead(), "its cell died with its runner")
+            assert neighbour.usage()["memory_peak"] > 0
+            neighbour.finish()
+        support.wait_until(lambda: container not in support.containers_of(home), "it went when the last job had ended")
+
+
+def test_cells_that_work_without_a_job_do_not_wait_for_one() -> None:
+    busy = "import threading\nfrom cloche_guest import hookimpl\n\ndef work():\n    while True:\n        pass\n\n"
+    busy += "@hookimpl\ndef setup():\n    threading.Thread(target=work, daemon=True).start()\n\n@hookimpl\ndef run(job):\n    return 1\n"
+    with cells() as (home, daemon, backend):
+        with sandbox(backend, spec(support.write_bundle(home, busy))) as made:
+            container = container_of(daemon, made)
+        support.wait_until(lambda: container not in support.containers_of(home), "the container is gone", 40)
 
 
 @pytest.fixture

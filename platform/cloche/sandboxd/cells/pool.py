@@ -143,10 +143,15 @@ class Cells:
         """After its death and ``close``: clean up and, unless the container is to go, make the slot's next cell."""
         with self._changed:
             home, slot = self._taken.pop(running.id)
+        out_of_memory = running.slot_cgroup.usage().get("oom_kills", 0) > 0
         try:
             slot.clear()
         except (Anomaly, PlatformFailure, OSError) as error:
-            self._lose(home, slot, str(error))
+            if out_of_memory and slot.is_dead():
+                # The kernel took the runner for what the job used: nobody's trick, and no reason to end what runs in other slots.
+                self._drain(home, slot, "a runner was taken for its job's memory")
+            else:
+                self._lose(home, slot, str(error))
             return
         with self._changed:
             home.used = time.monotonic()
@@ -327,6 +332,15 @@ class Cells:
             self._changed.notify_all()
         self._orders.put(lambda: self._bury(home))
 
+    def _drain(self, home: _Home, slot: Slot, why: str) -> None:
+        """The container gets no new cell, and goes when the last of those that run has ended."""
+        log.warning("cell_container_retired", container=home.container and home.container.container, reason=why)
+        with self._changed:
+            home.retired = home.retired or why
+            slot.state = State.LOST
+            self._changed.notify_all()
+        self._orders.put(lambda: self._bury_idle(home))
+
     def _keep(self) -> None:
         while not self._stop.wait(_TICK_SECONDS):
             now = time.monotonic()
@@ -348,6 +362,8 @@ class Cells:
             home.retired = "it is old"
         elif home.is_idle() and now - home.used > self._bounds.idle_s:
             home.retired = "nobody needs it"
+        elif any(slot.state == State.READY and slot.works_unasked() for slot in home.slots):
+            home.retired = "a cell of it works without a job"
 
     def _bury_idle(self, home: _Home) -> None:
         with self._changed:

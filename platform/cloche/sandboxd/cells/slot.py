@@ -19,6 +19,8 @@ from cloche.sandboxd.cells.site import CellSite, ContainerSite
 from cloche.sandboxd.cells.slot_cgroup import SlotCgroup
 from cloche.sandboxd.cells.talk import Talk
 
+_IDLE_CPU_MS = 200  # between two looks, which are seconds apart: a setup() may end late, a busy thread does not end
+
 
 class Anomaly(Exception):
     """Something that our own processes never do. The container is not used again."""
@@ -77,6 +79,11 @@ class Slot:
         self._site = site
         self._uids = uids  # inside
         self._base = base
+        self._idle = (
+            0,
+            0,
+            0,
+        )  # cells made, milliseconds of CPU time and how often it was too much, when last looked at
         self._told: tuple[int | None] | None = None
 
     def prepare(self, limits: Limits) -> Cell:
@@ -152,6 +159,14 @@ class Slot:
         left = self.group.processes()
         if len(left) != 1 or self.is_dead():
             raise Anomaly(f"slot {self.number}: {len(left)} processes where the runner alone should be")
+
+    def works_unasked(self) -> bool:
+        """Whether the waiting cell has used more than a little CPU time since this was last asked of it, twice in a row."""
+        number, used = self.made, self.group.usage().get("cpu_ms", 0)
+        asked_before, used_before, times = self._idle
+        worked = asked_before == number and used - used_before > _IDLE_CPU_MS
+        self._idle = (number, used, times + 1 if worked else 0)
+        return self._idle[2] >= 2
 
     def is_dead(self) -> bool:
         """Whether the runner is."""
