@@ -27,6 +27,7 @@ def runner(bench: Bench) -> Runner:
 
 
 @pytest.mark.docker
+@pytest.mark.timeout(900)  # one of them is a thousand jobs
 @pytest.mark.parametrize("probe", ROWS, ids=lambda probe: probe.id)
 def test_probe(runner: Runner, probe: Probe) -> None:
     finding = runner.judge(probe)
