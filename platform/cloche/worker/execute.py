@@ -126,7 +126,7 @@ class Execution:
         self._hold.on_interrupt = sandbox.kill
         if self._not_ours():
             raise Interrupted
-        details = {"duration_ms": duration_ms, "sandbox": sandbox.id}
+        details = {"duration_ms": duration_ms, "sandbox": sandbox.id, "level": sandbox.level}
         self._trace("starting", (Trace.SANDBOX_STARTED, details), image=sandbox.image)
 
     def _inside(self, sandbox: Sandbox) -> Success:
