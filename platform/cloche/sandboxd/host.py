@@ -75,6 +75,8 @@ class Host:
     def start(self) -> None:
         """Reap what a former process left, then make the image; both again and again until they succeed, in the background."""
         self._places.prepare()
+        if self._cells is not None:
+            self._cells.start()
         self._keeper.start()
 
     def close(self) -> None:

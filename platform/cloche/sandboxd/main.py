@@ -50,6 +50,7 @@ class Sandboxd:
             self._blocks = UidPool(
                 settings.cells.uid_base // UIDS, settings.cells.uid_blocks, locks=UID_BLOCKS, start=int(digest, 16)
             )
+            namespace_profile = (image_parts.image_folder() / "seccomp-namespace.json").read_text("utf-8")
             self.host = Host(
                 engine=engine,
                 places=places,
@@ -65,7 +66,7 @@ class Sandboxd:
                     engine=engine,
                     places=places,
                     home=digest,
-                    seccomp=(image_parts.image_folder() / "seccomp-namespace.json").read_text("utf-8"),
+                    seccomp=namespace_profile,
                     image=image,
                     host_cpus=cpus,
                     slots=settings.cells.slots,

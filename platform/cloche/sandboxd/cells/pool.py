@@ -64,7 +64,10 @@ class _Home:
 
 
 class Cells:
-    """Thread-safe. ``create`` and ``release`` from any thread, ``close`` last. One condition guards all; no engine call is made while it is held."""
+    """Thread-safe. ``start`` once, ``create`` and ``release`` from any thread, ``close`` last.
+
+    One condition guards all; no engine call is made while it is held.
+    """
 
     def __init__(self, uids: UidPool, blocks: UidPool, bounds: Bounds) -> None:
         """``blocks``: numbers whose product with :data:`UIDS` is the first of a range of so many user ids."""
@@ -81,6 +84,8 @@ class Cells:
             threading.Thread(target=self._fill, name=f"cells-{number}", daemon=True) for number in range(_FILLERS)
         ]
         self._threads.append(threading.Thread(target=self._keep, name="cells-keeper", daemon=True))
+
+    def start(self) -> None:
         for thread in self._threads:
             thread.start()
 
@@ -180,7 +185,8 @@ class Cells:
         with self._changed:
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join(timeout=30)
+            if thread.ident is not None:
+                thread.join(timeout=30)
         for home in list(self._homes):
             home.retired = home.retired or "sandboxd ends"
             self._bury(home)
