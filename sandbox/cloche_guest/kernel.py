@@ -26,6 +26,10 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _plain = ctypes.PyDLL(None)  # keeps the interpreter's lock during a call
+# Looked up once, in the process that forks cells: a cell that did it would write to many pages that it shares until then.
+_capset, _capget, _prctl, _fork = _libc.capset, _libc.capget, _libc.prctl, _plain.fork
+_HEADER = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), 8)
+_NONE, _ANSWER = bytes(24), ctypes.create_string_buffer(24)
 
 
 def _call(result: int, what: str) -> None:
@@ -40,7 +44,7 @@ def fork() -> int:
     The interpreter's own work in a new child writes to some 200 pages that it shares with the parent until then, which costs a
     millisecond; all of it is about other threads, but one thing: see :func:`forget_parent`.
     """
-    pid: int = _plain.fork()
+    pid: int = _fork()
     if pid < 0:
         raise OSError("fork")
     return pid
@@ -115,30 +119,26 @@ def loopback_up() -> None:
 def empty_bounding_set() -> None:
     """No program that is executed from now on can gain a capability; those that the caller holds stay its own until it drops them."""
     number = 0
-    while _libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) >= 0:
-        _call(_libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0), "prctl(PR_CAPBSET_DROP)")
+    while _prctl(_PR_CAPBSET_READ, number, 0, 0, 0) >= 0:
+        _call(_prctl(_PR_CAPBSET_DROP, number, 0, 0, 0), "prctl(PR_CAPBSET_DROP)")
         number += 1
 
 
 def drop_capabilities() -> None:
     """Every capability of every set of this thread."""
-    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    _call(_libc.capset(header, bytes(24)), "capset")
+    _call(_capset(_HEADER, _NONE), "capset")
 
 
 def has_capability() -> bool:
     """Whether any capability is left in the permitted or effective set."""
-    header, data = (
-        ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)),
-        ctypes.create_string_buffer(24),
-    )
-    _call(_libc.capget(header, data), "capget")
-    return data.raw != bytes(8) + data.raw[8:12] + bytes(8) + data.raw[20:24]
+    _call(_capget(_HEADER, _ANSWER), "capget")
+    # Twice (effective, permitted, inheritable), four bytes each.
+    return any(_ANSWER.raw[start : start + 8] != bytes(8) for start in (0, 12))
 
 
 def set_dumpable(allowed: bool) -> None:
     """Whether processes of the same user may open this one's memory and descriptors."""
-    _call(_libc.prctl(_PR_SET_DUMPABLE, int(allowed), 0, 0, 0), "prctl(PR_SET_DUMPABLE)")
+    _call(_prctl(_PR_SET_DUMPABLE, int(allowed), 0, 0, 0), "prctl(PR_SET_DUMPABLE)")
 
 
 class _Program(ctypes.Structure):
@@ -184,10 +184,10 @@ def filter_program(machine: str) -> bytes:
 
 def install_filter() -> None:
     """Add :func:`filter_program` to this process; it cannot be taken off again, and children inherit it."""
-    _call(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
+    _call(_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
     code = filter_program(platform.machine())
     program = _Program(len(code) // 8, code)
-    _call(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0), "prctl(PR_SET_SECCOMP)")
+    _call(_prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0), "prctl(PR_SET_SECCOMP)")
 
 
 def _numbers(machine: str) -> tuple[int, dict[str, int]]:
