@@ -33,6 +33,9 @@ class NoFiles:
     def bundle(self, _job):
         return "b" * 64, None
 
+    def isolation(self, _job):
+        return "container"
+
     def stage_in(self, _job, _folder, _stop):
         return []
 
