@@ -14,7 +14,8 @@ from cloche.errors import EnvironmentProblem
 from cloche.isolation.cell_spec import UIDS
 from cloche.sandboxd import image_parts
 from cloche.sandboxd.cells.container import Facts
-from cloche.sandboxd.cells.pool import Bounds, Cells
+from cloche.sandboxd.cells.home import Bounds
+from cloche.sandboxd.cells.pool import Cells
 from cloche.sandboxd.engine import Engine
 from cloche.sandboxd.host import Host
 from cloche.sandboxd.image import ensure_image

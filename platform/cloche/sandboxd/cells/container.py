@@ -61,7 +61,6 @@ class CellContainer:
         self.slots: list[Slot] = []
         self.born = time.monotonic()
         self.jobs = 0
-        self.block = 0  # of the pool of user id ranges
         self._facts = facts
         self._pidfd = -1
         self._talk: Talk | None = None

@@ -8,17 +8,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from cloche import clock, logs
 from cloche.domain.states import Reason
 from cloche.errors import ClocheError, PlatformFailure
 from cloche.isolation.backend import SandboxSpec
-from cloche.isolation.cell_spec import UIDS, CellKey, key_of
+from cloche.isolation.cell_spec import CellKey, key_of
 from cloche.isolation.spec import NAMESPACE
 from cloche.sandboxd.cells.cell import RunningCell
-from cloche.sandboxd.cells.container import CellContainer, Facts
+from cloche.sandboxd.cells.container import Facts
+from cloche.sandboxd.cells.home import Bounds, Home, Maker
 from cloche.sandboxd.cells.slot import Anomaly, Slot, State
 from cloche.sandboxd.cells.slot_cgroup import CgroupProblem
 from cloche.sandboxd.uids import NoUidLeft, UidPool
@@ -34,35 +34,6 @@ class NoCells(ClocheError):
     """Level ``namespace`` cannot be had now; the job runs at level ``container``. The message says why."""
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """``jobs`` and ``life_s``: after so many, or so long, a container is replaced. ``idle_s``: it goes when nobody needed it so long."""
-
-    containers: int
-    jobs: int
-    life_s: float
-    idle_s: float
-
-
-@dataclass(eq=False)
-class _Home:
-    """A container and what the pool knows of it."""
-
-    key: CellKey
-    container: CellContainer | None = None  # None while it is made
-    retired: str = ""  # why it gets no new cell
-    adding: int = 0  # slots being added
-    used: float = field(default_factory=time.monotonic)
-    lock: threading.Lock = field(default_factory=threading.Lock)  # one slot is added at a time
-
-    @property
-    def slots(self) -> list[Slot]:
-        return self.container.slots if self.container is not None else []
-
-    def is_idle(self) -> bool:
-        return not self.adding and not any(slot.state in (State.BUSY, State.PREPARING) for slot in self.slots)
-
-
 class Cells:
     """Thread-safe. ``start`` once, ``create`` and ``release`` from any thread, ``close`` last.
 
@@ -70,13 +41,12 @@ class Cells:
     """
 
     def __init__(self, uids: UidPool, blocks: UidPool, bounds: Bounds) -> None:
-        """``blocks``: numbers whose product with :data:`UIDS` is the first of a range of so many user ids."""
-        self._uids = uids
-        self._blocks = blocks
+        """See :class:`cloche.sandboxd.cells.home.Maker`."""
+        self._maker = Maker(uids, blocks)
         self._bounds = bounds
         self._changed = threading.Condition()
-        self._homes: list[_Home] = []
-        self._taken: dict[str, tuple[_Home, Slot]] = {}
+        self._homes: list[Home] = []
+        self._taken: dict[str, tuple[Home, Slot]] = {}
         self._problems: dict[CellKey, tuple[float, str]] = {}  # until when no container is tried for it, and why
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -193,7 +163,7 @@ class Cells:
 
     # --- who gets which slot ------------------------------------------------------------------------------------------------
 
-    def _take(self, facts: Facts, key: CellKey, spec: SandboxSpec) -> tuple[_Home, Slot]:
+    def _take(self, facts: Facts, key: CellKey, spec: SandboxSpec) -> tuple[Home, Slot]:
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:
             with self._changed:
@@ -221,7 +191,7 @@ class Cells:
             elif idle is not None:
                 self._bury_idle(idle)
 
-    def _ready(self, key: CellKey) -> tuple[_Home, Slot] | None:
+    def _ready(self, key: CellKey) -> tuple[Home, Slot] | None:
         for home in self._homes:
             if home.key == key and not home.retired:
                 for slot in home.slots:
@@ -231,7 +201,7 @@ class Cells:
                         return home, slot
         return None
 
-    def _reserve(self, key: CellKey) -> tuple[_Home | None, _Home | None]:
+    def _reserve(self, key: CellKey) -> tuple[Home | None, Home | None]:
         """Room for one more container; or, when there is none, the one that is idle longest and has to go first.
 
         Raises:
@@ -241,7 +211,7 @@ class Cells:
         if time.monotonic() < until:
             raise NoCells(why)
         if len(self._homes) < self._bounds.containers:
-            home = _Home(key)
+            home = Home(key)
             self._homes.append(home)
             return home, None
         idle = [home for home in self._homes if home.container is not None and home.is_idle() and not home.retired]
@@ -251,18 +221,11 @@ class Cells:
         oldest.retired = "another plugin needs its place"
         return None, oldest
 
-    def _found(self, facts: Facts, home: _Home, spec: SandboxSpec) -> None:
+    def _found(self, facts: Facts, home: Home, spec: SandboxSpec) -> None:
         """Make the container."""
-        uid: int | None = None
-        block: int | None = None
         try:
-            uid = self._uids.take()
-            block = self._blocks.take()
-            container = CellContainer(facts, home.key, spec, uid, block * UIDS)
+            container = self._maker.make(facts, home.key, spec)
         except BaseException as error:
-            for pool, number in ((self._uids, uid), (self._blocks, block)):
-                if number is not None:
-                    pool.give_back(number)
             known = isinstance(error, (CgroupProblem, ClocheError, NoUidLeft, OSError))
             with self._changed:
                 self._homes.remove(home)
@@ -274,7 +237,6 @@ class Cells:
                 raise
             log.warning("cell_container_not_made", error=why)
             raise NoCells(why) from None
-        container.block = block
         with self._changed:
             home.container = container
             self._changed.notify_all()
@@ -282,7 +244,7 @@ class Cells:
             "cell_container_started", container=container.container, tenant=home.key.tenant, bundle=home.key.bundle
         )
 
-    def _grow(self, home: _Home, spec: SandboxSpec) -> Slot:
+    def _grow(self, home: Home, spec: SandboxSpec) -> Slot:
         slot: Slot | None = None
         try:
             with home.lock:
@@ -316,7 +278,7 @@ class Cells:
             except Exception:  # one failed order must not end the thread that serves all
                 log.exception("cells_order_failed")
 
-    def _refill(self, home: _Home, slot: Slot) -> None:
+    def _refill(self, home: Home, slot: Slot) -> None:
         if home.container is None or self._stop.is_set():
             return
         try:
@@ -328,7 +290,7 @@ class Cells:
             slot.state = State.READY
             self._changed.notify_all()
 
-    def _lose(self, home: _Home, slot: Slot | None, why: str) -> None:
+    def _lose(self, home: Home, slot: Slot | None, why: str) -> None:
         """An anomaly: the container gets no new cell, and what still runs in it is killed with it."""
         log.error("cell_anomaly", container=home.container and home.container.container, error=why)
         with self._changed:
@@ -338,7 +300,7 @@ class Cells:
             self._changed.notify_all()
         self._orders.put(lambda: self._bury(home))
 
-    def _drain(self, home: _Home, slot: Slot, why: str) -> None:
+    def _drain(self, home: Home, slot: Slot, why: str) -> None:
         """The container gets no new cell, and goes when the last of those that run has ended."""
         log.warning("cell_container_retired", container=home.container and home.container.container, reason=why)
         with self._changed:
@@ -353,31 +315,18 @@ class Cells:
             with self._changed:
                 homes = [home for home in self._homes if home.container is not None]
                 for home in homes:
-                    self._judge(home, now)
+                    home.judge(self._bounds, now)
             for home in homes:
                 if home.retired:
                     self._bury_idle(home)
 
-    def _judge(self, home: _Home, now: float) -> None:
-        container = home.container
-        if container is None or home.retired:
-            return
-        if container.is_dead():
-            home.retired = "its agent is dead"
-        elif now - container.born > self._bounds.life_s:
-            home.retired = "it is old"
-        elif home.is_idle() and now - home.used > self._bounds.idle_s:
-            home.retired = "nobody needs it"
-        elif any(slot.state == State.READY and slot.works_unasked() for slot in home.slots):
-            home.retired = "a cell of it works without a job"
-
-    def _bury_idle(self, home: _Home) -> None:
+    def _bury_idle(self, home: Home) -> None:
         with self._changed:
             if not home.is_idle():
                 return
         self._bury(home)
 
-    def _bury(self, home: _Home) -> None:
+    def _bury(self, home: Home) -> None:
         """Destroy the container; its running cells die with it, and their owners learn it as ever."""
         with home.lock:
             with self._changed:  # from now on nobody looks at its descriptors
@@ -385,13 +334,11 @@ class Cells:
             if container is None:
                 return
             try:
-                container.destroy()
+                self._maker.destroy(container)
             except (ClocheError, OSError) as error:
                 log.warning("cell_container_not_removed_yet", container=container.container, error=str(error))
                 home.container = container
                 return
-        self._uids.give_back(container.uid)
-        self._blocks.give_back(container.block)
         with self._changed:
             self._homes.remove(home)
             self._changed.notify_all()
