@@ -314,6 +314,23 @@ def test_a_runner_taken_for_memory_costs_no_neighbour() -> None:
         support.wait_until(lambda: container not in support.containers_of(home), "it went when the last job had ended")
 
 
+def test_no_room_for_another_cell_ends_no_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    with cells() as (home, daemon, backend):
+        bundle = support.write_bundle(home, support.plugin("time.sleep(600)"))
+        with sandbox(backend, spec(bundle)) as neighbour:
+            container = container_of(daemon, neighbour)
+
+            def full(*_: Any) -> None:
+                raise OSError(28, "No space left on device")
+
+            monkeypatch.setattr("cloche.sandboxd.cells.site.mount_out", full)
+            with sandbox(backend, spec(bundle), level="container"):
+                assert neighbour.usage()["memory_peak"] > 0
+            assert "No space left" in daemon.host.health()["cells"]["problem"]
+            neighbour.finish()
+        support.wait_until(lambda: container not in support.containers_of(home), "it went when the last job had ended")
+
+
 def test_cells_that_work_without_a_job_do_not_wait_for_one() -> None:
     busy = "import threading\nfrom cloche_guest import hookimpl\n\ndef work():\n    while True:\n        pass\n\n"
     busy += "@hookimpl\ndef setup():\n    threading.Thread(target=work, daemon=True).start()\n\n@hookimpl\ndef run(job):\n    return 1\n"

@@ -19,7 +19,7 @@ from cloche.isolation.spec import NAMESPACE
 from cloche.sandboxd.cells.cell import RunningCell
 from cloche.sandboxd.cells.container import Facts
 from cloche.sandboxd.cells.home import Bounds, Home, Maker
-from cloche.sandboxd.cells.slot import Anomaly, Slot, State
+from cloche.sandboxd.cells.slot import Anomaly, Slot, State, Unplaced
 from cloche.sandboxd.cells.slot_cgroup import CgroupProblem
 from cloche.sandboxd.uids import NoUidLeft, UidPool
 
@@ -108,7 +108,7 @@ class Cells:
             )
             cell.pidfd = -1
         except (Anomaly, ClocheError, OSError) as error:
-            self._lose(home, slot, str(error))
+            self._failed(home, slot, error)
             raise NoCells(str(error)) from None
         with self._changed:
             self._taken[running.id] = (home, slot)
@@ -256,7 +256,7 @@ class Cells:
         except (ClocheError, OSError) as error:
             with self._changed:
                 self._back_off(home.key, str(error))
-            self._lose(home, slot, str(error))
+            self._failed(home, slot, error)
             raise NoCells(str(error)) from None
         finally:
             with self._changed:
@@ -284,11 +284,18 @@ class Cells:
         try:
             slot.prepare(home.container.limits)
         except (ClocheError, OSError) as error:
-            self._lose(home, slot, str(error))
+            self._failed(home, slot, error)
             return
         with self._changed:
             slot.state = State.READY
             self._changed.notify_all()
+
+    def _failed(self, home: Home, slot: Slot | None, error: Exception) -> None:
+        """A cell could not be made: for want of room on this host, or because our own processes do not do as they should."""
+        if isinstance(error, Unplaced):
+            self._drain(home, slot, str(error))
+        else:
+            self._lose(home, slot, str(error))
 
     def _lose(self, home: Home, slot: Slot | None, why: str) -> None:
         """An anomaly: the container gets no new cell, and what still runs in it is killed with it."""
@@ -300,12 +307,13 @@ class Cells:
             self._changed.notify_all()
         self._orders.put(lambda: self._bury(home))
 
-    def _drain(self, home: Home, slot: Slot, why: str) -> None:
+    def _drain(self, home: Home, slot: Slot | None, why: str) -> None:
         """The container gets no new cell, and goes when the last of those that run has ended."""
         log.warning("cell_container_retired", container=home.container and home.container.container, reason=why)
         with self._changed:
             home.retired = home.retired or why
-            slot.state = State.LOST
+            if slot is not None:
+                slot.state = State.LOST
             self._changed.notify_all()
         self._orders.put(lambda: self._bury_idle(home))
 

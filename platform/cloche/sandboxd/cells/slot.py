@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
-from cloche.errors import PlatformFailure
+from cloche.errors import ClocheError, PlatformFailure
 from cloche.isolation.cell_spec import shm_options, tmp_options
 from cloche.sandboxd.cells.site import CellSite, ContainerSite
 from cloche.sandboxd.cells.slot_cgroup import SlotCgroup
@@ -24,6 +24,10 @@ _IDLE_CPU_MS = 200  # between two looks, which are seconds apart: a setup() may 
 
 class Anomaly(Exception):
     """Something that our own processes never do. The container is not used again."""
+
+
+class Unplaced(ClocheError):
+    """This host has no room for another cell's folders or output. Nobody's trick; what runs goes on."""
 
 
 @dataclass
@@ -90,7 +94,8 @@ class Slot:
         """A new cell: alive, importing the plugin.
 
         Raises:
-            PlatformFailure, OSError: it could not be made.
+            Unplaced: there is no room.
+            PlatformFailure, OSError: the runner does not do as it should.
         """
         if self.cell is not None:
             raise AssertionError("one cell at a time")
@@ -98,7 +103,10 @@ class Slot:
         self.made += 1
         self._told = None
         uid = self._base + inside
-        site = self._site.cell(self.number, number, limits, uid)
+        try:
+            site = self._site.cell(self.number, number, limits, uid)
+        except (PlatformFailure, OSError) as error:
+            raise Unplaced(str(error)) from None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.group.begin()
