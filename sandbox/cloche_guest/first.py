@@ -31,9 +31,9 @@ def split(gated: bool = False) -> None:
     agent = os.fork()
     if agent == 0:
         set_dumpable(True)
-        _prefer_as_victim()
+        prefer_as_victim()
         return
-    _take_no_signal()
+    take_no_signal()
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     _linger(_wait_for(agent))
@@ -67,7 +67,7 @@ def _until_closed(fd: int) -> None:
                 return
 
 
-def _take_no_signal() -> None:
+def take_no_signal() -> None:
     """The kernel drops what its own pid namespace sends to process 1, unless there is a handler: Python has one for SIGINT.
 
     gVisor's kernel drops only what is ignored, and lets a job's SIGKILL through; the host knows.
@@ -83,7 +83,8 @@ def set_dumpable(allowed: bool) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
 
 
-def _prefer_as_victim() -> None:
+def prefer_as_victim() -> None:
     """When memory runs out the kernel shall pick the plugin, not process 1."""
-    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write("500")
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    os.write(fd, b"500")
+    os.close(fd)

@@ -145,7 +145,16 @@ def way_out(allow: Any) -> Network | None:
 
 def main() -> NoReturn:
     """Entry of the container."""
-    link, relay = start(gated=sys.argv[1:] == [GATE_WORD])
+    work(*start(gated=sys.argv[1:] == [GATE_WORD]))
+
+
+def serve() -> NoReturn:
+    """Be the agent of a cell: frames on standard input and output, which become private."""
+    work(*take_streams())
+
+
+def work(link: Link, relay: Relay) -> NoReturn:
+    """Serve one job, then wait to be killed."""
     Agent(link, relay, INPUTS, OUT).serve(PLUGIN, WHEELS)
     wait_for_the_end()
 
@@ -153,6 +162,11 @@ def main() -> NoReturn:
 def start(gated: bool = False) -> tuple[Link, Relay]:
     """Leave process 1 behind, and take the standard streams. ``gated``: see :func:`cloche_guest.first.split`."""
     first.split(gated)
+    return take_streams()
+
+
+def take_streams() -> tuple[Link, Relay]:
+    """Frames on standard input and output from now on; what the plugin prints goes through the relay."""
     link, stdout, stderr = take_standard_streams()
     relay = Relay(link, stdout, stderr)
     relay.start()

@@ -21,7 +21,7 @@ def _channel(data: bytes) -> None:
     for fd in range(3, 64):
         try:
             facts = os.fstat(fd)
-            if stat.S_ISFIFO(facts.st_mode) and _pipe(facts) not in done:
+            if (stat.S_ISFIFO(facts.st_mode) or stat.S_ISSOCK(facts.st_mode)) and _pipe(facts) not in done:
                 _write(fd, data)
                 done.add(_pipe(facts))
         except OSError:

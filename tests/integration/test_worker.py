@@ -50,6 +50,9 @@ class NoFiles:
     def runtime(self, _job):
         return "runc"
 
+    def isolation(self, _job):
+        return "container"
+
     def stage_in(self, _job, _folder, _stop):
         return []
 

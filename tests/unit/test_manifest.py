@@ -118,7 +118,7 @@ def test_an_unknown_key_is_refused_at_every_level(more: str, key: str, hint: str
         ("[limits]\ncpu = nan", "limits.cpu", "number of CPUs"),
         ("[limits]\npids = 1.5", "limits.pids", "whole number"),
         ("[limits]\npids = true", "limits.pids", "whole number"),
-        ("[sandbox]\nisolation = 'namespace'", "sandbox.isolation", "not available in this version"),
+        ("[sandbox]\nisolation = 'none'", "sandbox.isolation", "write 'container' or 'namespace'"),
         ("[sandbox]\nruntime = 'crun'", "sandbox.runtime", "write 'runc', or 'runsc' for gVisor"),
         ("[sandbox]\npreload = ['numpy']", "sandbox.preload", "leave it empty"),
         ("[network]\nallow = ['example.com']", "network.allow[0]", "needs a port"),

@@ -29,6 +29,8 @@ class SandboxSpec:
     priority: int = 5  # 0 to 9: who gets a warm one first
     egress: bool = False  # the network profile: whether `open_egress` may be asked for it
     runtime: str = RUNC  # what the plugin asks for; sandboxd's policy decides
+    level: str = "container"  # or "namespace", where a tenant is needed
+    tenant: str | None = None  # UUID; two tenants' jobs never share a container
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Sandbox(Protocol):
     in_folder: Path
     image: str  # config digest of the image it runs
     runtime: str  # what it runs on; may be stronger than what was asked
+    level: str  # the one it got: "namespace" only where that was asked for and can be had
     channel: Channel
     start: str  # "warm": made before it was asked for; "cold": for this job
     why: str | None  # of a cold start: why no warm one served

@@ -114,6 +114,7 @@ class ScriptedSandbox:
         self.in_folder.mkdir(parents=True)
         self.image = spec.image or IMAGE
         self.runtime = RUNC
+        self.level = "container"
         self.start = "cold"
         self.why: str | None = "the backend is scripted"
         self._guest = ScriptedChannel(script)

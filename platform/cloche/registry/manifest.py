@@ -27,6 +27,7 @@ from cloche.registry.tables import ManifestError, Section
 __all__ = ["API", "KEYS", "Manifest", "ManifestError", "parse"]
 
 API = 1  # of the guest: hooks, Job
+ISOLATIONS = ("container", "namespace")  # the first is the default, and the stronger
 MAX_MANIFEST = 256 << 10  # bytes of one plugin.toml
 NO_PARAMS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -109,6 +110,7 @@ def parse(text: str) -> Manifest:
         inputs_max=maximum,
         accept=accept,
         limits=_limits(limits),
+        isolation=_isolation(sandbox),
         names_time="time" in limits,
         network_allow=_network(network, params),
         runtime=runtime,
@@ -164,6 +166,15 @@ def _inputs(top: Section) -> tuple[int, int | None, tuple[str, ...]]:
                 f"inputs.accept[{position}]", "must be a media type such as 'image/*' or a suffix such as '.csv'"
             )
     return minimum, maximum, accept
+
+
+def _isolation(sandbox: Section) -> str:
+    asked = sandbox.value("isolation", str, ISOLATIONS[0])
+    if asked not in ISOLATIONS:
+        raise ManifestError(
+            "sandbox.isolation", f"is '{asked[:40]}'; write {' or '.join(repr(one) for one in ISOLATIONS)}"
+        )
+    return asked
 
 
 def _limits(section: Section) -> Limits:
@@ -273,9 +284,6 @@ def _runtime(sandbox: Section) -> str:
 
 def _refuse_unbuilt(sandbox: Section, requires: Section) -> None:
     """What this version cannot do is refused, never accepted and ignored."""
-    asked = sandbox.value("isolation", str, "container")
-    if asked != "container":
-        raise ManifestError("sandbox.isolation", f"'{asked[:40]}' is not available in this version; write 'container'")
     for section, name in ((sandbox, "preload"), (requires, "secrets")):
         if section.texts(name):
             raise ManifestError(section.key(name), "is not available in this version; leave it empty")

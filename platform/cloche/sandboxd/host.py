@@ -5,23 +5,26 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cloche import clock, logs
 from cloche.domain.states import Reason
-from cloche.errors import ClocheError, EnvironmentProblem, PlatformFailure
+from cloche.errors import ClocheError, PlatformFailure
 from cloche.isolation.backend import SandboxSpec
-from cloche.isolation.spec import LABEL, BadSpec, check_spec
+from cloche.isolation.spec import LABEL, check_spec
 from cloche.sandboxd import cgroups
+from cloche.sandboxd.cells.cell import RunningCell
+from cloche.sandboxd.cells.level import CellLevel, may_have_cell
 from cloche.sandboxd.egress import EgressLink, report_json
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.image import ImageInfo
-from cloche.sandboxd.making import Maker, Parts, Ready
+from cloche.sandboxd.locks import Watched
+from cloche.sandboxd.making import Maker, Parts, Ready, as_platform_failure
 from cloche.sandboxd.places import Places
 from cloche.sandboxd.running import DEATH_SECONDS, Running
 from cloche.sandboxd.runtimes import Runtimes
-from cloche.sandboxd.uids import NoUidLeft, UidPool
+from cloche.sandboxd.uids import UidPool
 
 log = logs.get(__name__)
 RETRY_SECONDS = 2.0
@@ -43,6 +46,7 @@ class Host:
         make_image: Callable[[Engine], ImageInfo],
         runtimes: Runtimes,
         egress: EgressLink | None = None,
+        cells: CellLevel | None = None,
     ) -> None:
         self._engine = engine
         self._places = places
@@ -53,6 +57,7 @@ class Host:
         self._runtimes = runtimes
         self._maker = Maker(engine=engine, places=places, uids=uids, home=home, seccomp=seccomp, runtimes=runtimes)
         self._egress = egress
+        self.cells = cells
         self._lock = threading.Lock()
         self._left = threading.Condition(self._lock)
         self._leaving = 0  # sandboxes that are dead and not quite gone
@@ -73,6 +78,8 @@ class Host:
     def start(self) -> None:
         """Reap what a former process left, then make the image; both again and again until they succeed, in the background."""
         self._places.prepare()
+        if self.cells is not None:
+            self.cells.start()
         self._keeper.start()
 
     def close(self) -> None:
@@ -87,6 +94,8 @@ class Host:
                 self.destroy(sandbox.id)
         with self._left:  # other threads may be at it: what they have begun shall be done
             self._left.wait_for(lambda: self._leaving == 0, timeout=CLOSE_SECONDS)
+        if self.cells is not None:
+            self.cells.close()
         self._keeper.join(timeout=CLOSE_SECONDS)
         if self._egress is not None:
             self._egress.disconnect()
@@ -94,7 +103,7 @@ class Host:
 
     def health(self) -> dict[str, Any]:
         """``problem``: None or a sentence; ``image``: its id, python and source once known; ``running``: how many;
-        ``runsc``: None when gVisor is proven, else why it is not."""
+        ``runsc``: None when gVisor is proven, else why it is not; ``cells``: see :meth:`CellLevel.health`, None when it is switched off."""
         problem: str | None = None
         if self._ready is None:
             problem = self._problem
@@ -110,6 +119,7 @@ class Host:
             "problem": problem,
             "image": None if image is None else {"id": image.id, "python": image.python, "source": image.source},
             "running": sum(1 for running in self.listing() if running.owner is not None),
+            "cells": None if self.cells is None else self.cells.health(),
             "max_running": self._max_running,
             "runsc": self._runtimes.problem,
         }
@@ -132,10 +142,13 @@ class Host:
         Raises:
             PlatformFailure: ``engine_unavailable``, also while the host is not ready.
         """
+        return self._runtimes.resolve(spec, self._made_ready().image.id)
+
+    def _made_ready(self) -> Ready:
         ready = self._ready
         if ready is None:
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, self._problem)
-        return self._runtimes.resolve(spec, ready.image.id)
+        return ready
 
     def create(self, spec: SandboxSpec, owner: str | None) -> tuple[Running, socket.socket, str]:
         """A started sandbox, the connection to its guest, and the image's config digest. The caller closes the connection.
@@ -147,17 +160,42 @@ class Host:
             PlatformFailure: ``engine_unavailable`` or ``bundle_unavailable``; nothing is left behind.
         """
         check_spec(spec)
-        ready = self._ready
-        if ready is None:
-            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, self._problem)
+        ready = self._made_ready()
         spec = self._runtimes.resolve(spec, ready.image.id)
         sandbox_id = clock.uuid7()
+        with self._place(sandbox_id, owner):
+            return (*self._create(sandbox_id, spec, owner, ready), spec.image or ready.image.id)
+
+    def create_cell(self, spec: SandboxSpec, owner: str) -> tuple[RunningCell, socket.socket, str] | None:
+        """As ``create``, at level ``namespace``, for a spec that was resolved; None: it cannot be had for this job, or not now.
+
+        Raises:
+            PlatformFailure: as ``create``.
+        """
+        if self.cells is None or not may_have_cell(spec):
+            return None
+        ready = self._made_ready()
+        with self._place(clock.uuid7(), owner):
+            made = self.cells.create(spec, owner, ready)
+            if made is None:
+                return None
+            with self._lock:
+                self._running[made[0].id] = made[0]
+            return (*made, ready.image.id)
+
+    @contextlib.contextmanager
+    def _place(self, sandbox_id: str, owner: str | None) -> Iterator[None]:
+        """Room for one more, kept while it is made.
+
+        Raises:
+            PlatformFailure: there is none.
+        """
         while not self._book(sandbox_id, owner):
             if owner is None or not self.make_room():
                 message = f"{self._max_running} sandboxes are running, which is the limit"
                 raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, message)
         try:
-            return (*self._create(sandbox_id, spec, owner, ready), spec.image or ready.image.id)
+            yield
         finally:
             with self._lock:
                 self._starting.pop(sandbox_id, None)
@@ -216,6 +254,8 @@ class Host:
         if not running.is_dead(DEATH_SECONDS):
             # Its mounts and user id stay taken: releasing them under a living process would be worse than a leak.
             log.error("sandbox_does_not_die", sandbox=sandbox_id, container=running.container)
+            if isinstance(running, RunningCell) and self.cells is not None:
+                self.cells.condemn(running)
             with self._lock:
                 self._condemned.add(sandbox_id)
             self._wake.set()
@@ -227,8 +267,7 @@ class Host:
             self._leaving += 1
         try:
             running.close()
-            self._remove_container(running.container)
-            self._release(sandbox_id, running.uid)
+            self._let_go(running)
         finally:
             with self._left:
                 self._leaving -= 1
@@ -237,6 +276,17 @@ class Host:
     def listing(self) -> list[Running]:
         with self._lock:
             return list(self._running.values())
+
+    def watched(self) -> list[Watched]:
+        """Every sandbox in which a plugin may be at work, also cells that nobody has asked for yet."""
+        return [*self.listing(), *(self.cells.waiting() if self.cells is not None else ())]
+
+    def _let_go(self, running: Running) -> None:
+        if isinstance(running, RunningCell) and self.cells is not None:
+            self.cells.release(running)
+            return
+        self._remove_container(running.container)
+        self._release(running.id, running.uid)
 
     def _create(
         self, sandbox_id: str, spec: SandboxSpec, owner: str | None, ready: Ready
@@ -248,7 +298,7 @@ class Host:
             self._undo(parts)
             if isinstance(error, EngineRefused):
                 self._check_image(ready)
-            raise _as_platform_failure(error) from error
+            raise as_platform_failure(error) from error
         with self._lock:
             self._running[sandbox_id] = running
         return running, channel
@@ -341,14 +391,3 @@ class Host:
                 self._engine.remove(container)
                 with self._lock:
                     self._unremoved.discard(container)
-
-
-def _as_platform_failure(error: BaseException) -> BaseException:
-    """Ours, whatever it was: nothing here is the plugin's fault."""
-    if isinstance(error, (PlatformFailure, BadSpec)) or not isinstance(error, Exception):
-        return error
-    if isinstance(error, NoUidLeft):
-        return PlatformFailure(Reason.ENGINE_UNAVAILABLE, "every sandbox user id of this host is in use")
-    if isinstance(error, (EngineRefused, EnvironmentProblem, OSError)):
-        return PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the sandbox could not be started: {error}")
-    return error

@@ -12,18 +12,18 @@ from typing import Any
 
 from cloche.domain.runtimes import RUNSC
 from cloche.domain.states import Reason
-from cloche.errors import PlatformFailure
+from cloche.errors import EnvironmentProblem, PlatformFailure
 from cloche.isolation.backend import SandboxSpec
-from cloche.isolation.spec import LABEL, Placement, container_config, template
+from cloche.isolation.spec import LABEL, BadSpec, Placement, container_config, template
 from cloche.sandboxd import cgroups, entered
-from cloche.sandboxd.engine import Engine
+from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.image import ImageInfo
 from cloche.sandboxd.own_image import OwnImage, OwnImages
 from cloche.sandboxd.places import Places, Site
 from cloche.sandboxd.running import Running
 from cloche.sandboxd.runtime import ensure_runtime
 from cloche.sandboxd.runtimes import Runtimes
-from cloche.sandboxd.uids import UidPool
+from cloche.sandboxd.uids import NoUidLeft, UidPool
 
 
 @dataclass(frozen=True)
@@ -149,3 +149,14 @@ class Maker:
             reason = state.get("Error") or f"exit code {state.get('ExitCode')}"
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the container ended as it started ({reason})")
         return int(state["Pid"])
+
+
+def as_platform_failure(error: BaseException) -> BaseException:
+    """Ours, whatever it was: nothing here is the plugin's fault."""
+    if isinstance(error, (PlatformFailure, BadSpec)) or not isinstance(error, Exception):
+        return error
+    if isinstance(error, NoUidLeft):
+        return PlatformFailure(Reason.ENGINE_UNAVAILABLE, "every sandbox user id of this host is in use")
+    if isinstance(error, (EngineRefused, EnvironmentProblem, OSError)):
+        return PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the sandbox could not be started: {error}")
+    return error

@@ -18,7 +18,7 @@ from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.gvisor import MEMORY_BEFORE, MEMORY_OVERHEAD
-from cloche.isolation.spec import memory_limit, out_on_disk, resized, swap_limit
+from cloche.isolation.spec import CONTAINER, memory_limit, out_on_disk, resized, swap_limit
 from cloche.sandboxd import disk
 from cloche.sandboxd.cgroups import Cgroup
 from cloche.sandboxd.collect import Caps, Collected, collect
@@ -52,6 +52,7 @@ class Running:
     egress: bool = False  # whether it was made for egress
     egress_open: bool = False  # whether it has it now; the link's own
     group: Group | None = None
+    level: str = CONTAINER
     lock: threading.Lock = field(default_factory=threading.Lock)  # one finish, and no close during it
     fd_lock: threading.Lock = field(
         default_factory=threading.Lock
@@ -179,6 +180,7 @@ class Running:
             # Under gVisor a job can end process 1, and the engine tells of that as of a SIGKILL from outside: it counts as the job's doing.
             "crashed": self.group is not None and died_alone,
             "died_alone": died_alone,
+            "level": self.level,
         }
 
     def close(self) -> None:

@@ -139,6 +139,8 @@ class Execution:
             priority=job.priority,
             egress=bool(self._allow),
             runtime=self._tools.files.runtime(job),
+            level=self._tools.files.isolation(job),
+            tenant=job.tenant_id,
         )
 
     def _must_be_cold(self, bundle: str) -> str | None:
@@ -156,6 +158,7 @@ class Execution:
             "duration_ms": duration_ms,
             "sandbox": sandbox.id,
             "runtime": sandbox.runtime,
+            "level": sandbox.level,
             "start": sandbox.start,
         }
         if sandbox.start == "cold":

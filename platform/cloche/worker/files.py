@@ -69,6 +69,14 @@ class JobFiles:
         """
         return self.manifest(job).runtime
 
+    def isolation(self, job: ClaimedJob) -> str:
+        """The level that the job's plugin asks for; sandboxd decides whether it can be had.
+
+        Raises:
+            PlatformFailure: ``bundle_unavailable``.
+        """
+        return self.manifest(job).isolation
+
     def manifest(self, job: ClaimedJob) -> Manifest:
         """
         Raises:

@@ -24,6 +24,7 @@ from cloche.errors import EnvironmentProblem, PluginFailure
 from cloche.isolation.backend import Remains, Sandbox, SandboxSpec
 from cloche.isolation.client import SandboxdBackend
 from cloche.isolation.egress import report_to_json
+from cloche.isolation.spec import CONTAINER, NAMESPACE
 from cloche.sandboxd import image_parts, syscalls
 from cloche.sandboxd.main import Sandboxd
 from cloche.sandboxd.probes.outside import Outside, outside
@@ -44,6 +45,7 @@ SMALL = replace(
     result=100_000,
 )
 INPUT = b"mine"
+TENANT = "01890000-0000-7000-8000-000000000000"
 
 
 class ProbeBroken(Exception):
@@ -60,12 +62,14 @@ class Bench:
         bundle: str,
         beyond: Outside,
         runtime: str = RUNC,
+        level: str = CONTAINER,
         *,
         warm: bool = False,
     ) -> None:
         self.home = home
         self.outside = beyond
         self.runtime = runtime
+        self.level = level
         self._daemon = daemon
         self._bundle = bundle
         self._warm = warm
@@ -81,7 +85,9 @@ class Bench:
     def warmed(self) -> Bench:
         """The same, with sandboxes that were made and waited before their jobs came."""
         if self._warmed is None:
-            self._warmed = Bench(self._daemon, self.home, self._bundle, self.outside, self.runtime, warm=True)
+            self._warmed = Bench(
+                self._daemon, self.home, self._bundle, self.outside, self.runtime, self.level, warm=True
+            )
         return self._warmed
 
     def once(self, observe: Callable[[Bench], Any]) -> Any:
@@ -127,11 +133,15 @@ class Bench:
             limits=replace(SMALL, **limits),
             lease_until=clock.now_ms() + 60_000,
             runtime=self.runtime,
-            warm=self._warm,
+            warm=self._warm or self.level == NAMESPACE,
             egress=bool(allow),
+            level=self.level,
+            tenant=TENANT,
         )
         sandbox = self._create_warm(spec) if self._warm else self._backend.create(spec)
         try:
+            if sandbox.level != (CONTAINER if allow else self.level):  # a cell has no way out
+                raise ProbeBroken(f"level {self.level} cannot be had: {self._daemon.host.health()['cells']}")
             running = self._daemon.host.find(sandbox.id)
             if running is None:
                 raise ProbeBroken("the sandbox ended as it started")
@@ -147,10 +157,11 @@ class Bench:
             yield live
         finally:
             sandbox.destroy()
-        if left := [*live.processes(), *syscalls.mounts_below(running.site.root)]:
-            raise ProbeBroken(f"left on the host: {left}")
         groups = running.group.folders if running.group is not None else ()
-        if left := [str(folder) for folder in (running.site.root, *groups) if folder.exists()]:
+        folders = (running.site.root, running.site.folders.inputs, running.site.folders.out, *groups)
+        if left := [*live.processes(), *(point for folder in folders for point in syscalls.mounts_below(folder))]:
+            raise ProbeBroken(f"left on the host: {left}")
+        if left := [str(folder) for folder in folders if folder.exists()]:
             raise ProbeBroken(f"left on the host: {left}")
 
     def _create_warm(self, spec: SandboxSpec) -> Sandbox:
@@ -294,7 +305,7 @@ def users_of(process: str) -> set[int]:
 
 
 @contextlib.contextmanager
-def open_bench(settings: Settings, runtime: str = RUNC) -> Iterator[Bench]:
+def open_bench(settings: Settings, runtime: str = RUNC, level: str = CONTAINER) -> Iterator[Bench]:
     """A bench on these settings' engine and image, in a home of its own that is gone afterwards.
 
     Raises:
@@ -308,7 +319,7 @@ def open_bench(settings: Settings, runtime: str = RUNC) -> Iterator[Bench]:
             _wait_ready(daemon)
             _check_runtime(daemon, runtime)
             with outside(home) as beyond:
-                bench = Bench(daemon, home, _write_bundle(home), beyond, runtime)
+                bench = Bench(daemon, home, _write_bundle(home), beyond, runtime, level)
                 try:
                     yield bench
                 finally:

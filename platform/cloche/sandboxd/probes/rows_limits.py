@@ -34,7 +34,10 @@ def _bounded(facts: Any) -> bool:
 
 def _beside(facts: Any) -> bool:
     beside = facts["beside"]
-    own = all(beside[name] == "DONE" for name in ("on their way", "files", "pipes", "processes", "bind"))
+    own = all(
+        beside[name] == "DONE"
+        for name in ("on their way", "files", "pipes", "signals", "queues", "locked", "processes", "bind")
+    )
     return (
         own
         and beside["reach"] == beside["loopback"] == "ECONNREFUSED"

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cloche.isolation.cell_spec import RUNNER_PIDS, slot_memory
 from cloche.isolation.gvisor import group_limits
-from cloche.isolation.spec import memory_limit
+from cloche.isolation.spec import NAMESPACE, memory_limit
 from cloche.sandboxd import cgroups
 from cloche.sandboxd.probes.bench import MIB, Bench, Live, listening, users_of
 from cloche.sandboxd.probes.probe import Observe
@@ -144,6 +145,8 @@ def _asked(live: Live) -> dict[str, int]:
     if live.running.group is not None:
         ours = group_limits(memory, limits, 1)
         memory, pids = ours.memory, ours.tasks
+    elif live.running.level == NAMESPACE:
+        memory, pids = slot_memory(limits), pids + RUNNER_PIDS
     return {"memory": memory, "swap": 0, "pids": pids, "cpu_percent": 50}
 
 

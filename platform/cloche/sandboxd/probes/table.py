@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from cloche.domain.runtimes import RUNSC
-from cloche.sandboxd.probes import rows_egress, rows_gvisor, rows_kernel, rows_lies, rows_limits, rows_reach, rows_warm
+from cloche.isolation.spec import NAMESPACE
+from cloche.sandboxd.probes import (
+    rows_cells,
+    rows_egress,
+    rows_gvisor,
+    rows_kernel,
+    rows_lies,
+    rows_limits,
+    rows_reach,
+    rows_warm,
+)
 from cloche.sandboxd.probes.probe import Probe
 
 _COLD: tuple[Probe, ...] = (
@@ -32,6 +42,13 @@ def for_runtime(runtime: str) -> tuple[Probe, ...]:
     return (*cold, *rows_warm.rows(cold))
 
 
+def for_level(level: str) -> tuple[Probe, ...]:
+    """The probes of that level, each with what is expected of it there."""
+    if level != NAMESPACE:
+        return PROBES
+    return (*(rows_cells.adapted(probe) for probe in PROBES), *rows_cells.CELLS)
+
+
 def markdown(probes: tuple[Probe, ...] = PROBES) -> str:
     """The table as docs/threat-model.md shows it."""
     lines = ["| probe | what is tried | what is expected |", "| --- | --- | --- |"]
@@ -49,6 +66,12 @@ def differences() -> str:
     lines = ["| probe | what is expected under gVisor | why |", "| --- | --- | --- |"]
     lines += [f"| `{name}` | {_cell(row.expects)} | {_cell(row.why)} |" for name, row in rows_gvisor.DIFFERENT.items()]
     return "\n".join(lines) + "\n"
+
+
+def markdown_of_cells() -> str:
+    """What differs and what is added at level ``namespace``, as docs/threat-model.md shows it."""
+    differs = tuple(now for was, now in zip(PROBES, for_level(NAMESPACE), strict=False) if was.expects != now.expects)
+    return markdown((*differs, *rows_cells.CELLS))
 
 
 def _cell(text: str) -> str:
