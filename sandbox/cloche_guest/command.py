@@ -29,11 +29,12 @@ _READ_ONLY_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os
 
 
 class Refused(Exception):
-    """What the command left is no result. ``reason``: as in an error frame."""
+    """What the command left is no result. ``reason`` and ``numbers``: as in an error frame."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, numbers: Mapping[str, int] | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.numbers = numbers
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class CommandAgent(Agent):
                 raise Refused("plugin_failed", f"the command ended with exit code {code}")
             value = read_result(self._folder / "result.json", int(limits["result"]))
         except Refused as error:
-            self._fail(error.reason, str(error), None)
+            self._fail(error.reason, str(error), None, error.numbers)
         else:
             self._succeed(value, int(limits["result"]))
 
@@ -97,7 +98,7 @@ class CommandAgent(Agent):
             file.write(data)
 
     def _run_command(self, proxy: Mapping[str, str]) -> int:
-        """Its exit code, or minus the signal that killed it. Whatever else it started has been killed then.
+        """Its exit code, or minus the signal that killed it. What is left of its process group has been killed then.
 
         ``proxy``: variables that tell it of its way out, where it has one.
         """
@@ -153,7 +154,8 @@ def read_result(path: Path, limit: int) -> Any:
         if not stat.S_ISREG(facts.st_mode):
             raise Refused("bad_result", f"{path} is not a regular file")
         if facts.st_size > limit:
-            raise Refused("result_too_large", f"{path} has {facts.st_size} bytes; the limit of a result is {limit}")
+            message = f"{path} has {facts.st_size} bytes; the limit of a result is {limit}"
+            raise Refused("result_too_large", message, {"used": facts.st_size})
         with os.fdopen(fd, "rb", closefd=False) as file:
             data = file.read(facts.st_size)
     finally:

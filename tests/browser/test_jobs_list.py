@@ -5,6 +5,7 @@ from __future__ import annotations
 from playwright.sync_api import expect
 
 from cloche.errors import PluginFailure
+from tests.support.stores import until
 
 
 def row(page, name: str):
@@ -44,10 +45,14 @@ def test_another_tenants_jobs_never_show(visit, site, person):
 
 
 def test_without_a_free_stream_the_list_looks_by_itself(visit, site, person):
-    slots = site.app.extensions["cloche_slots"]
-    held = []
-    while (slot := slots.take()) is not None:
-        held.append(slot)
+    slots, held = site.app.extensions["cloche_slots"], []
+
+    def all_held() -> bool:
+        while (slot := slots.take()) is not None:
+            held.append(slot)
+        return len(held) == site.services.settings.server.max_waits
+
+    until(all_held, 20, "the pages of former tests have let go of theirs")
     try:
         page = visit(person)
         expect(page.locator("[data-live=polling]")).to_have_text("Looking every 3 seconds")

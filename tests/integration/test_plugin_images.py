@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
+import shutil
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -181,6 +182,8 @@ def test_the_command_does_not_speak_for_the_agent(run: Callable[..., support.Out
 def test_failures_by_name(run: Callable[..., support.Outcome], script: str, reason: str, says: str) -> None:
     if reason == "result_too_large":
         outcome = run(script, result=1_000)
+        assert outcome.last is not None
+        assert outcome.last["used"] == 2_562
     elif "job.json" in script:
         outcome = run(f"set -eu; {script}; exit 2")
     else:
@@ -344,6 +347,26 @@ def test_an_image_whose_paths_lead_elsewhere_is_refused(run: Callable[..., suppo
         with pytest.raises(PlatformFailure, match=f"{path} is") as caught:
             run(DONE, image=image)
         assert caught.value.reason == Reason.BUNDLE_UNAVAILABLE
+
+
+@pytest.mark.parametrize("more", [{"/job": "/job"}, {"/run": "/loop/a", "/loop": "/loop"}])
+def test_links_in_a_circle_are_the_images_fault(run: Callable[..., support.Outcome], more: dict[str, str]) -> None:
+    with images.loaded(images.layer_of(more)) as image:
+        with pytest.raises(PlatformFailure, match="that the engine cannot follow") as caught:
+            run(DONE, image=image)
+        assert caught.value.reason == Reason.BUNDLE_UNAVAILABLE
+
+
+def test_a_runtime_that_somebody_removed_is_made_again(daemon: Sandboxd, run: Callable[..., support.Outcome]) -> None:
+    assert run(DONE).value == {"done": True}
+    shutil.rmtree(daemon.host._places.runtimes)
+    assert run(DONE).value == {"done": True}
+
+
+def test_a_working_folder_that_cannot_be_means_nothing(run: Callable[..., support.Outcome]) -> None:
+    """The engine makes it in whatever container is created, the one that only looks too."""
+    with images.loaded(images.layer_of({"/file": b""}), WorkingDir="/file/below") as image:
+        assert run(DONE, image=image).value == {"done": True}
 
 
 def test_a_fifo_for_the_engine_to_wait_at_is_refused(run: Callable[..., support.Outcome]) -> None:

@@ -136,3 +136,38 @@ def test_folders_of_the_host_are_roots_alone(seen: Seen) -> None:
     assert (root / seen.id / "out").stat().st_mode & 0o7777 == 0o700
     assert (root / seen.id / "collected").stat().st_mode & 0o7777 == 0o700
     assert (seen.home / "run" / "sandboxd.sock").stat().st_mode & 0o7777 == 0o600
+
+
+USE_UP = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+Path("/proc/self/oom_score_adj").write_text("0")
+def number(*names):
+    return int(next(Path("/sys/fs/cgroup", name) for name in names if Path("/sys/fs/cgroup", name).exists()).read_text())
+most = number("memory/memory.limit_in_bytes", "memory.max")
+def room():
+    return most - number("memory/memory.usage_in_bytes", "memory.current")
+place = libc.shmat(libc.shmget(0, most, 0o1600), 0, 0)
+end = place
+while room() > 4 << 20:
+    ctypes.memset(end, 1, 1 << 20)
+    end += 1 << 20
+libc.shmdt(ctypes.c_void_p(place))
+os.execv("/bin/sh", ["sh", "-c", "x=0123456789abcdef; while :; do x=$x$x; done"])
+"""
+
+
+def test_process_1_as_the_largest_is_the_plugins_fault() -> None:
+    """Memory that no process has, and an agent made smaller than process 1: the kernel takes process 1, and nobody inside can tell of it."""
+    with support.temporary_home() as home, support.running_sandboxd(home):
+        client = support.client(home)
+        try:
+            for _ in range(3):
+                spec = support.spec(support.write_bundle(home, support.plugin(USE_UP)), memory=64 * MIB)
+                outcome = support.run_job(client, spec)
+                assert outcome.last is None
+                assert outcome.remains is not None
+                assert outcome.remains.oom_killed
+        finally:
+            client.close()

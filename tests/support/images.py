@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -45,7 +46,8 @@ def layer_of(more: Mapping[str, bytes | str | None] | None = None, fifos: tuple[
 @contextmanager
 def loaded(layer: bytes | None = None, **config: Any) -> Iterator[str]:
     """An image on the engine, by its id; ``config``: its configuration beyond the label, or another ``Labels``."""
-    config.setdefault("Labels", {**build.LABELS, "org.cloche.test": "1"})  # so that the example's own is never removed
+    # An id of this process's own: neither the example's image nor that of tests beside these is removed.
+    config.setdefault("Labels", {**build.LABELS, "org.cloche.test": str(os.getpid())})
     engine = Engine(Settings().sandbox.docker_socket)
     image, tar = build.image_of(layer_of() if layer is None else layer, config, tag=False)
     try:

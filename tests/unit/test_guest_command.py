@@ -26,10 +26,11 @@ from tests.support.stores import until
 LIMIT = 1_000
 
 
-def refused(path: Path, reason: str, says: str, limit: int = LIMIT) -> None:
+def refused(path: Path, reason: str, says: str, limit: int = LIMIT, used: int | None = None) -> None:
     with pytest.raises(Refused, match=says) as caught:
         read_result(path, limit)
     assert caught.value.reason == reason
+    assert caught.value.numbers == (None if used is None else {"used": used})
 
 
 @pytest.mark.parametrize("text", ['{"a": [1, 2.5, null, true, "é"]}', "null", "7", '"text"', " [ ] \n"])
@@ -74,9 +75,9 @@ def test_its_size(tmp_path: Path) -> None:
     path.write_text('"' + "x" * (LIMIT - 2) + '"')
     assert read_result(path, LIMIT)
     path.write_text('"' + "x" * (LIMIT - 1) + '"')
-    refused(path, "result_too_large", "1001 bytes; the limit of a result is 1000")
+    refused(path, "result_too_large", "1001 bytes; the limit of a result is 1000", used=1_001)
     os.truncate(path, 1 << 40)
-    refused(path, "result_too_large", str(1 << 40))
+    refused(path, "result_too_large", str(1 << 40), used=1 << 40)
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

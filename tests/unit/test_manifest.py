@@ -283,6 +283,38 @@ def test_a_schema_that_names_itself_twice_is_not_walked_without_end(kind: str) -
     assert "does not fit" in untold.detail
 
 
+@pytest.mark.parametrize(
+    ("more", "hint"),
+    [
+        ("x = " + "9" * 20_000, "digits"),
+        ("x = " + "[" * 50_000, "nested too deeply"),
+        ("x = ", "not well-formed"),
+    ],
+)
+def test_what_toml_cannot_read_is_a_fault_of_the_bundle_alone(more: str, hint: str) -> None:
+    """Any other error would keep every process from starting that looks at the plugins' folder."""
+    refused(more, "", hint)
+
+
+def test_a_long_chain_of_references_is_counted_without_recursion() -> None:
+    """A caller's payload, or a bundle that is only looked at, may not end a process by Python's own limit of recursion."""
+    links: dict[str, Any] = {f"a{n}": {"$ref": f"#/$defs/a{n + 1}"} for n in range(2_000)}
+    links["a2000"] = {"type": "object", "properties": {"x": {"$ref": "#/$defs/a0"}}}
+    schema = {"type": "object", "$defs": links, "properties": {"x": {"$ref": "#/$defs/a0"}}}
+    check_schema(schema)
+    assert validate_payload(schema, {"x": {"x": {}}}) == []
+    (deep,) = validate_payload(schema, {"x": _nested(60)})
+    assert "too deeply nested" in deep.detail
+
+
+def test_counting_the_work_is_itself_bounded() -> None:
+    wide = {"type": "object", "properties": {f"p{n}": {"$ref": "#"} for n in range(6_000)}}
+    check_schema(wide)
+    assert validate_payload(wide, {"p1": {}}) == []
+    (deep,) = validate_payload(wide, {"p1": _nested(60)})
+    assert "too deeply nested" in deep.detail
+
+
 def test_definitions_that_unfold_without_end_are_refused() -> None:
     with pytest.raises(SchemaError, match="unfolds to too much"):
         check_schema(_doubling(40))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,8 @@ class Held:
     def processes(self) -> list[int]:
         return self.pids
 
-    def stop_for(self, counter: str) -> None:
+    def stop_for(self, counter: str, used: int) -> None:
+        assert used == locks.MAX_LOCKS + 1
         self.stopped.append(counter)
 
 
@@ -48,6 +50,10 @@ def look(proc: Path, *sandboxes: Held) -> list[list[str]]:
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "MAX_LOCKS", 10)
+
+
+def test_a_list_that_takes_long_is_read_more_rarely() -> None:
+    assert [locks.pause(spent) for spent in (0.0, 0.01, 1.0)] == [locks.INTERVAL_SECONDS, locks.INTERVAL_SECONDS, 4.0]
 
 
 def test_one_with_too_many_is_ended(tmp_path: Path) -> None:
@@ -118,3 +124,33 @@ def test_the_list_cannot_be_read(tmp_path: Path) -> None:
     watch = LockWatch(lambda: [Held("a", [7])], tmp_path / "absent")
     with pytest.raises(OSError, match="No such file"):
         watch.look()
+
+
+def test_many_that_do_it_together_are_ended_one_after_the_other(tmp_path: Path) -> None:
+    """The first one's locks still stand in the list while it dies."""
+    held = [Held("a", [7]), Held("b", [8]), Held("c", [9])]
+    watch = LockWatch(lambda: held, listing(tmp_path, ("POSIX", 7, 20), ("POSIX", 8, 20), ("POSIX", 9, 3)))
+    assert [watch.look() for _ in range(3)] == [True, True, False]
+    assert [sandbox.stopped for sandbox in held] == [["locks_over"], ["locks_over"], []]
+
+
+def test_a_lock_on_no_file_counts(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "locks").write_text("".join(f"{n}: POSIX  ADVISORY  WRITE 7 <none>:0 0 EOF\n" for n in range(11)))
+    assert look(tmp_path, Held("a", [7])) == [["locks_over"]]
+
+
+def test_a_round_that_fails_is_not_the_last(tmp_path: Path) -> None:
+    (tmp_path / "locks").write_text("1: POSIX  ADVISORY  WRITE what 00:1f:1 0 EOF\n")
+    sandbox, rounds = Held("a", [7]), iter(range(1_000))
+    passed = threading.Event()
+
+    def running() -> list[Held]:
+        if next(rounds) > 6:
+            passed.set()
+        return [sandbox]
+
+    watch = LockWatch(running, tmp_path)
+    watch.start()
+    assert passed.wait(20)
+    watch.close()

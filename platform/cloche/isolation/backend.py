@@ -49,7 +49,7 @@ class Remains:
     keeps it, or refused), ``output_bytes`` and
     ``output_files`` (collected), ``output_used`` (bytes) and ``output_inodes`` (what ``out/`` held), ``output_full`` and
     ``output_inodes_full`` (1: no room was left), ``output_over`` and ``output_files_over`` (1: a file was left out for that limit),
-    ``locks_over`` (1: ended for its record locks).
+    ``locks_over`` (ended for its locks on files: how many had been counted).
     Keys that could not be read are absent.
     ``egress``: the job's connections; None where it had no egress.
     ``refused``: files not collected, each with the reason (``"not a regular file"``, …).

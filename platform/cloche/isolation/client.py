@@ -156,7 +156,8 @@ class SandboxdSandbox:
             code = remains["exit_code"]
             exit_code = 128 - code if code is not None and code > 128 else code
         elif exit_code is None and not ended_by_us:
-            # Nothing inside can end process 1, and process 1 alone keeps the stream open: the host or the engine did it.
+            # Process 1 alone keeps the stream open, and nothing inside can end it but by using up the memory, which `oom_killed`
+            # tells: the host or the engine did it.
             if remains["died_alone"]:
                 raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container was ended from outside")
             if self._guest.cut_off:

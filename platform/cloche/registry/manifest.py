@@ -95,6 +95,8 @@ def parse(text: str) -> Manifest:
         raise ManifestError("", f"not well-formed TOML: {error}") from None
     except RecursionError:
         raise ManifestError("", "nested too deeply") from None
+    except ValueError as error:  # an integer of thousands of digits is well-formed, and more than Python reads
+        raise ManifestError("", str(error)[:200]) from None
     plugin = top.section("plugin", known=KEYS["plugin"])
     limits = top.section("limits", known=KEYS["limits"])
     requires = top.section("requires", known=KEYS["requires"])

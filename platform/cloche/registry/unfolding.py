@@ -11,11 +11,15 @@ from typing import Any
 from urllib.parse import unquote
 
 MOST = 50_000_000  # parts of a schema applied to parts of a payload; finding out whether it fits then takes a second or two
+_MOST_LOOKS = 20_000  # parts at depths: more take too long to count, and count as too much
 _IN_PLACE_LISTS = ("allOf", "anyOf", "oneOf")
 _IN_PLACE = ("not", "if", "then", "else")
 _REFERENCES = ("$ref", "$dynamicRef")
 _ANCHORS = ("$anchor", "$dynamicAnchor")
 _EACH_CHILD = ("additionalProperties", "unevaluatedProperties", "items", "contains", "unevaluatedItems")
+
+
+_Group = tuple[bool, list[tuple[Any, int]]]  # whether only one of them is met; parts, each with the depth left below it
 
 
 class Endless(ValueError):
@@ -53,40 +57,58 @@ class Unfolding:
         """
         return self._of(self._root, depth)
 
-    def _of(self, part: Any, depth: int) -> int:
-        if not isinstance(part, Mapping):
-            return 1
-        key = (id(part), depth)
-        if key in self._open:
-            raise Endless("refers to itself without going deeper into the payload")
-        if key not in self._known:
-            self._open.add(key)
-            self._known[key] = min(MOST + 1, 1 + len(part) + self._here(part, depth) + self._below(part, depth))
-            self._open.discard(key)
-        return self._known[key]
+    def _of(self, first: Any, deepest: int) -> int:
+        """Without recursion: a chain of references may be longer than Python's stack."""
+        waiting: list[tuple[Any, int, list[_Group] | None]] = [(first, deepest, None)]
+        while waiting:
+            part, depth, groups = waiting.pop()
+            key = (id(part), depth)
+            if groups is not None:
+                self._known[key] = min(MOST + 1, self._own(part) + sum(self._total(group) for group in groups))
+                self._open.discard(key)
+            elif isinstance(part, Mapping) and key not in self._known:
+                if key in self._open:
+                    raise Endless("refers to itself without going deeper into the payload")
+                if len(self._known) + len(self._open) >= _MOST_LOOKS:
+                    return MOST + 1
+                self._open.add(key)
+                groups = [*self._here(part, depth), *self._below(part, depth)]
+                waiting.append((part, depth, groups))
+                waiting += [(item, at, None) for _, items in groups for item, at in items]
+        return self._found((first, deepest))
 
-    def _here(self, part: Mapping[str, Any], depth: int) -> int:
+    def _total(self, group: _Group) -> int:
+        one_of_them, items = group
+        each = map(self._found, items)
+        return max(each, default=0) if one_of_them else sum(each)
+
+    def _found(self, item: tuple[Any, int]) -> int:
+        part, depth = item
+        return self._known[id(part), depth] if isinstance(part, Mapping) else 1
+
+    def _own(self, part: Mapping[str, Any]) -> int:
+        return 1 + len(part) + (len(part["enum"]) if isinstance(part.get("enum"), Sequence) else 0)
+
+    def _here(self, part: Mapping[str, Any], depth: int) -> list[_Group]:
         """What is applied to the same value."""
-        total = len(part["enum"]) if isinstance(part.get("enum"), Sequence) else 0
-        for target in (self._target(part[name]) for name in _REFERENCES if name in part):
-            total += self._of(target, depth)
-        inner = [part[name] for name in _IN_PLACE if name in part]
+        inner = [self._target(part[name]) for name in _REFERENCES if name in part]
+        inner += [part[name] for name in _IN_PLACE if name in part]
         inner += [item for name in _IN_PLACE_LISTS for item in _list(part.get(name))]
         inner += _map(part.get("dependentSchemas"))
-        for item in inner:
-            total = min(MOST + 1, total + self._of(item, depth))
-        return total
+        return [(False, [(item, depth) for item in inner])]
 
-    def _below(self, part: Mapping[str, Any], depth: int) -> int:
+    def _below(self, part: Mapping[str, Any], depth: int) -> list[_Group]:
         """What is applied to one child; of named properties and numbered items only one can be its."""
-        total = self._of(part.get("propertyNames"), 0)
+        names: _Group = (False, [(part.get("propertyNames"), 0)])
         if depth == 0:
-            return total
-        for choice in (_map(part.get("properties")), _list(part.get("prefixItems"))):
-            total += max((self._of(item, depth - 1) for item in choice), default=0)
-        for item in (*(part.get(name) for name in _EACH_CHILD), *_map(part.get("patternProperties"))):
-            total = min(MOST + 1, total + self._of(item, depth - 1))
-        return total
+            return [names]
+        every = [*(part.get(name) for name in _EACH_CHILD), *_map(part.get("patternProperties"))]
+        choices = (_map(part.get("properties")), _list(part.get("prefixItems")))
+        return [
+            names,
+            (False, [(item, depth - 1) for item in every]),
+            *((True, [(item, depth - 1) for item in choice]) for choice in choices),
+        ]
 
     def _target(self, reference: Any) -> Any:
         found: Any = self._root

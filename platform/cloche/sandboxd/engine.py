@@ -147,10 +147,14 @@ class Engine:
                 return None
 
     def look(self, image: str, paths: Sequence[str], labels: Mapping[str, str]) -> dict[str, int | None]:
-        """What lies at each path of an image (its ``st_mode``, links not followed), None where nothing does. Nothing of it is started."""
+        """What lies at each path of an image (its ``st_mode``, links not followed), None where nothing does. Nothing of it is started.
+
+        0, which is the mode of nothing, where the engine cannot find its way: links above the path that lead in a circle.
+        """
         config = {
             "Image": image,
             "Entrypoint": ["/never-started"],
+            "WorkingDir": "/",  # the engine makes an image's own, and refuses where a file is in the way
             "Labels": dict(labels),
             "NetworkDisabled": True,
             "HostConfig": {"NetworkMode": "none", "ReadonlyRootfs": True, "CapDrop": ["ALL"]},
@@ -265,6 +269,8 @@ def _mode_of(client: docker.APIClient, container: str, path: str) -> int | None:
     answer = client.head(url, params={"path": path}, timeout=_CALL_SECONDS)
     if answer.status_code == 404:
         return None
+    if answer.status_code == 500:
+        return 0
     if answer.status_code != 200:
         raise EngineRefused(f"the engine does not say what {path} of the image is ({answer.status_code})")
     try:

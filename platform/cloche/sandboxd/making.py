@@ -139,7 +139,7 @@ class Maker:
 
     def _own_runtime(self) -> Path:
         with self._runtime_lock:
-            if self._runtime is None:
+            if self._runtime is None or not self._runtime.exists():
                 self._runtime = ensure_runtime(self._places.runtimes)
             return self._runtime
 

@@ -168,7 +168,9 @@ def _broken_paths(modes: Mapping[str, int | None]) -> Iterator[str]:
     for path, mode in modes.items():
         if mode is None:
             continue
-        if path in _FOLDERS and not stat.S_ISDIR(mode):
+        if mode == 0:
+            yield f"{path} is a link, or below one, that the engine cannot follow"
+        elif path in _FOLDERS and not stat.S_ISDIR(mode):
             yield f"{path} is not a folder"
         elif path in _FILES and not stat.S_ISREG(mode):
             yield f"{path} is not a regular file"

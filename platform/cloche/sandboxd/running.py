@@ -28,8 +28,10 @@ from cloche.sandboxd.places import Site
 
 DEATH_SECONDS = 20
 _GROUP_SECONDS = 0.2
-_NOTICE_SECONDS = 10
-_NAP_SECONDS = 0.02
+_NOTE_SECONDS = 0.5
+_NEWS_SECONDS = 5.0
+_GVISOR_NEWS_SECONDS = 10.0
+_POLL_SECONDS = 0.02
 
 
 @dataclass
@@ -87,12 +89,19 @@ class Running:
             if self.pidfd >= 0:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def stop_for(self, counter: str) -> None:
-        """End it for a limit that no cgroup has: note what it used, and this counter with it, then kill it."""
-        with self.lock:
+    def stop_for(self, counter: str, used: int) -> None:
+        """End it for a limit that no cgroup has: note what it used, and of this counter so much, then kill it.
+
+        Waits for no finish and no engine: whoever watches has other sandboxes to watch.
+        """
+        held = self.lock.acquire(timeout=_NOTE_SECONDS)
+        try:
             if not self.finished and not self.stopped_with:
-                self.stopped_with = self._measure() | {counter: 1}
-        self.kill()
+                self.stopped_with = (self._measure() if held else {}) | {counter: used}
+        finally:
+            if held:
+                self.lock.release()
+            self.kill()
 
     def processes(self) -> list[int]:
         """The numbers of its processes as the host sees them; empty once it is dead."""
@@ -191,11 +200,14 @@ class Running:
                 self.pidfd = -1
 
     def _verdict(self, engine: Engine) -> tuple[int | None, bool]:
-        """What the engine says of a container that ended before we asked it to."""
-        deadline = time.monotonic() + (_NOTICE_SECONDS if self.group is not None else 0)
+        """What the engine says of a container that ended before we asked it to.
+
+        The engine hears of its end after us, and of memory used up before it hears of the end: until then it has not said all it knows.
+        """
+        deadline = time.monotonic() + (_NEWS_SECONDS if self.group is None else _GVISOR_NEWS_SECONDS)
         state = self._state(engine)
         while state.get("Running") and time.monotonic() < deadline:
-            time.sleep(_NAP_SECONDS)  # the engine has not noticed yet
+            time.sleep(_POLL_SECONDS)
             state = self._state(engine)
         return (None if state.get("Running") else int(state.get("ExitCode", -1))), bool(state.get("OOMKilled"))
 

@@ -325,9 +325,9 @@ def _verdict(error: BaseException, remains: Remains, limits: Limits) -> JobFailu
     if remains.oom_killed:
         numbers = _numbers(limits.memory, remains.usage.get("memory_peak"))
         return PluginFailure(Reason.OUT_OF_MEMORY, f"it needed more than its {limits.memory >> 20} MB", numbers)
-    if remains.usage.get("locks_over"):
+    if held := remains.usage.get("locks_over"):
         message = f"it held more locks on files than the {MAX_LOCKS} that a job may"
-        return PluginFailure(Reason.TOO_MANY_LOCKS, message, {"limit": MAX_LOCKS})
+        return PluginFailure(Reason.TOO_MANY_LOCKS, message, _numbers(MAX_LOCKS, held))
     for counter, reason, limit, used, words in _NAMED:
         if remains.usage.get(counter, 0) > 0:
             allowed = getattr(limits, limit)

@@ -144,10 +144,8 @@ class Cells:
                     home.retired = home.retired or "it has done its share of jobs"
             slot.state = State.LOST if home.retired else State.PREPARING
             self._changed.notify_all()
-        if home.retired:
-            self._orders.put(lambda: self._bury_idle(home))
-        else:
-            self._orders.put(lambda: self._refill(home, slot))
+        bury, refill = functools.partial(self._bury_idle, home), functools.partial(self._refill, home, slot)
+        self._orders.put(bury if home.retired else refill)
 
     def condemn(self, running: RunningCell) -> None:
         """It does not die: the whole container has to."""
@@ -184,8 +182,9 @@ class Cells:
 
     def _give_up(self, home: Home, slot: Slot, why: str) -> None:
         with self._changed:
-            if slot.state != State.READY:
+            if slot.state != State.READY or slot.cell is None:
                 return  # it has a job by now, and is watched as such
+            slot.cell.kill()
         self._drain(home, slot, why)
 
     def close(self) -> None:

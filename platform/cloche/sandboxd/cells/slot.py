@@ -201,8 +201,8 @@ class Waiting:
         """The runner is among them."""
         return self.slot.group.group.processes()
 
-    def stop_for(self, counter: str) -> None:
-        self.give_up(f"a cell without a job went too far: {counter}")
+    def stop_for(self, counter: str, used: int) -> None:
+        self.give_up(f"a cell without a job went too far: {counter} {used}")
 
 
 def pid_of(pidfd: int) -> int:

@@ -81,7 +81,7 @@ LIMITS = (
     Probe("huge_pages", "limits", "memory from the host's pool of huge pages, which nothing counts", "each is EPERM", refused),
     Probe("foreign_locks", "limits", "record locks that name no process, or outlive the one they name", "each is EPERM", refused),
     Probe("record_locks", "limits", "5,000 record locks, which the kernel counts to nobody", "ended, and called by name; a neighbour has its few",
-          lambda f: f["last"] is None and f["usage"].get("locks_over") == 1 and f["neighbour"] == {"made": 10, "error": None}, scenes.record_locks),
+          lambda f: f["last"] is None and f["usage"].get("locks_over") == 1_001 and f["neighbour"] == {"made": 10, "error": None}, scenes.record_locks),
     Probe("socket_memory", "limits", "fill the buffers of 20 connections within the sandbox", "at most 24 MB, wherever the kernel counts them",
           lambda f: f["oom"] or f["held"] <= 24 * MIB, scenes.socket_memory),
     Probe("memory_of_first", "limits", "become tiny and fill memory, so that process 1 is the largest", "killed, and called out of memory all the same",
