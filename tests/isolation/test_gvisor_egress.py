@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +64,35 @@ def test_a_job_reaches_what_it_was_allowed(bench: gvisor.Bench, proxy: EgressSer
     assert outcome.remains.egress is not None
     assert outcome.remains.egress.verdicts == {Verdict.CLOSED: 1}
     assert (outcome.remains.egress.bytes_up, outcome.remains.egress.bytes_down) == (11, 11)
+
+
+def test_the_proxy_without_privilege_sees_whose_a_connection_is(bench: gvisor.Bench) -> None:
+    """The process itself, as an operator runs it: it has become a user of its own."""
+    body = CONNECT.replace('"echo.example"', '"127.0.0.1"')
+    with serving() as target:
+        address = f"127.0.0.1:{target.port}"
+        environment = {
+            **os.environ,
+            "CLOCHE_HOME": str(bench.home),
+            "CLOCHE_EGRESS_ALLOW": address,
+            "CLOCHE_EGRESS_PRIVATE": "127.0.0.1",
+        }
+        with subprocess.Popen([sys.executable, "-m", "cloche", "egress"], env=environment) as process:
+            try:
+                place = bench.home / "run" / "egress.sock"
+                sandbox.wait_until(
+                    lambda: place.exists() and _user(process.pid) != 0, "the proxy is there, and not as root"
+                )
+                spec = replace(bench.spec(body), egress=True)
+                outcome = sandbox.run_job(bench.backend, spec, {"port": target.port}, allow=(address,))
+            finally:
+                process.terminate()
+        assert outcome.value == "from inside"
+
+
+def _user(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Uid:"))
 
 
 def test_a_job_reaches_nothing_else(bench: gvisor.Bench, proxy: EgressServer) -> None:

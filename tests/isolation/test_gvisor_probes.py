@@ -28,6 +28,10 @@ ALSO = {
     "changing",
     "forged_exit",
     "leftover_files",
+    "hoard",
+    "egress_reach",
+    "egress_socket_of_another",
+    "warm_walls",
 }
 CHOSEN = [probe for probe in for_runtime(RUNSC) if probe.observe is None or probe.id in DIFFERENT or probe.id in ALSO]
 

@@ -102,7 +102,7 @@ def test_one_that_dies_while_it_waits_is_found_and_leaves_nothing(bench: gvisor.
     signal.pidfd_send_signal(one.pidfd, signal.SIGKILL)
     sandbox.wait_until(lambda: bench.daemon.host.find(one.id) is None, "it is gone")
     sandbox.wait_until(lambda: not any(folder.exists() for folder in one.group.folders), "its cgroup is gone")
-    assert not one.site.root.exists()
+    sandbox.wait_until(lambda: not one.site.root.exists(), "its folder is gone")
 
 
 def test_a_plugins_own_image_is_refused(bench: gvisor.Bench) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cloche.sandboxd.probes import scenes
+from cloche.sandboxd.probes import rows_egress, scenes, scenes_egress
 from cloche.sandboxd.probes.bench import MIB, SMALL
 from cloche.sandboxd.probes.probe import Judge, Observe, Probe, denied, only, refused
 from cloche.sandboxd.probes.scenes import job
@@ -138,6 +138,13 @@ DIFFERENT: dict[str, Differs] = {
     "fork_bomb_for_ever": Differs("never more than the limit and gVisor's own few; a neighbour works; all die",
                                   lambda f: f["most"] <= SMALL.pids + 8 and f["neighbour"] == 90 and f["left"] == 0,
                                   "gVisor is some processes itself (run with 512 MB)", scenes.forking_for_ever(memory=_PLENTY)),
+    "record_locks": Differs("granted; the host's kernel has none of them, and a neighbour has its few",
+                            lambda f: f["on_host"] == 0 and f["neighbour"] == {"made": 10, "error": None},
+                            "gVisor keeps them in its own memory, which is the job's"),
+    "signals_by_files": Differs("SIGKILL gets through: the sandbox ends, and the job has crashed by SIGKILL",
+                                lambda f: (f["last"] == "result" or f["exit_code"] == -9) and not f["oom"], "as with `first_process`; the result may be faster"),
+    "egress_flood": Differs("as under runc, with 16 at once", rows_egress.flooded,
+                            "further connects wait instead of failing: gVisor's file server waits in them, for this job alone", scenes_egress.flooding(16)),
     "odd_files": Differs("regular files are copied with mode 0600; links are refused by name; FIFO and socket never were on the host", _odd_files,
                          "gVisor keeps FIFOs and sockets to itself"),
 }

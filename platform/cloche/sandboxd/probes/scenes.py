@@ -217,7 +217,18 @@ def record_locks(bench: Bench) -> Any:
     """One job takes more locks than it may, spread over files; a neighbour takes some of its own."""
     with bench.live("record_locks", {"files": 50, "each": 100}) as live:
         live.drive(20)
-        return live.facts() | {"neighbour": bench.run("record_locks", {"files": 2, "each": 5, "end": True})["value"]}
+        return live.facts() | {
+            "on_host": _locks_on_host(live),
+            "neighbour": bench.run("record_locks", {"files": 2, "each": 5, "end": True})["value"],
+        }
+
+
+def _locks_on_host(live: Live) -> int:
+    """Locks that the host's kernel keeps for this sandbox's processes."""
+    mine = {str(pid) for pid in live.running.processes()}
+    return sum(
+        len(mine.intersection(line.split()[4:6])) for line in Path("/proc/locks").read_text("ascii").splitlines()
+    )
 
 
 def _host_tcp_bytes() -> int:
