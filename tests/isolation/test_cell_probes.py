@@ -17,7 +17,7 @@ ROWS = for_level("namespace")
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with open_bench(config.load(home=tmp_path_factory.mktemp("home")), "namespace") as opened:
+    with open_bench(config.load(home=tmp_path_factory.mktemp("home")), level="namespace") as opened:
         yield opened
 
 

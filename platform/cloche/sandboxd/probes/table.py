@@ -46,7 +46,8 @@ def for_level(level: str) -> tuple[Probe, ...]:
     """The probes of that level, each with what is expected of it there."""
     if level != NAMESPACE:
         return PROBES
-    return (*(rows_cells.adapted(probe) for probe in PROBES), *rows_cells.CELLS)
+    cold = tuple(rows_cells.adapted(probe) for probe in _COLD)
+    return (*cold, *rows_warm.rows(cold), *rows_cells.CELLS)
 
 
 def markdown(probes: tuple[Probe, ...] = PROBES) -> str:
