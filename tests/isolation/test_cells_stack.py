@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,18 +20,45 @@ VERSION = "2.0.0"
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The ugly plugin once more, as a version that asks for level ``namespace``."""
+    """The ugly plugin as it would be at level ``namespace``; once more with the small output that some of the jobs ask for."""
     folder = tmp_path_factory.mktemp("plugins")
-    target = folder / "ugly" / VERSION
-    shutil.copytree(ugly.PLUGINS / "ugly" / "1.0.0", target)
-    manifest = (target / "plugin.toml").read_text().replace('version = "1.0.0"', f'version = "{VERSION}"')
-    (target / "plugin.toml").write_text(manifest + '\n[sandbox]\nisolation = "namespace"\n')
+    plugin_at(folder, "ugly")
+    plugin_at(folder, "ugly_small", output="2MB")
     with stack(plugin_path=str(folder), worker_slots="2") as made:
         yield made
 
 
+def plugin_at(folder: Path, name: str, output: str = "80MB") -> None:
+    target = folder / name / VERSION
+    shutil.copytree(ugly.PLUGINS / "ugly" / "1.0.0", target)
+    text = (target / "plugin.toml").read_text() + '\n[sandbox]\nisolation = "namespace"\n'
+    for old, new in (('name = "ugly"', f'name = "{name}"'), ('"1.0.0"', f'"{VERSION}"'), ('"80MB"', f'"{output}"')):
+        text = text.replace(old, new)
+    (target / "plugin.toml").write_text(text)
+
+
+def submit(running: Stack, kind: ugly.Kind) -> str:
+    """As the acceptance test's; a job with another output than its plugin's would have no cell, so it is another plugin's."""
+    if kind.body != ugly.SMALL:
+        return ugly.submit(running, kind)
+    body = {"type": "ugly_small", "payload": {"kind": kind.name}, "retry": {"max_retries": 0}}
+    return str(running.submit(body)["id"])
+
+
+def test_a_job_with_limits_of_its_own_has_a_container(running: Stack) -> None:
+    fine = next(kind for kind in ugly.KINDS if kind.name == "fine")
+    job_id = ugly.submit(running, replace(fine, body=ugly.SMALL))
+    assert running.finished(job_id)["status"] == "completed"
+    started = ugly.trace(running, job_id)["sandbox_started"]
+    assert (started["level"], started["start"], started["why"]) == (
+        "container",
+        "cold",
+        "its limits are not the plugin's own",
+    )
+
+
 def test_every_limit_says_its_name_in_a_cell_too(running: Stack) -> None:
-    jobs = [(kind, ugly.submit(running, kind)) for kind in ugly.KINDS]
+    jobs = [(kind, submit(running, kind)) for kind in ugly.KINDS]
     levels = set()
     for kind, job_id in jobs:
         done = running.finished(job_id, 240)
@@ -51,10 +79,7 @@ def test_a_job_after_another_finds_its_cell_ready(running: Stack) -> None:
 
 def test_nothing_is_left_when_the_stack_has_ended(tmp_path: Path) -> None:
     folder = tmp_path / "plugins"
-    shutil.copytree(ugly.PLUGINS / "ugly" / "1.0.0", folder / "ugly" / VERSION)
-    manifest = folder / "ugly" / VERSION / "plugin.toml"
-    text = manifest.read_text().replace('version = "1.0.0"', f'version = "{VERSION}"')
-    manifest.write_text(text + '\n[sandbox]\nisolation = "namespace"\n')
+    plugin_at(folder, "ugly")
     with stack(plugin_path=str(folder)) as made:
         fine = next(kind for kind in ugly.KINDS if kind.name == "fine")
         assert made.finished(ugly.submit(made, fine))["status"] == "completed"
