@@ -28,7 +28,7 @@ def main() -> NoReturn:
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stream.connect(CONTROL)
     slots = _enter_user_namespace(stream)
-    _bound_what_users_share(slots)
+    _allow_no_further_namespaces()
     control.send(stream, {"type": "agent_ready"})
     try:
         while True:
@@ -51,18 +51,10 @@ def _enter_user_namespace(stream: socket.socket) -> int:
     return int(message["slots"])
 
 
-def _bound_what_users_share(slots: int) -> None:
-    """The kernel's own counts, for this user namespace and all that is in it.
-
-    No further namespaces: a cell could not have another even without a filter. And what all in here have together by the user id that
-    made this namespace, each user in here may have only its part of.
-    """
+def _allow_no_further_namespaces() -> None:
+    """The kernel's own counts, for this user namespace and all that is in it: a cell could not have another even without a filter."""
     for kind in ("user", "cgroup", "time"):
         (_SYSCTLS / f"max_{kind}_namespaces").write_text("0", "ascii")
-    for kind in ("instances", "watches"):
-        together = Path(f"/proc/sys/fs/inotify/max_user_{kind}")
-        if together.exists():
-            (_SYSCTLS / f"max_inotify_{kind}").write_text(str(int(together.read_text("ascii")) // slots), "ascii")
 
 
 def _start_slot(stream: socket.socket, slot: int, slots: int, fd: int) -> None:

@@ -13,7 +13,8 @@ from cloche.domain.limits import Limits
 from cloche.isolation import cell_spec
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import CellFolders, CellPlacement, cell_container_config, id_map, key_of
-from cloche.isolation.spec import BadSpec, check_spec, memory_limit, parse_spec, spec_to_json
+from cloche.isolation.spec import BadSpec, check_spec, memory_limit, parse_spec, spec_to_json, template
+from cloche.sandboxd.cells.level import may_have_cell
 
 IMAGE = "sha256:" + "c" * 64
 SPEC = SandboxSpec(
@@ -137,3 +138,21 @@ def test_slots_are_few_enough_for_users_of_their_own() -> None:
     for slots in (0, 17):
         with pytest.raises(BadSpec):
             host(place=replace(PLACE, slots=slots))
+
+
+def test_which_jobs_have_cells() -> None:
+    fit = replace(SPEC, level="namespace", warm=True)
+    assert may_have_cell(fit)
+    unfit: list[dict[str, Any]] = [
+        {"level": "container"},
+        {"warm": False},
+        {"egress": True},
+        {"runtime": "runsc"},
+        {"image": IMAGE, "command": ("/bin/true",)},
+    ]
+    assert not [change for change in unfit if may_have_cell(replace(fit, **change))]
+
+
+def test_a_waiting_container_serves_whoever_has_no_cell() -> None:
+    one, two = (replace(SPEC, level="namespace", tenant=f"01890000-0000-7000-8000-00000000000{n}") for n in (1, 2))
+    assert template(one) == template(two) == template(replace(SPEC, level="container", tenant=None))

@@ -12,14 +12,13 @@ from pathlib import Path
 
 from cloche.domain.limits import Limits
 from cloche.isolation.cell_spec import RUNNER_PIDS, slot_memory
-from cloche.sandboxd.cgroups import Cgroup
+from cloche.sandboxd.cgroups import SOCKET_MEMORY, Cgroup
 
 _PERIOD_US = 100_000
 _V1 = ("memory", "pids", "cpu", "cpuacct")
 _V2 = ("memory", "pids", "cpu")
 _AGENT = "agent"
 _REMOVE_SECONDS = 5
-_SOCKET_MEMORY = 16 << 20  # bytes
 
 
 class CgroupProblem(Exception):
@@ -163,10 +162,7 @@ class SlotCgroup:
             return
         controllers = self.group.controllers
         self.set_memory(self.memory)
-        # What connections of a cell to itself keep in their buffers; version 2 counts it as memory already.
-        sockets = controllers["memory"] / "memory.kmem.tcp.limit_in_bytes"
-        if sockets.exists():
-            sockets.write_text(str(_SOCKET_MEMORY), "ascii")
+        self.group.bound_sockets(SOCKET_MEMORY)
         (controllers["pids"] / "pids.max").write_text(pids, "ascii")
         (controllers["cpu"] / "cpu.cfs_period_us").write_text(str(_PERIOD_US), "ascii")
         (controllers["cpu"] / "cpu.cfs_quota_us").write_text(str(quota), "ascii")
