@@ -52,6 +52,7 @@ class _Load:
             wheels=None,
             limits=_LIMITS,
             lease_until=clock.now_ms() + 60_000,
+            warm=True,
             level="namespace",
             tenant=_TENANT,
         )
