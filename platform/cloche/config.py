@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
@@ -100,6 +100,15 @@ class SandboxSettings(_Group):
     )
     docker_socket: str = Field("/var/run/docker.sock", description="The engine's socket. Only sandboxd opens it.")
     max_running: int = Field(64, ge=1, description="Sandboxes alive at once on this host.")
+    runtime: Literal["runc", "plugin", "runsc"] = Field(
+        "plugin",
+        description="`plugin`: the runtime each plugin asks for; `runsc`: gVisor for every job; `runc`: plugins that ask for gVisor are refused.",
+    )
+    runsc_name: str = Field(
+        "runsc",
+        pattern="^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$",
+        description="Name under which gVisor is registered with the engine.",
+    )
 
 
 class PoolSettings(_Group):
@@ -136,6 +145,25 @@ class EgressSettings(_Group):
     idle: Milliseconds = Field(60_000, description="A connection on which nothing moves for this long is cut.")
     max_time: Milliseconds = Field(3_600_000, description="Longest life of one connection.")
     uid: int = Field(209_999, ge=1_000, description="User id that the egress proxy takes when it is started as root.")
+
+
+class CellSettings(_Group):
+    enabled: bool = Field(
+        True,
+        description="Let plugins that ask for isolation `namespace` have it, where the host can; else `container`.",
+    )
+    slots: int = Field(4, ge=1, le=16, description="Jobs that one warm container of level `namespace` runs at once.")
+    containers: int = Field(8, ge=1, le=256, description="Such containers alive at once on this host.")
+    jobs: int = Field(5_000, ge=1, description="Jobs after which such a container is replaced.")
+    lifetime: Milliseconds = Field(3_600_000, description="Age at which such a container is replaced.")
+    idle: Milliseconds = Field(300_000, description="How long such a container waits for a job before it goes.")
+    uid_base: int = Field(
+        327_680,
+        ge=1_024,
+        multiple_of=64,
+        description="First of the user ids that cells run under, 64 for each container.",
+    )
+    uid_blocks: int = Field(256, ge=1, description="How many such ranges of 64 user ids there are.")
 
 
 class RetrySettings(_Group):
@@ -188,6 +216,7 @@ class Settings(BaseSettings):
     sandbox: SandboxSettings = SandboxSettings()
     pool: PoolSettings = PoolSettings()
     egress: EgressSettings = EgressSettings()
+    cells: CellSettings = CellSettings()
     retry: RetrySettings = RetrySettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     metrics: MetricsSettings = MetricsSettings()
@@ -273,9 +302,7 @@ def _check_together(settings: Settings) -> None:
         raise SettingsError("pool.min is more than pool.max")
     if settings.pool.idle < 1_000:
         raise SettingsError("pool.idle is at least 1s")
-    sandbox, uid = settings.sandbox, settings.egress.uid
-    if sandbox.uid_base <= uid < sandbox.uid_base + sandbox.uid_count:
-        raise SettingsError("egress.uid is one of the sandboxes' own user ids (sandbox.uid_base): choose another")
+    _check_user_ids(settings)
     if worker.count * worker.slots > settings.sandbox.max_running:
         raise SettingsError(
             "worker.count × worker.slots is more than sandbox.max_running: raise that, or take fewer slots"
@@ -324,6 +351,18 @@ def environment_names() -> dict[str, str]:
 
 
 CLIENT_NAMES = frozenset({"CLOCHE_URL", "CLOCHE_TOKEN"})  # read by the command line's client, never by the platform
+
+
+def _check_user_ids(settings: Settings) -> None:
+    """Sandboxes, cells and the egress proxy have user ids of their own each."""
+    sandbox, cells, egress = settings.sandbox, settings.cells, settings.egress.uid
+    last, last_cell = sandbox.uid_base + sandbox.uid_count, cells.uid_base + 64 * cells.uid_blocks
+    if sandbox.uid_base <= egress < last:
+        raise SettingsError("egress.uid is one of the sandboxes' own user ids (sandbox.uid_base): choose another")
+    if cells.uid_base <= egress < last_cell:
+        raise SettingsError("egress.uid is one of the cells' own user ids (cells.uid_base): choose another")
+    if cells.uid_base < last and sandbox.uid_base < last_cell:
+        raise SettingsError("cells.uid_base: its user ids are those of sandbox.uid_base too; move one of the ranges")
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:

@@ -17,18 +17,23 @@ from cloche_guest.protocol import EXIT_LINE
 _PR_SET_DUMPABLE = 4
 
 
-def split() -> None:
-    """Return in the agent's process; the calling process stays behind as process 1. Does nothing outside a pid namespace of our own."""
+def split(gated: bool = False) -> None:
+    """Return in the agent's process; the calling process stays behind as process 1. Does nothing outside a pid namespace of our own.
+
+    ``gated``: wait for one byte on standard input first. The host sends it when the sandbox's limits hold, where they cannot hold from the start.
+    """
     if os.getpid() != 1:
         return
+    if gated:
+        os.read(0, 1)
     # Before there is an agent: the job runs as our own user, and nothing but this keeps it out of our memory, descriptors and OOM score.
     set_dumpable(False)
     agent = os.fork()
     if agent == 0:
         set_dumpable(True)
-        _prefer_as_victim()
+        prefer_as_victim()
         return
-    _take_no_signal()
+    take_no_signal()
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     _linger(_wait_for(agent))
@@ -62,11 +67,14 @@ def _until_closed(fd: int) -> None:
                 return
 
 
-def _take_no_signal() -> None:
-    """The kernel drops what its own pid namespace sends to process 1, unless there is a handler: Python has one for SIGINT."""
+def take_no_signal() -> None:
+    """The kernel drops what its own pid namespace sends to process 1, unless there is a handler: Python has one for SIGINT.
+
+    gVisor's kernel drops only what is ignored, and lets a job's SIGKILL through; the host knows.
+    """
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
         with contextlib.suppress(OSError, ValueError):
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_IGN)
 
 
 def set_dumpable(allowed: bool) -> None:
@@ -75,7 +83,8 @@ def set_dumpable(allowed: bool) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
 
 
-def _prefer_as_victim() -> None:
+def prefer_as_victim() -> None:
     """When memory runs out the kernel shall pick the plugin, not process 1."""
-    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write("500")
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    os.write(fd, b"500")
+    os.close(fd)

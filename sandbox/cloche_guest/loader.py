@@ -33,8 +33,7 @@ def load(plugin: Path, wheels: Path) -> pluggy.PluginManager:
     origin = getattr(module, "__file__", None)
     if origin is None or not Path(origin).is_relative_to(plugin):
         raise LoadError(f"module {name!r} was not found in the bundle (another module of that name exists)")
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
+    manager = _made.pop() if _made else _new_manager()
     try:
         manager.register(module, name=name)
         manager.check_pending()
@@ -43,6 +42,20 @@ def load(plugin: Path, wheels: Path) -> pluggy.PluginManager:
     found = [impl for impl in manager.hook.run.get_hookimpls() if not (impl.hookwrapper or impl.wrapper)]
     if len(found) != 1:
         raise LoadError(f"module {name!r} has {len(found)} implementations of run(job); it needs exactly one @hookimpl")
+    return manager
+
+
+_made: list[pluggy.PluginManager] = []
+
+
+def make_ready() -> None:
+    """Do what every load needs and no plugin is part of: for a process that forks others, each of which loads once."""
+    _made.append(_new_manager())
+
+
+def _new_manager() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
     return manager
 
 

@@ -26,6 +26,7 @@ PLUGIN = Path("/cloche/plugin")
 WHEELS = Path("/cloche/wheels")
 INPUTS = Path("/job/in")
 OUT = Path("/job/out")
+GATE_WORD = "gate"  # the only argument there is, where limits cannot hold from the start
 _AROUND_RESULT = len(encode({"value": None})) - len("null")  # bytes of a frame that are not the result's own JSON
 
 
@@ -144,14 +145,28 @@ def way_out(allow: Any) -> Network | None:
 
 def main() -> NoReturn:
     """Entry of the container."""
-    link, relay = start()
+    work(*start(gated=sys.argv[1:] == [GATE_WORD]))
+
+
+def serve() -> NoReturn:
+    """Be the agent of a cell: frames on standard input and output, which become private."""
+    work(*take_streams())
+
+
+def work(link: Link, relay: Relay) -> NoReturn:
+    """Serve one job, then wait to be killed."""
     Agent(link, relay, INPUTS, OUT).serve(PLUGIN, WHEELS)
     wait_for_the_end()
 
 
-def start() -> tuple[Link, Relay]:
-    """Leave process 1 behind, and take the standard streams."""
-    first.split()
+def start(gated: bool = False) -> tuple[Link, Relay]:
+    """Leave process 1 behind, and take the standard streams. ``gated``: see :func:`cloche_guest.first.split`."""
+    first.split(gated)
+    return take_streams()
+
+
+def take_streams() -> tuple[Link, Relay]:
+    """Frames on standard input and output from now on; what the plugin prints goes through the relay."""
     link, stdout, stderr = take_standard_streams()
     relay = Relay(link, stdout, stderr)
     relay.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -79,7 +80,8 @@ def apart(function: Act, job: Job) -> Any:
         text = _read(reader)
     finally:
         os.close(reader)
-        os.kill(child, signal.SIGKILL)
+        with contextlib.suppress(PermissionError):  # gVisor's word for a child that is dead and not yet awaited
+            os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
     return json.loads(text) if text else {"died": os.waitstatus_to_exitcode(status)}
 

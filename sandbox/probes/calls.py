@@ -107,10 +107,19 @@ def mknod(job: Job) -> Any:
         "kmsg": (stat.S_IFCHR, os.makedev(1, 11)),
     }
     return {
-        f"{path.parent} {name}": tried(os.mknod, path, kind | 0o666, number)
+        f"{path.parent} {name}": tried(_node, path, kind | 0o666, number)
         for path in places
         for name, (kind, number) in kinds.items()
     }
+
+
+def _node(path: Path, mode: int, number: int) -> None:
+    """Make a device and open it: a kernel may let one make a node that no driver stands behind."""
+    os.mknod(path, mode, number)
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    finally:
+        path.unlink()
 
 
 @wall

@@ -61,10 +61,10 @@ def egress_raw(job: Job) -> Any:
 
 
 @act
-def egress_flood(_: Job) -> Any:
+def egress_flood(job: Job) -> Any:
     """As many as can be had at once, then one bad request after the other, until nobody listens."""
     held, counts = [], {"held": 0, "waiting": 0, "refused": 0, "asked": 0}
-    for _n in range(3_000):
+    for _n in range(job.payload["at_once"]):
         stream = socket.socket(socket.AF_UNIX)
         stream.setblocking(False)
         code = stream.connect_ex(SOCKET)

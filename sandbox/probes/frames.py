@@ -17,15 +17,25 @@ from .base import act, say, wait
 
 def _channel(data: bytes) -> None:
     """Write to every descriptor that may be the agent's channel."""
-    done = {os.stat(f"/proc/self/fd/{fd}").st_ino for fd in (0, 1, 2)}
+    done = {_pipe(os.stat(f"/proc/self/fd/{fd}")) for fd in (0, 1, 2)}
     for fd in range(3, 64):
         try:
             facts = os.fstat(fd)
-            if stat.S_ISFIFO(facts.st_mode) and facts.st_ino not in done:
-                os.write(fd, data)
-                done.add(facts.st_ino)
+            if (stat.S_ISFIFO(facts.st_mode) or stat.S_ISSOCK(facts.st_mode)) and _pipe(facts) not in done:
+                _write(fd, data)
+                done.add(_pipe(facts))
         except OSError:
             continue
+
+
+def _write(fd: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
+def _pipe(facts: os.stat_result) -> tuple[int, int]:
+    return facts.st_dev, facts.st_ino
 
 
 def _raw(text: str) -> bytes:

@@ -27,7 +27,7 @@ def capabilities(_: Job) -> Any:
 
 @wall
 def no_new_privileges(_: Job) -> Any:
-    return {"status": _status()["NoNewPrivs"], "undo": tried(_prctl, 38, 0)}  # PR_SET_NO_NEW_PRIVS
+    return {"status": _status().get("NoNewPrivs"), "undo": tried(_prctl, 38, 0)}  # PR_SET_NO_NEW_PRIVS
 
 
 def _prctl(option: int, value: int) -> None:

@@ -9,6 +9,7 @@ from cloche_guest import Job, hookimpl
 
 from . import (  # noqa: F401 - they register
     calls,
+    cells,
     egress,
     exhaust,
     files,

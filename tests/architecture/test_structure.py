@@ -51,10 +51,12 @@ def test_every_package_says_what_it_is_for():
         assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
-def test_the_host_never_loads_guest_code_but_the_shared_protocol():
+def test_the_host_never_loads_guest_code_but_the_shared_protocols():
     for path in ROOT.glob("platform/**/*.py"):
         for found in re.findall(r"^\s*(?:from|import) cloche_guest(\S*)", path.read_text(), re.MULTILINE):
-            assert found == ".protocol", f"{path}: cloche_guest{found}"
+            assert found in ("", ".protocol"), f"{path}: cloche_guest{found}"
+        for names in re.findall(r"^from cloche_guest import (.*)$", path.read_text(), re.MULTILINE):
+            assert names == "control", f"{path}: {names}"
 
 
 def test_no_dynamic_import_or_unpickling_on_the_host():

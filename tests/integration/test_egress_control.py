@@ -29,7 +29,7 @@ def running(folder: Path, number: int = 0, uid: int = NOBODY) -> Running:
     folder.mkdir(parents=True, exist_ok=True)
     site: Any = SimpleNamespace(folders=SimpleNamespace(run=folder))
     cgroup: Any = None
-    return Running(f"sandbox-{number}", "w1", "c1", Limits(), uid, site, cgroup, -1, egress=True)
+    return Running(f"sandbox-{number}", "w1", "c1", Limits(), uid, site, cgroup, -1, counts_swap=True, egress=True)
 
 
 def as_nobody(work: Callable[[], str]) -> str:
@@ -204,6 +204,27 @@ def test_root_is_no_sandboxs_user(home, peers):
             wire.MAX_REQUEST,
             door.fileno(),
         )
+        door.close()
+        assert read_all(stream) == b""
+
+
+@pytest.mark.parametrize(
+    "group", ["/", "", None, 1, "/x", "/a/b/other", "/a/b/x/", "a/b/x", "/a/b\n/x", "/a/../x" + "y", "/" * 3 + "x"]
+)
+def test_a_group_is_the_sandboxs_own(home, group):
+    with running_egress(home, platform()), control(home) as stream:
+        door = listener(home)
+        request = {"op": "open", "sandbox": "x", "group": group, "allow": ["a.example:1"]}
+        wire.send(stream, request, wire.MAX_REQUEST, door.fileno())
+        door.close()
+        assert read_all(stream) == b""
+
+
+def test_users_and_a_group_together_are_malformed(home):
+    with running_egress(home, platform()), control(home) as stream:
+        door = listener(home)
+        request = {"op": "open", "sandbox": "x", "group": "/a/b/x", "peers": [1], "allow": ["a.example:1"]}
+        wire.send(stream, request, wire.MAX_REQUEST, door.fileno())
         door.close()
         assert read_all(stream) == b""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 import time
@@ -11,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from cloche.egress.bounds import Bounds
-from cloche.isolation.egress import MAX_RECORDED, Verdict
+from cloche.isolation.egress import MAX_RECORDED, Verdict, cgroup_of
 from tests.support import egress as support
 from tests.support.egress import Names, open_door, platform, running_egress, serving
 from tests.support.stores import until
@@ -265,6 +266,19 @@ def test_who_is_not_the_sandboxs_user_is_not_heard(home):
             assert support.read_all(stream) == b""
         assert verdicts(until(lambda: door.close(), 5, "the report")) == [Verdict.WRONG_USER]
         assert not target.came.acquire(blocking=False)
+
+
+def test_who_is_in_another_cgroup_is_not_heard_whoever_it_is(home):
+    """Root included, which this test is."""
+    ours = cgroup_of(os.getpid())
+    assert ours is not None
+    with serving() as target, running_egress(home, platform()) as server:
+        door = open_door(server, home, target.address, peers=f"{ours.rstrip('/')}/a/sandboxs/own")
+        with door.connect() as stream:
+            assert support.read_all(stream) == b""
+        assert verdicts(until(lambda: door.close(), 5, "the report")) == [Verdict.WRONG_USER]
+        door = open_door(server, home, target.address, peers=ours)
+        door.tunnel(target.address).close()
 
 
 def test_a_flood_of_connections_waits_then_ends(home):

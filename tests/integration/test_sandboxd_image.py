@@ -167,6 +167,7 @@ def test_the_doctor_finds_this_host_fit(tmp_path: Path) -> None:
         "apparmor",
         "user namespaces",
         "image",
+        "gvisor",
     ]
     assert {check.status for check in found} <= {"ok", "warn"}, found
     assert all(check.advice for check in found if check.status != "ok")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from cloche.domain.limits import CEILINGS, FLOORS, Limits
 from cloche.domain.states import Reason
 from cloche.isolation import wire
 from cloche.isolation.backend import SandboxSpec
+from cloche.isolation.spec import spec_to_json
 from cloche.sandboxd import collect, running, server
 from cloche.sandboxd.main import Sandboxd
 from tests.support import sandbox as support
@@ -29,9 +32,9 @@ READER = support.plugin("""
 """)
 
 
-def table(head: str) -> dict[str, list[str]]:
-    """The rows of the first table whose head begins so, by the names in their first cells."""
-    start = DOCUMENT.index(f"\n| {head} |") + 1
+def table(head: str, after: str = "") -> dict[str, list[str]]:
+    """The rows of the first table whose head begins so, by the names in their first cells. ``after``: not before this text."""
+    start = DOCUMENT.index(f"\n| {head} |", DOCUMENT.index(after)) + 1
     found: dict[str, list[str]] = {}
     for line in DOCUMENT[start:].split("\n\n")[0].splitlines()[2:]:
         first, *others = [cell.strip() for cell in line.strip("|").split(" | ")]
@@ -72,6 +75,35 @@ def test_the_documents_client_runs_a_job(home: Path, daemon: Sandboxd) -> None:
 @pytest.mark.docker
 def test_every_operation_is_told(daemon: Sandboxd) -> None:
     assert table("`op`").keys() - {"hello"} == daemon.server._operations.keys()
+
+
+def names(cell: str) -> set[str]:
+    return set(re.findall(r"`([a-z_]+)`", cell))
+
+
+@pytest.mark.docker
+def test_what_create_health_and_finish_answer_is_told(home: Path, daemon: Sandboxd) -> None:
+    operations = table("`op`")
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.connect(str(home / "run" / "sandboxd.sock"))
+        health = _ask(stream, {"op": "hello", "owner": "reader", "session": None}, {"op": "health"})
+        assert health.keys() - {"ok"} == names(operations["health"][0]) - {"id", "python", "source"}
+        spec = spec_to_json(support.spec(support.write_bundle(home, READER)))
+        made = _ask(stream, {"op": "create", "spec": spec})
+        assert made.keys() - {"ok"} == names(operations["create"][1])
+        remains = _ask(stream, {"op": "finish", "id": made["id"]})["remains"]
+        assert remains.keys() == table("member", after="### What remains").keys()
+
+
+def _ask(stream: socket.socket, *requests: dict[str, Any]) -> dict[str, Any]:
+    """The answer to the last of them."""
+    for request in requests:
+        wire.send(stream, request, wire.MAX_REQUEST)
+        answer, fds = wire.receive(stream, wire.MAX_REPLY)
+        wire.close_all(fds)
+        assert answer is not None
+        assert answer["ok"], answer
+    return answer
 
 
 def test_the_spec_and_its_bounds_are_told() -> None:

@@ -47,6 +47,12 @@ class NoFiles:
     def limits(self, _job):
         return Limits()
 
+    def runtime(self, _job):
+        return "runc"
+
+    def isolation(self, _job):
+        return "container"
+
     def stage_in(self, _job, _folder, _stop):
         return []
 

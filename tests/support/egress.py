@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cloche.domain.egress import PlatformEgress, parse_endpoint, platform_egress
 from cloche.egress.bounds import Bounds
+from cloche.egress.peers import Peers
 from cloche.egress.server import EgressServer
 from cloche.isolation.egress import EgressReport
 
@@ -91,7 +92,7 @@ class Door:
         return report
 
 
-def open_door(server: EgressServer, folder: Path, *allow: str, peers: frozenset[int] | None = None) -> Door:
+def open_door(server: EgressServer, folder: Path, *allow: str, peers: Peers | None = None) -> Door:
     number = next(_NUMBERS)
     path = folder / f"door-{number}.sock"
     listener = socket.socket(socket.AF_UNIX)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,17 +15,24 @@ from tests.support.stores import short_folder, until
 
 
 class Engine:
-    """`start` and `kill` as often as wanted; its containers die with `kill`, as they do when a host does."""
+    """`start` and `kill` as often as wanted; its containers die with `kill`, as they do when a host does.
 
-    def __init__(self, folder: Path) -> None:
+    `runtimes`: further ones by name, each as (program, arguments).
+    """
+
+    def __init__(self, folder: Path, runtimes: Mapping[str, tuple[str, tuple[str, ...]]] | None = None) -> None:
         self.folder = folder
+        self._runtimes = {
+            name: {"path": path, "runtimeArgs": list(words)} for name, (path, words) in (runtimes or {}).items()
+        }
         self.socket = folder / "d.sock"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        (self.folder / "daemon.json").write_text(json.dumps({"runtimes": self._runtimes}))
         command = [
             "dockerd", "--host", f"unix://{self.socket}", "--data-root", str(self.folder / "data"),
-            "--exec-root", str(self.folder / "exec"), "--pidfile", str(self.folder / "pid"),
+            "--config-file", str(self.folder / "daemon.json"), "--exec-root", str(self.folder / "exec"), "--pidfile", str(self.folder / "pid"),
             "--bridge", "none", "--iptables=false", "--ip6tables=false",
         ]  # fmt: skip
         with (self.folder / "log").open("ab") as log:
@@ -58,9 +66,9 @@ class Engine:
 
 
 @contextmanager
-def running_engine() -> Iterator[Engine]:
+def running_engine(runtimes: Mapping[str, tuple[str, tuple[str, ...]]] | None = None) -> Iterator[Engine]:
     with short_folder() as folder:
-        engine = Engine(folder)
+        engine = Engine(folder, runtimes)
         engine.start()
         try:
             yield engine

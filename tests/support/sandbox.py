@@ -18,8 +18,11 @@ from cloche.domain.egress import parse_endpoint
 from cloche.domain.limits import Limits
 from cloche.isolation.backend import Backend, Remains, Sandbox, SandboxSpec
 from cloche.isolation.client import SandboxdBackend
+from cloche.isolation.spec import LABEL
 from cloche.sandboxd import syscalls
+from cloche.sandboxd.engine import Engine
 from cloche.sandboxd.main import Sandboxd
+from cloche.sandboxd.places import home_digest
 
 READY_SECONDS = 90  # the first use on a machine makes the image
 
@@ -94,6 +97,15 @@ def warm_up(backend: SandboxdBackend, of: SandboxSpec, count: int = 1) -> None:
     wait_until(settled, f"{count} wait", 60)
 
 
+def containers_of(home: Path) -> list[str]:
+    """Ids of the engine's containers of this home."""
+    engine = Engine(config.load(home=home).sandbox.docker_socket)
+    try:
+        return [str(found["Id"]) for found in engine.containers(f"{LABEL}.home={home_digest(home)}")]
+    finally:
+        engine.close()
+
+
 def client(home: Path, owner: str = "test-worker") -> SandboxdBackend:
     return SandboxdBackend(home / "run" / "sandboxd.sock", owner)
 
@@ -116,7 +128,19 @@ def plugin(body: str) -> str:
     return head + textwrap.indent(textwrap.dedent(body).strip("\n"), "    ") + "\n"
 
 
-def spec(bundle: str, *, egress: bool = False, wheels: str | None = None, **limits: Any) -> SandboxSpec:
+TENANT = "01890000-0000-7000-8000-00000000abcd"
+
+
+def spec(
+    bundle: str,
+    level: str = "container",
+    tenant: str | None = TENANT,
+    *,
+    egress: bool = False,
+    wheels: str | None = None,
+    **limits: Any,
+) -> SandboxSpec:
+    """At level ``namespace`` the limits count as the version's own: only those have cells."""
     return SandboxSpec(
         job_id=clock.uuid7(),
         attempt=1,
@@ -125,6 +149,9 @@ def spec(bundle: str, *, egress: bool = False, wheels: str | None = None, **limi
         limits=replace(Limits(), **limits),
         lease_until=clock.now_ms() + 15_000,
         egress=egress,
+        warm=level == "namespace",
+        level=level,
+        tenant=tenant,
     )
 
 

@@ -73,6 +73,7 @@ def test_a_manifest_without() -> None:
         (f'entry = "plugin"\n{IMAGE}', "plugin.entry"),
         (f'{IMAGE}[requires]\npython = ["pillow==13.0.0"]\n', "requires.python"),
         (f"{IMAGE}[requires]\npython = []\n", "requires.python"),
+        (f'{IMAGE}[sandbox]\nruntime = "runsc"\n', "sandbox.runtime"),
         ("image = 1\n", "image"),
     ],
 )
@@ -114,6 +115,7 @@ def test_over_the_wire_and_back() -> None:
 @pytest.mark.parametrize(
     "change",
     [
+        {"runtime": "runsc"},
         {"image": None},
         {"command": None},
         {"image": "busybox:1"},

@@ -72,15 +72,24 @@ def test_security_modules() -> None:
 
 
 def test_user_namespaces(tmp_path: Path) -> None:
-    folder = tmp_path / "sys" / "user"
-    folder.mkdir(parents=True)
-    assert doctor_host.user_namespaces({}, tmp_path).status == "warn"
-    (folder / "max_user_namespaces").write_text("0\n")
-    assert doctor_host.user_namespaces({}, tmp_path).status == "warn"
-    (folder / "max_user_namespaces").write_text("100\n")
-    check = doctor_host.user_namespaces({"SecurityOptions": ["name=userns"]}, tmp_path)
-    assert check.status == "ok"
-    assert "remaps" in check.detail
+    (tmp_path / "sys/user").mkdir(parents=True)
+    (tmp_path / "sys/kernel").mkdir()
+
+    def check(*options: str) -> doctor_host.Check:
+        return doctor_host.user_namespaces({"SecurityOptions": list(options)}, tmp_path)
+
+    assert check().status == "warn"
+    (tmp_path / "sys/user/max_user_namespaces").write_text("0\n")
+    assert check().status == "warn"
+    (tmp_path / "sys/user/max_user_namespaces").write_text("100\n")
+    assert check("name=seccomp,profile=default").status == "ok"
+    for option, word in (("name=userns", "remaps"), ("name=apparmor", "AppArmor")):
+        assert check(option).status == "warn"
+        assert word in check(option).detail
+    (tmp_path / "sys/kernel/unprivileged_userns_clone").write_text("0\n")
+    assert "unprivileged_userns_clone" in check().detail
+    (tmp_path / "sys/kernel/unprivileged_userns_clone").write_text("1\n")
+    assert check().status == "ok"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cloche.domain.limits import Limits, watched_apart
+from cloche.domain.runtimes import RUNC
 from cloche.isolation.channel import GuestChannel
 from cloche.isolation.scripted import READY
 from cloche.sandboxd.warm import Warm
@@ -47,7 +48,13 @@ class Waiting:
         self.owner: str | None = None
         self.pidfd = os.pidfd_open(os.getpid())
         running: Any = SimpleNamespace(
-            cgroup=self.group, is_dead=lambda: self.dead, pidfd=self.pidfd, kill=lambda: None, hand_over=self._hand_over
+            cgroup=self.group,
+            is_dead=lambda: self.dead,
+            pidfd=self.pidfd,
+            kill=lambda: None,
+            hand_over=self._hand_over,
+            runtime=RUNC,
+            memory_used=self.group.memory_used,
         )
         self.warm = Warm(running, near, "sha256:x", LIMITS, 0.0)
 

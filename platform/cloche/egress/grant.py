@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import struct
 import time
 from dataclasses import dataclass, field
 
@@ -14,11 +13,11 @@ from cloche.domain.egress import Endpoint, PlatformEgress
 from cloche.egress.bounds import Bounds, Budget
 from cloche.egress.connect import Connector, ConnectRefused, Resolver
 from cloche.egress.head import END, ESTABLISHED, MAX_HEAD, BadHead, parse_head, response
+from cloche.egress.peers import Peers, admits
 from cloche.egress.relay import CHUNK, Count, Pipe, Relay
 from cloche.isolation.egress import MAX_RECORDED, EgressConnection, EgressReport, Verdict
 
 log = logs.get(__name__)
-_CREDENTIALS = struct.Struct("3i")
 _LAST_WORDS_S = 2.0  # to read why it was refused
 _ENDING_S = 0.05
 _PAUSE_S = 0.2  # before another accept when the process has no descriptor left
@@ -58,9 +57,7 @@ class _Attempt:
 class Grant:
     """``start`` → ``close``, in the loop's thread. Owns the listening socket."""
 
-    def __init__(
-        self, listener: socket.socket, peers: frozenset[int], allow: tuple[Endpoint, ...], shared: Shared
-    ) -> None:
+    def __init__(self, listener: socket.socket, peers: Peers, allow: tuple[Endpoint, ...], shared: Shared) -> None:
         listener.setblocking(False)
         self._listener = listener
         self._peers = peers
@@ -140,7 +137,7 @@ class Grant:
         attempt = _Attempt(time.monotonic())
         held = self._shared.take()
         try:
-            if _user(stream) not in self._peers:
+            if not admits(self._peers, stream):
                 attempt.verdict = Verdict.WRONG_USER
                 return
             job = await _opened(stream)
@@ -241,8 +238,3 @@ async def _refuse(job: Pipe, refusal: ConnectRefused) -> None:
             await job.writer.drain()
             while await job.reader.read(CHUNK):
                 continue
-
-
-def _user(stream: socket.socket) -> int:
-    credentials = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return int(_CREDENTIALS.unpack(credentials)[1])

@@ -20,6 +20,7 @@ from cloche.domain.egress import Endpoint, PlatformEgress
 from cloche.egress.bounds import Bounds
 from cloche.egress.connect import Resolver, SystemResolver
 from cloche.egress.grant import Grant, Shared
+from cloche.egress.peers import Peers, parse_peers
 from cloche.errors import EnvironmentProblem
 from cloche.isolation import wire
 from cloche.isolation.egress import BadMessage, EgressReport, parse_allow, report_to_json
@@ -28,6 +29,7 @@ from cloche_guest.protocol import ProtocolError
 log = logs.get(__name__)
 MAX_SANDBOXES = 4_096
 _CALL_S = 10.0  # what the loop may take for one request
+_OPEN = ({"op", "sandbox", "peers", "allow"}, {"op", "sandbox", "group", "allow"})  # the fields of an `open`
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -101,9 +103,7 @@ class EgressServer:
             self._loop.close()
         self._system.close()
 
-    def open_grant(
-        self, sandbox: str, listener: socket.socket, peers: frozenset[int], allow: tuple[Endpoint, ...]
-    ) -> None:
+    def open_grant(self, sandbox: str, listener: socket.socket, peers: Peers, allow: tuple[Endpoint, ...]) -> None:
         """Serve a sandbox's socket from now on. Takes the socket over."""
         self._grants[sandbox] = self._call(self._open(listener, peers, allow))
 
@@ -160,9 +160,9 @@ class EgressServer:
 
     def _handle(self, request: dict[str, Any], fds: list[int], mine: set[str]) -> dict[str, Any]:
         op = request.get("op")
-        if op == "open" and request.keys() == {"op", "sandbox", "peers", "allow"} and len(fds) == 1:
+        if op == "open" and request.keys() in _OPEN and len(fds) == 1:
             sandbox = _text(request["sandbox"])
-            peers, allow = _peers(request["peers"]), parse_allow(request["allow"])
+            peers, allow = parse_peers(request, sandbox), parse_allow(request["allow"])
             if sandbox in self._grants or len(self._grants) >= MAX_SANDBOXES:
                 return {"ok": False, "message": "it has egress already, or too many sandboxes have"}
             self.open_grant(sandbox, _listening(fds), peers, allow)
@@ -179,7 +179,7 @@ class EgressServer:
             return {"ok": True, "sandboxes": len(self._grants), "connections": self._shared.open}
         raise BadMessage("there is no such request")
 
-    async def _open(self, listener: socket.socket, peers: frozenset[int], allow: tuple[Endpoint, ...]) -> Grant:
+    async def _open(self, listener: socket.socket, peers: Peers, allow: tuple[Endpoint, ...]) -> Grant:
         grant = Grant(listener, peers, allow, self._shared)
         grant.start()
         return grant
@@ -197,14 +197,6 @@ def _listening(fds: list[int]) -> socket.socket:
         listener.close()
         raise BadMessage("the descriptor is no listening Unix socket")
     return listener
-
-
-def _peers(value: Any) -> frozenset[int]:
-    if not isinstance(value, list) or not 1 <= len(value) <= 128:
-        raise BadMessage("peers is a list of 1 to 128 user ids")
-    if not all(isinstance(uid, int) and not isinstance(uid, bool) and 0 < uid < 1 << 32 for uid in value):
-        raise BadMessage("a peer is a user id, and not root's")
-    return frozenset(value)
 
 
 def _text(value: Any) -> str:

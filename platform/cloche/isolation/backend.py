@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from cloche.domain.egress import Endpoint
 from cloche.domain.limits import Limits
+from cloche.domain.runtimes import RUNC
 from cloche.isolation.egress import EgressReport
 
 
@@ -27,6 +28,9 @@ class SandboxSpec:
     warm: bool = False  # these are the plugin version's own limits: one made beforehand serves, and more may be kept
     priority: int = 5  # 0 to 9: who gets a warm one first
     egress: bool = False  # the network profile: whether `open_egress` may be asked for it
+    runtime: str = RUNC  # what the plugin asks for; sandboxd's policy decides
+    level: str = "container"  # or "namespace", where a tenant is needed
+    tenant: str | None = None  # UUID; two tenants' jobs never share a container
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class Sandbox(Protocol):
     id: str
     in_folder: Path
     image: str  # config digest of the image it runs
+    runtime: str  # what it runs on; may be stronger than what was asked
+    level: str  # the one it got: "namespace" only where that was asked for and can be had
     channel: Channel
     start: str  # "warm": made before it was asked for; "cold": for this job
     why: str | None  # of a cold start: why no warm one served

@@ -27,15 +27,16 @@ _CPU_RATE = 0.05
 
 
 class GuestChannel:
-    """A :class:`cloche.isolation.backend.Channel` over the engine's attached stream.
+    """A :class:`cloche.isolation.backend.Channel` over the engine's attached stream, or over a socket of the guest's own (``framed`` false).
 
     ``exit_code``: what process 1 said of the agent's end, when it has ended; minus the signal's number for a signal.
     """
 
-    def __init__(self, stream: socket.socket, limits: Limits) -> None:
+    def __init__(self, stream: socket.socket, limits: Limits, framed: bool = True) -> None:
         self._stream = stream
+        self._framed = framed
         self._stream.setblocking(False)
-        self._guest = GuestStream(limits)
+        self._guest = GuestStream(limits, framed)
         self._cpu_allowance = Allowance(_CPU_BURST, _CPU_RATE)
         self._half_sent = False
         self._ended = False
@@ -49,7 +50,7 @@ class GuestChannel:
     @property
     def cut_off(self) -> bool:
         """Whether the stream ended without process 1 saying so, and without our closing it."""
-        return self._ended and self.exit_code is None and not self._closed
+        return self._framed and self._ended and self.exit_code is None and not self._closed
 
     @property
     def note(self) -> str:

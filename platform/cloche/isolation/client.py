@@ -17,7 +17,7 @@ from cloche.isolation import wire
 from cloche.isolation.backend import Channel, CollectedFile, Remains, Sandbox, SandboxSpec
 from cloche.isolation.channel import GuestChannel
 from cloche.isolation.egress import BadMessage, EgressReport, parse_report
-from cloche.isolation.spec import spec_to_json
+from cloche.isolation.spec import CONTAINER, spec_to_json
 from cloche_guest.protocol import ProtocolError
 
 log = logs.get(__name__)
@@ -44,7 +44,8 @@ class SandboxdBackend:
         if fd is None:
             session.close()
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "sandboxd sent no channel")
-        channel = GuestChannel(socket.socket(fileno=fd), spec.limits)
+        framed = reply["level"] == CONTAINER  # a cell has a socket of its own, and the engine frames nothing
+        channel = GuestChannel(socket.socket(fileno=fd), spec.limits, framed=framed)
         return SandboxdSandbox(session, reply, channel)
 
     def health(self) -> str | None:
@@ -118,6 +119,8 @@ class SandboxdSandbox:
         self.id = str(reply["id"])
         self.in_folder = Path(reply["in_folder"])
         self.image = str(reply["image"])
+        self.runtime = str(reply["runtime"])
+        self.level = str(reply["level"])
         self.start = str(reply["start"])
         self.why: str | None = reply["why"]
         self.channel: Channel = channel
@@ -146,9 +149,13 @@ class SandboxdSandbox:
 
     def finish(self) -> Remains:
         remains = self._session.call("finish", id=self.id)[0]["remains"]
-        exit_code = self._guest.exit_code
+        # A cell's runner tells, where a container's process 1 does on the channel.
+        exit_code = self._guest.exit_code if remains["level"] == CONTAINER else remains["exit_code"]
         ended_by_us = self._killed or remains["oom_killed"] or remains["usage"].get("locks_over")
-        if exit_code is None and not ended_by_us:
+        if exit_code is None and remains["crashed"]:
+            code = remains["exit_code"]
+            exit_code = 128 - code if code is not None and code > 128 else code
+        elif exit_code is None and not ended_by_us:
             # Process 1 alone keeps the stream open, and nothing inside can end it but by using up the memory, which `oom_killed`
             # tells: the host or the engine did it.
             if remains["died_alone"]:

@@ -1,16 +1,18 @@
-"""What sandboxd and the egress proxy say to each other, and what is left to tell of a job's connections. Pure.
+"""What sandboxd and the egress proxy say to each other, and what is left to tell of a job's connections.
 
 sandboxd connects to the proxy's socket and sends one request at a time, as frames of :mod:`cloche.isolation.wire`:
 
 ====== ============================ ==================================================================
 op     fields                       answer
 ====== ============================ ==================================================================
-open   sandbox, peers, allow        ``ok``; the request brings the sandbox's listening socket
+open   sandbox, peers or group,     ``ok``; the request brings the sandbox's listening socket
+       allow
 close  sandbox                      ``ok`` and ``report``: see :func:`report_to_json`
 health                              ``ok``, ``sandboxes``, ``connections``: how many are open
 ====== ============================ ==================================================================
 
-``peers``: user ids whose connections count. ``allow``: endpoints as text. When the connection ends, so does every sandbox's egress.
+``peers``: user ids whose connections count; ``group``: the cgroup whose processes' do, as /proc/PID/cgroup names it. ``allow``: endpoints as
+text. When the connection ends, so does every sandbox's egress.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from cloche.domain.egress import MAX_DECLARED, BadRule, Endpoint, parse_endpoint
@@ -112,6 +115,22 @@ def parse_report(value: Any) -> EgressReport:
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise BadMessage("no report of connections") from None
+
+
+def cgroup_of(pid: int, proc: Path = Path("/proc")) -> str | None:
+    """The cgroup of a process, by which its number is limited with version 1; None when that cannot be told."""
+    found = None
+    try:
+        text = (proc / str(pid) / "cgroup").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    for line in text.splitlines():
+        _, names, path = line.split(":", 2)
+        if "pids" in names.split(","):
+            return path
+        if not names:
+            found = path
+    return found
 
 
 def _list(value: Any) -> Sequence[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from cloche import clock
 from cloche.domain.egress import MAX_DECLARED, Endpoint
+from cloche.domain.runtimes import RUNC
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure, PluginFailure
 from cloche.isolation.backend import Channel, CollectedFile, Remains, Sandbox, SandboxSpec
@@ -112,6 +113,8 @@ class ScriptedSandbox:
         self.in_folder = folder / "in"
         self.in_folder.mkdir(parents=True)
         self.image = spec.image or IMAGE
+        self.runtime = RUNC
+        self.level = "container"
         self.start = "cold"
         self.why: str | None = "the backend is scripted"
         self._guest = ScriptedChannel(script)

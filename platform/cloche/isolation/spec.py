@@ -10,15 +10,19 @@ from typing import Any
 
 from cloche.clock import is_uuid7
 from cloche.domain.limits import CEILINGS, Limits, violations, watched_apart
+from cloche.domain.runtimes import RUNC, RUNSC, RUNTIMES
 from cloche.isolation import plugin_image
 from cloche.isolation.backend import SandboxSpec
+from cloche.isolation.gvisor import OWN_IMAGE_REFUSED, under_runsc
 
 MAX_ATTEMPT = 1_000_000
 MAX_PRIORITY = 9
 NO_JOB = "00000000-0000-7000-8000-000000000000"  # of a sandbox that waits for its job
 LABEL = "org.cloche"
+CONTAINER, NAMESPACE = LEVELS = ("container", "namespace")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_IMAGE = plugin_image.IMAGE_ID
+IMAGE = plugin_image.IMAGE_ID
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 _MIN_SHM = 64 << 10  # bytes; the engine takes 0 for its own default of 64 MB
 MAX_TMPFS_OUTPUT = 64 << 20  # bytes; larger outputs do not belong in memory
@@ -88,6 +92,7 @@ class Placement:
         True  # whether the engine can limit swap; where it cannot, sandboxd runs nothing unless the host has none
     )
     image_environment: Mapping[str, str] = field(default_factory=dict)  # of a plugin's own image
+    runsc: str = RUNSC  # the name under which gVisor is registered with the engine
 
 
 def parse_spec(value: Any) -> SandboxSpec:
@@ -128,6 +133,9 @@ def spec_to_json(spec: SandboxSpec) -> dict[str, Any]:
         "warm": spec.warm,
         "priority": spec.priority,
         "egress": spec.egress,
+        "runtime": spec.runtime,
+        "level": spec.level,
+        "tenant": spec.tenant,
     }
 
 
@@ -151,6 +159,14 @@ def check_spec(spec: SandboxSpec, ceilings: Limits = CEILINGS) -> None:
         raise BadSpec(f"priority lies between 0 and {MAX_PRIORITY}")
     if not isinstance(spec.egress, bool):
         raise BadSpec("egress is true or false")
+    if spec.runtime not in RUNTIMES:
+        raise BadSpec(f"runtime is {' or '.join(RUNTIMES)}")
+    if spec.level not in LEVELS:
+        raise BadSpec(f"level is one of {', '.join(LEVELS)}")
+    if spec.tenant is not None and (not isinstance(spec.tenant, str) or not _UUID.fullmatch(spec.tenant)):
+        raise BadSpec("tenant is a UUID or null")
+    if spec.level == NAMESPACE and spec.tenant is None:
+        raise BadSpec("at level namespace a sandbox belongs to a tenant")
     if found := violations(spec.limits, ceilings):
         raise BadSpec(f"limits: {'; '.join(found)}")
     _check_own_image(spec)
@@ -159,10 +175,12 @@ def check_spec(spec: SandboxSpec, ceilings: Limits = CEILINGS) -> None:
 def _check_own_image(spec: SandboxSpec) -> None:
     if spec.image is None and spec.command is None:
         return
-    if not isinstance(spec.image, str) or not _IMAGE.fullmatch(spec.image):
+    if not isinstance(spec.image, str) or not IMAGE.fullmatch(spec.image):
         raise BadSpec("image is sha256: and 64 hex digits, and comes with a command; or both are null")
     if problem := plugin_image.command_problem(spec.command):
         raise BadSpec(f"command {problem}")
+    if spec.runtime == RUNSC:
+        raise BadSpec(OWN_IMAGE_REFUSED)
     if spec.wheels is not None:
         raise BadSpec("a plugin with an image of its own has no wheels")
 
@@ -173,7 +191,9 @@ def template(spec: SandboxSpec) -> SandboxSpec:
     Whatever a spec comes to hold is part of it, unless it is named here.
     """
     limits = watched_apart(spec.limits)
-    return replace(spec, job_id=NO_JOB, attempt=1, lease_until=1, warm=True, priority=0, limits=limits)
+    # At level container a sandbox is used once: whose job it will be does not matter. Level namespace has keys of its own (cell_spec).
+    anybody = replace(spec, level=CONTAINER, tenant=None)
+    return replace(anybody, job_id=NO_JOB, attempt=1, lease_until=1, warm=True, priority=0, limits=limits)
 
 
 def check_owner(owner: Any) -> str:
@@ -254,7 +274,7 @@ def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEI
         BadSpec: the spec or the placement breaks a rule.
     """
     check_spec(spec, ceilings)
-    if not _IMAGE.fullmatch(place.image):
+    if not IMAGE.fullmatch(place.image):
         raise BadSpec("the image is named by its config digest")
     if place.uid < 1_000:
         raise BadSpec("a sandbox runs under a user id of its own range, never a system's")
@@ -264,7 +284,7 @@ def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEI
         if place.image != spec.image or place.folders.runtime is None:
             raise BadSpec("a plugin's own image is placed with the runtime, and as no other image")
         own = plugin_image.container(spec.command, place.image_environment)
-    return {
+    config = {
         "Image": place.image,
         "User": user,
         "Hostname": "sandbox",
@@ -276,9 +296,10 @@ def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEI
         "AttachStderr": True,
         "NetworkDisabled": True,
         "Labels": _labels(spec, place),
-        "HostConfig": _host_config(spec.limits, place, own_image=bool(own)),
+        "HostConfig": _container_host_config(spec.limits, place, own_image=bool(own)),
         **own,
     }
+    return under_runsc(config, spec.limits, place.runsc) if spec.runtime == RUNSC else config
 
 
 def _labels(spec: SandboxSpec, place: Placement) -> Mapping[str, str]:
@@ -298,42 +319,48 @@ def _labels(spec: SandboxSpec, place: Placement) -> Mapping[str, str]:
     }
 
 
-def _host_config(limits: Limits, place: Placement, own_image: bool) -> dict[str, Any]:
+def _container_host_config(limits: Limits, place: Placement, own_image: bool) -> dict[str, Any]:
     memory = memory_limit(limits, own_image)
-    cpus = min(limits.cpu, float(place.host_cpus))
+    config = host_config(limits, memory, min(limits.cpu, float(place.host_cpus)), place.seccomp, place.counts_swap)
+    job = plugin_image.job_files(limits) if own_image else 0
+    tmp = {"/tmp": f"rw,noexec,nosuid,nodev,size={limits.tmp},nr_inodes={_TMP_INODES},mode=1777"}  # noqa: S108
+    return config | {
+        "PidsLimit": limits.pids,
+        "Ulimits": _ulimits(limits, job),
+        "ShmSize": max(limits.shm, _MIN_SHM),
+        "Tmpfs": tmp | (plugin_image.tmpfs(limits, place.uid) if own_image else {}),
+        "Mounts": [bind_mount(*each) for each in mount_places(place.folders)],
+    }
+
+
+def host_config(limits: Limits, memory: int, cpus: float, seccomp: str, counts_swap: bool) -> dict[str, Any]:
+    """What every container has, whatever runs in it. ``memory`` in bytes; see :func:`swap_limit` for ``counts_swap``."""
     return {
         "NetworkMode": "none",
         "ReadonlyRootfs": True,
         "Privileged": False,
         "CapAdd": [],
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges:true", f"seccomp={place.seccomp}"],
-        "Runtime": "runc",
+        "SecurityOpt": ["no-new-privileges:true", f"seccomp={seccomp}"],
+        "Runtime": RUNC,
         # Process 1 is our own guest (cloche_guest.first), which reaps; the engine's init is not installed everywhere.
         "Init": False,
         "Memory": memory,
-        "MemorySwap": swap_limit(memory, place.counts_swap),
+        "MemorySwap": swap_limit(memory, counts_swap),
         "OomKillDisable": False,
-        "PidsLimit": limits.pids,
         "NanoCpus": int(cpus * 1_000_000_000),
-        "Ulimits": _ulimits(limits, own_image),
+        "Ulimits": _ulimits(limits),
         "MaskedPaths": list(MASKED_PATHS),
         "IpcMode": "private",
-        "ShmSize": max(limits.shm, _MIN_SHM),
         "CgroupnsMode": "private",
-        "Tmpfs": {
-            "/tmp": f"rw,noexec,nosuid,nodev,size={limits.tmp},nr_inodes={_TMP_INODES},mode=1777",  # noqa: S108
-            **(plugin_image.tmpfs(limits, place.uid) if own_image else {}),
-        },
         "LogConfig": {"Type": "none", "Config": {}},
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "AutoRemove": False,
-        "Mounts": _mounts(place.folders),
     }
 
 
-def _ulimits(limits: Limits, own_image: bool) -> list[dict[str, Any]]:
-    job = plugin_image.job_files(limits) if own_image else 0
+def _ulimits(limits: Limits, job: int = 0) -> list[dict[str, Any]]:
+    """``job``: bytes of a further tmpfs that the job can write to."""
     values = {"nofile": limits.nofile, "core": _CORE, "fsize": max(limits.output, limits.tmp, job)}
     return [{"Name": name, "Soft": value, "Hard": value} for name, value in values.items()]
 
@@ -353,17 +380,15 @@ def mount_places(folders: Folders) -> list[tuple[Path, str, bool]]:
     return places
 
 
-def _mounts(folders: Folders) -> list[dict[str, Any]]:
-    return [
-        {
-            "Type": "bind",  # unlike a volume or an old-style bind, it fails when the source is missing
-            "Source": str(source),
-            "Target": target,
-            "ReadOnly": read_only,
-            "BindOptions": {"Propagation": "rprivate", "NonRecursive": True},
-        }
-        for source, target, read_only in mount_places(folders)
-    ]
+def bind_mount(source: Path, target: str, read_only: bool) -> dict[str, Any]:
+    """One entry of the engine's ``Mounts``."""
+    return {
+        "Type": "bind",  # unlike a volume or an old-style bind, it fails when the source is missing
+        "Source": str(source),
+        "Target": target,
+        "ReadOnly": read_only,
+        "BindOptions": {"Propagation": "rprivate", "NonRecursive": True},
+    }
 
 
 def _is_count(value: Any, top: int, least: int = 1) -> bool:

@@ -47,13 +47,16 @@ _ERROR_REASONS = frozenset({Reason.PLUGIN_FAILED, Reason.BAD_RESULT, Reason.NO_R
 
 
 class GuestStream:
-    """One guest's output in the engine's multiplexed form. ``feed`` what came, then call ``next`` until it answers None.
+    """One guest's output, in the engine's multiplexed form or (``framed`` false) as its frames alone.
+
+    ``feed`` what came, then call ``next`` until it answers None.
 
     ``exit_code``: what process 1 said of the agent's end, when it has ended; minus the signal's number for a signal.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, framed: bool = True) -> None:
         self._limits = limits
+        self._framed = framed
         # A result's own limit counts its JSON.
         self._largest = _LARGEST | {b"result": max(limits.result, 6 * MAX_LOG_TEXT) + 1_024}
         largest = max(self._largest.values())
@@ -112,7 +115,10 @@ class GuestStream:
             raise ProtocolError(f"a {found[1].decode()} frame of {len(data)} bytes is over the limit of {largest}")
 
     def _take(self, data: bytes) -> None:
-        """Cut the engine's own framing: 8 bytes of stream and length, then the bytes."""
+        """Cut the engine's own framing, where there is one: 8 bytes of stream and length, then the bytes."""
+        if not self._framed:
+            self._frames.feed(data)
+            return
         self._raw += data
         while len(self._raw) >= _ENGINE_HEADER.size:
             stream, length = _ENGINE_HEADER.unpack_from(self._raw)

@@ -18,6 +18,8 @@ from packaging.utils import canonicalize_name
 from cloche.clock import parse_duration
 from cloche.domain.egress import MAX_DECLARED, BadRule, parameter, parse_endpoint
 from cloche.domain.limits import CEILINGS, FLOORS, Limits, capped, parse_size, violations
+from cloche.domain.runtimes import RUNC, RUNSC, RUNTIMES
+from cloche.isolation.gvisor import OWN_IMAGE_REFUSED
 from cloche.isolation.plugin_image import IMAGE_ID, command_problem
 from cloche.registry.payload import SchemaError, check_schema
 from cloche.registry.tables import ManifestError, Section
@@ -25,6 +27,7 @@ from cloche.registry.tables import ManifestError, Section
 __all__ = ["API", "KEYS", "Manifest", "ManifestError", "parse"]
 
 API = 1  # of the guest: hooks, Job
+ISOLATIONS = ("container", "namespace")  # the first is the default, and the stronger
 MAX_MANIFEST = 256 << 10  # bytes of one plugin.toml
 NO_PARAMS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -68,7 +71,7 @@ class Manifest:
     accept: tuple[str, ...]
     limits: Limits
     isolation: str = "container"
-    runtime: str = "runc"
+    runtime: str = RUNC
     network_allow: tuple[str, ...] = ()
     requires_python: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
@@ -100,7 +103,7 @@ def parse(text: str) -> Manifest:
     sandbox = top.section("sandbox", known=KEYS["sandbox"])
     network = top.section("network", known=KEYS["network"])
     _refuse_unbuilt(sandbox, requires)
-    params = _params(top)
+    params, runtime = _params(top), _runtime(sandbox)
     minimum, maximum, accept = _inputs(top)
     return Manifest(
         **_identity(plugin),
@@ -109,10 +112,12 @@ def parse(text: str) -> Manifest:
         inputs_max=maximum,
         accept=accept,
         limits=_limits(limits),
+        isolation=_isolation(sandbox),
         names_time="time" in limits,
         network_allow=_network(network, params),
+        runtime=runtime,
         requires_python=_pins(requires),
-        **_own_image(top, plugin, requires),
+        **_own_image(top, plugin, requires, runtime),
         max_retries=top.section("retry", known=KEYS["retry"]).count("max_retries", None, low=0, high=100),
     )
 
@@ -163,6 +168,15 @@ def _inputs(top: Section) -> tuple[int, int | None, tuple[str, ...]]:
                 f"inputs.accept[{position}]", "must be a media type such as 'image/*' or a suffix such as '.csv'"
             )
     return minimum, maximum, accept
+
+
+def _isolation(sandbox: Section) -> str:
+    asked = sandbox.value("isolation", str, ISOLATIONS[0])
+    if asked not in ISOLATIONS:
+        raise ManifestError(
+            "sandbox.isolation", f"is '{asked[:40]}'; write {' or '.join(repr(one) for one in ISOLATIONS)}"
+        )
+    return asked
 
 
 def _limits(section: Section) -> Limits:
@@ -223,7 +237,7 @@ def _pins(requires: Section) -> tuple[str, ...]:
     return pins
 
 
-def _own_image(top: Section, plugin: Section, requires: Section) -> dict[str, Any]:
+def _own_image(top: Section, plugin: Section, requires: Section, runtime: str) -> dict[str, Any]:
     """``[image]``: then there is no Python of the plugin's, and what only Python plugins have is refused."""
     if "image" not in top:
         return {}
@@ -239,6 +253,8 @@ def _own_image(top: Section, plugin: Section, requires: Section) -> dict[str, An
     for other, name in ((plugin, "entry"), (requires, "python")):
         if name in other:
             raise ManifestError(other.key(name), "is for Python plugins; leave it out beside [image]")
+    if runtime == RUNSC:
+        raise ManifestError("sandbox.runtime", f"{OWN_IMAGE_REFUSED}; write 'runc', or leave [image] out")
     return {"image": image, "command": command}
 
 
@@ -261,12 +277,15 @@ def _network(network: Section, params: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _runtime(sandbox: Section) -> str:
+    asked = sandbox.value("runtime", str, RUNC)
+    if asked not in RUNTIMES:
+        raise ManifestError("sandbox.runtime", f"'{asked[:40]}' is none: write 'runc', or 'runsc' for gVisor")
+    return asked
+
+
 def _refuse_unbuilt(sandbox: Section, requires: Section) -> None:
     """What this version cannot do is refused, never accepted and ignored."""
-    for name, built in (("isolation", "container"), ("runtime", "runc")):
-        asked = sandbox.value(name, str, built)
-        if asked != built:
-            raise ManifestError(f"sandbox.{name}", f"'{asked[:40]}' is not available in this version; write '{built}'")
     for section, name in ((sandbox, "preload"), (requires, "secrets")):
         if section.texts(name):
             raise ManifestError(section.key(name), "is not available in this version; leave it empty")

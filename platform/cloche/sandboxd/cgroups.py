@@ -10,6 +10,8 @@ from typing import Any
 
 ROOT = Path("/sys/fs/cgroup")
 SOCKET_LIMIT = "memory.kmem.tcp.limit_in_bytes"
+SOCKET_MEMORY = 16 << 20
+"""Bytes of buffers of a sandbox's connections to itself, where the kernel does not count them as its memory."""
 
 
 @dataclass(frozen=True)

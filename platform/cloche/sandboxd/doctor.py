@@ -10,7 +10,7 @@ from typing import Any
 
 from cloche.config import Settings
 from cloche.errors import ClocheError, EnvironmentProblem, PlatformFailure
-from cloche.sandboxd import doctor_host, image_parts, syscalls
+from cloche.sandboxd import doctor_gvisor, doctor_host, image_parts, syscalls
 from cloche.sandboxd.doctor_host import Check as Check
 from cloche.sandboxd.engine import Engine
 from cloche.sandboxd.image import check_rules
@@ -20,7 +20,7 @@ _ST_NOSYMFOLLOW = 0x2000
 
 
 def checks(settings: Settings) -> list[Check]:
-    """Every check, in the order in which they depend on each other. Changes nothing on the host."""
+    """Every check, in the order in which they depend on each other. Leaves the host as it was."""
     found = [_root(), doctor_host.cgroup(), _files(), doctor_host.room(settings.home), _mount_flags()]
     found += [doctor_host.propagation(), doctor_host.loops(), doctor_host.clock()]
     engine = Engine(settings.sandbox.docker_socket)
@@ -38,6 +38,7 @@ def checks(settings: Settings) -> list[Check]:
             found += [
                 doctor_host.user_namespaces(info),
                 _guarded("image", lambda: _image(engine, settings.sandbox.image)),
+                _guarded("gvisor", lambda: doctor_gvisor.check(settings, engine, info)),
             ]
     finally:
         engine.close()

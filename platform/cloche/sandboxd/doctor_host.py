@@ -76,18 +76,25 @@ def apparmor(info: Mapping[str, Any]) -> Check:
 
 
 def user_namespaces(info: Mapping[str, Any], proc: Path = Path("/proc")) -> Check:
-    """Level ``namespace`` needs them; level ``container`` refuses them to jobs in any case."""
+    """Level ``namespace`` needs them, for an ordinary user and with the right to mount; level ``container`` refuses them to jobs in any case."""
     limit = _number(proc / "sys/user/max_user_namespaces")
-    remapped = "name=userns" in " ".join(info.get("SecurityOptions") or [])
-    word = "; the engine remaps users" if remapped else ""
+    options = " ".join(info.get("SecurityOptions") or [])
     if not limit:
-        return Check(
-            "user namespaces",
-            "warn",
-            "off" + word,
-            "Plugins that ask for isolation `namespace` run at level `container`.",
-        )
-    return Check("user namespaces", "ok", f"up to {limit}{word}; jobs at level `container` cannot make any")
+        lack = "off"
+    elif _is_zero(proc / "sys/kernel/unprivileged_userns_clone"):
+        lack = "off for ordinary users (kernel.unprivileged_userns_clone is 0)"
+    elif "name=userns" in options:
+        lack = "the engine remaps users, so that cells could not have ranges of their own"
+    elif "name=apparmor" in options:
+        lack = "the engine's AppArmor profile lets nobody in a container mount"
+    else:
+        return Check("user namespaces", "ok", f"up to {limit}; jobs at level `container` cannot make any")
+    return Check(
+        "user namespaces",
+        "warn",
+        f"level `namespace` cannot be had: {lack}",
+        "Nothing to do: plugins that ask for it run at level `container`, with everything else as it is.",
+    )
 
 
 def runtimes(info: Mapping[str, Any]) -> Check:
@@ -163,6 +170,10 @@ def _unsynchronised() -> bool:
         return True
     # modes (4 bytes, 4 of padding), then offset, freq, maxerror, esterror (8 each), then status
     return bool(int.from_bytes(buffer.raw[40:44], "little", signed=True) & _STA_UNSYNC)
+
+
+def _is_zero(path: Path) -> bool:
+    return path.exists() and _number(path) == 0
 
 
 def _number(path: Path) -> int:

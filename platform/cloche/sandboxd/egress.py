@@ -1,8 +1,8 @@
 """sandboxd's end of the egress proxy: makes a sandbox's socket, hands it over with the job's list, takes back what became of it.
 
-The socket lies in the sandbox's own ``run/`` folder, which only root can change, and is for the sandbox's own user alone. It is made when the job
-is handed over: before that there is nothing to connect to, so ``setup()`` has no egress. Nobody but the proxy holds it: when the proxy dies, the
-next connection is refused.
+The socket lies in the sandbox's own ``run/`` folder, which only root can change, and is for the sandbox's own user alone, or what connects for it
+(:func:`_peers`). It is made when the job is handed over: before that there is nothing to connect to, so ``setup()`` has no egress. Nobody but the
+proxy holds it: when the proxy dies, the next connection is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from cloche import logs
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.isolation import wire
-from cloche.isolation.egress import SOCKET_NAME, BadMessage, EgressReport, parse_allow, parse_report, report_to_json
+from cloche.isolation.egress import (
+    SOCKET_NAME,
+    BadMessage,
+    EgressReport,
+    cgroup_of,
+    parse_allow,
+    parse_report,
+    report_to_json,
+)
 from cloche.isolation.spec import BadSpec
 from cloche.sandboxd.running import Running
 from cloche_guest.protocol import ProtocolError
@@ -58,7 +66,7 @@ class EgressLink:
             texts = [str(endpoint) for endpoint in endpoints]
             listener = _listen(running.site.folders.run, running.uid)
             try:
-                request = {"op": "open", "sandbox": running.id, "peers": [running.uid], "allow": texts}
+                request = {"op": "open", "sandbox": running.id, **_peers(running), "allow": texts}
                 self._call(request, listener.fileno())
             finally:
                 listener.close()
@@ -140,6 +148,20 @@ class EgressLink:
 def report_json(report: EgressReport | None) -> dict[str, Any] | None:
     """As the answer to ``finish`` has it."""
     return None if report is None else report_to_json(report)
+
+
+def _peers(running: Running) -> dict[str, Any]:
+    """Whoever connects from within: the sandbox's own user; under gVisor its file server, which connects for the job and is told by its cgroup.
+
+    Raises:
+        PlatformFailure: it has no process in a cgroup of its own any more.
+    """
+    if running.group is None:
+        return {"peers": [running.uid]}
+    names = {cgroup_of(pid) for pid in running.processes()} - {None}
+    if len(names) != 1 or not (name := str(names.pop())).endswith(f"/{running.id}"):
+        raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the sandbox's processes are in no cgroup of its own")
+    return {"group": name}
 
 
 def _listen(folder: Path, uid: int) -> socket.socket:

@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cloche import clock, logs
 from cloche.domain.states import Reason
-from cloche.errors import ClocheError, EnvironmentProblem, PlatformFailure
+from cloche.errors import ClocheError, PlatformFailure
 from cloche.isolation.backend import SandboxSpec
-from cloche.isolation.spec import LABEL, BadSpec, Placement, check_spec, container_config, template
-from cloche.sandboxd import cgroups, entered
+from cloche.isolation.spec import LABEL, check_spec
+from cloche.sandboxd import cgroups
+from cloche.sandboxd.cells.cell import RunningCell
+from cloche.sandboxd.cells.level import CellLevel, may_have_cell
 from cloche.sandboxd.egress import EgressLink, report_json
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.image import ImageInfo
-from cloche.sandboxd.own_image import OwnImages
-from cloche.sandboxd.places import Places, Site
+from cloche.sandboxd.locks import Watched
+from cloche.sandboxd.making import Maker, Parts, Ready, as_platform_failure
+from cloche.sandboxd.places import Places
 from cloche.sandboxd.running import DEATH_SECONDS, Running
-from cloche.sandboxd.runtime import ensure_runtime
-from cloche.sandboxd.uids import NoUidLeft, UidPool
+from cloche.sandboxd.runtimes import Runtimes
+from cloche.sandboxd.uids import UidPool
 
 log = logs.get(__name__)
 RETRY_SECONDS = 2.0
-SOCKET_MEMORY = (
-    16 << 20
-)  # bytes of buffers of a sandbox's connections to itself, where the kernel does not count them as its memory
-
-
-@dataclass(frozen=True)
-class _Ready:
-    image: ImageInfo
-    engine: Mapping[str, Any]  # what it says of itself
+CLOSE_SECONDS = 30
 
 
 class Host:
@@ -52,20 +44,23 @@ class Host:
         seccomp: str,
         max_running: int,
         make_image: Callable[[Engine], ImageInfo],
+        runtimes: Runtimes,
         egress: EgressLink | None = None,
+        cells: CellLevel | None = None,
     ) -> None:
         self._engine = engine
         self._places = places
         self._uids = uids
         self._home = home
-        self._seccomp = seccomp
         self._max_running = max_running
         self._make_image = make_image
-        self._own_images = OwnImages(engine, {f"{LABEL}.home": home})
-        self._runtime: Path | None = None  # for plugins' own images; written when the first one asks for it
-        self._runtime_lock = threading.Lock()
+        self._runtimes = runtimes
+        self._maker = Maker(engine=engine, places=places, uids=uids, home=home, seccomp=seccomp, runtimes=runtimes)
         self._egress = egress
+        self.cells = cells
         self._lock = threading.Lock()
+        self._left = threading.Condition(self._lock)
+        self._leaving = 0  # sandboxes that are dead and not quite gone
         self._running: dict[str, Running] = {}
         self._starting: dict[str, str | None] = {}  # for whom
         self._unremoved: set[str] = set()  # containers of dead sandboxes that the engine has not removed yet
@@ -73,7 +68,7 @@ class Host:
         self.make_room: Callable[[], bool] = lambda: (
             False
         )  # gives up a sandbox that waits for a job; set before ``start``
-        self._ready: _Ready | None = None
+        self._ready: Ready | None = None
         self._reaped = False
         self._problem = "the sandbox host is starting"
         self._stop = threading.Event()
@@ -83,6 +78,8 @@ class Host:
     def start(self) -> None:
         """Reap what a former process left, then make the image; both again and again until they succeed, in the background."""
         self._places.prepare()
+        if self.cells is not None:
+            self.cells.start()
         self._keeper.start()
 
     def close(self) -> None:
@@ -95,13 +92,18 @@ class Host:
         for sandbox in running:
             with contextlib.suppress(PlatformFailure):
                 self.destroy(sandbox.id)
-        self._keeper.join(timeout=30)
+        with self._left:  # other threads may be at it: what they have begun shall be done
+            self._left.wait_for(lambda: self._leaving == 0, timeout=CLOSE_SECONDS)
+        if self.cells is not None:
+            self.cells.close()
+        self._keeper.join(timeout=CLOSE_SECONDS)
         if self._egress is not None:
             self._egress.disconnect()
         self._engine.close()
 
     def health(self) -> dict[str, Any]:
-        """``problem``: None or a sentence; ``image``: its id, python and source once known; ``running``: how many."""
+        """``problem``: None or a sentence; ``image``: its id, python and source once known; ``running``: how many;
+        ``runsc``: None when gVisor is proven, else why it is not; ``cells``: see :meth:`CellLevel.health`, None when it is switched off."""
         problem: str | None = None
         if self._ready is None:
             problem = self._problem
@@ -111,12 +113,15 @@ class Host:
                 self._engine.ping()
             except (PlatformFailure, EngineRefused) as error:
                 problem = error.message if isinstance(error, PlatformFailure) else str(error)
+        problem = problem or self._runtimes.obstacle
         image = self._ready.image if self._ready else None
         return {
             "problem": problem,
             "image": None if image is None else {"id": image.id, "python": image.python, "source": image.source},
             "running": sum(1 for running in self.listing() if running.owner is not None),
+            "cells": None if self.cells is None else self.cells.health(),
             "max_running": self._max_running,
+            "runsc": self._runtimes.problem,
         }
 
     @property
@@ -131,6 +136,20 @@ class Host:
             starting = sum(1 for owner in self._starting.values() if owner is not None)
             return self._max_running - len(self._running) - len(self._starting), starting
 
+    def resolve(self, spec: SandboxSpec) -> SandboxSpec:
+        """See :meth:`Runtimes.resolve`.
+
+        Raises:
+            PlatformFailure: ``engine_unavailable``, also while the host is not ready.
+        """
+        return self._runtimes.resolve(spec, self._made_ready().image.id)
+
+    def _made_ready(self) -> Ready:
+        ready = self._ready
+        if ready is None:
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, self._problem)
+        return ready
+
     def create(self, spec: SandboxSpec, owner: str | None) -> tuple[Running, socket.socket, str]:
         """A started sandbox, the connection to its guest, and the image's config digest. The caller closes the connection.
 
@@ -141,16 +160,42 @@ class Host:
             PlatformFailure: ``engine_unavailable`` or ``bundle_unavailable``; nothing is left behind.
         """
         check_spec(spec)
-        ready = self._ready
-        if ready is None:
-            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, self._problem)
+        ready = self._made_ready()
+        spec = self._runtimes.resolve(spec, ready.image.id)
         sandbox_id = clock.uuid7()
+        with self._place(sandbox_id, owner):
+            return (*self._create(sandbox_id, spec, owner, ready), spec.image or ready.image.id)
+
+    def create_cell(self, spec: SandboxSpec, owner: str) -> tuple[RunningCell, socket.socket, str] | None:
+        """As ``create``, at level ``namespace``, for a spec that was resolved; None: it cannot be had for this job, or not now.
+
+        Raises:
+            PlatformFailure: as ``create``.
+        """
+        if self.cells is None or not may_have_cell(spec):
+            return None
+        ready = self._made_ready()
+        with self._place(clock.uuid7(), owner):
+            made = self.cells.create(spec, owner, ready)
+            if made is None:
+                return None
+            with self._lock:
+                self._running[made[0].id] = made[0]
+            return (*made, ready.image.id)
+
+    @contextlib.contextmanager
+    def _place(self, sandbox_id: str, owner: str | None) -> Iterator[None]:
+        """Room for one more, kept while it is made.
+
+        Raises:
+            PlatformFailure: there is none.
+        """
         while not self._book(sandbox_id, owner):
             if owner is None or not self.make_room():
                 message = f"{self._max_running} sandboxes are running, which is the limit"
                 raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, message)
         try:
-            return (*self._create(sandbox_id, spec, owner, ready), spec.image or ready.image.id)
+            yield
         finally:
             with self._lock:
                 self._starting.pop(sandbox_id, None)
@@ -162,6 +207,10 @@ class Host:
                 return False
             self._starting[sandbox_id] = owner
             return True
+
+    def prove(self) -> str | None:
+        """Whether gVisor is proven here, now that the host is ready: None, or why not."""
+        return "the sandbox host is not ready" if self._ready is None else self._runtimes.check(self._ready.image.id)
 
     def find(self, sandbox_id: str) -> Running | None:
         with self._lock:
@@ -205,6 +254,8 @@ class Host:
         if not running.is_dead(DEATH_SECONDS):
             # Its mounts and user id stay taken: releasing them under a living process would be worse than a leak.
             log.error("sandbox_does_not_die", sandbox=sandbox_id, container=running.container)
+            if isinstance(running, RunningCell) and self.cells is not None:
+                self.cells.condemn(running)
             with self._lock:
                 self._condemned.add(sandbox_id)
             self._wake.set()
@@ -213,97 +264,46 @@ class Host:
             self._condemned.discard(sandbox_id)
             if self._running.pop(sandbox_id, None) is None:
                 return  # another thread got here first
-        running.close()
-        self._remove_container(running.container)
-        self._release(sandbox_id, running.uid)
+            self._leaving += 1
+        try:
+            running.close()
+            self._let_go(running)
+        finally:
+            with self._left:
+                self._leaving -= 1
+                self._left.notify_all()
 
     def listing(self) -> list[Running]:
         with self._lock:
             return list(self._running.values())
 
+    def watched(self) -> list[Watched]:
+        """Every sandbox in which a plugin may be at work, also cells that nobody has asked for yet."""
+        return [*self.listing(), *(self.cells.waiting() if self.cells is not None else ())]
+
+    def _let_go(self, running: Running) -> None:
+        if isinstance(running, RunningCell) and self.cells is not None:
+            self.cells.release(running)
+            return
+        self._remove_container(running.container)
+        self._release(running.id, running.uid)
+
     def _create(
-        self, sandbox_id: str, spec: SandboxSpec, owner: str | None, ready: _Ready
+        self, sandbox_id: str, spec: SandboxSpec, owner: str | None, ready: Ready
     ) -> tuple[Running, socket.socket]:
-        uid: int | None = None
-        container: str | None = None
-        channel: socket.socket | None = None
+        parts = Parts(sandbox_id, owner)
         try:
-            if problem := cgroups.uncounted_swap(ready.engine):
-                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, problem)
-            own = None if spec.image is None else self._own_images.get(spec.image)
-            runtime = None if own is None else self._own_runtime()
-            uid = self._uids.take()
-            site = self._places.make(sandbox_id, spec.bundle, spec.wheels, spec.limits, uid, runtime)
-            place = Placement(
-                sandbox_id=sandbox_id,
-                owner=owner,
-                home=self._home,
-                image=ready.image.id if own is None else own.id,
-                uid=uid,
-                host_cpus=int(ready.engine["NCPU"]),
-                seccomp=self._seccomp,
-                folders=site.folders,
-                counts_swap=bool(ready.engine.get("SwapLimit")),
-                image_environment={} if own is None else own.environment,
-            )
-            container = self._engine.create(f"cloche-{sandbox_id}", container_config(spec, place))
-            channel = self._engine.attach(container)
-            self._engine.start(container)
-            running = self._adopt(container, spec, place, site)
+            running, channel = self._maker.make(spec, parts, ready)
         except BaseException as error:
-            if channel is not None:
-                channel.close()
-            self._undo(sandbox_id, container, uid)
+            self._undo(parts)
             if isinstance(error, EngineRefused):
                 self._check_image(ready)
-            raise _as_platform_failure(error) from error
+            raise as_platform_failure(error) from error
         with self._lock:
             self._running[sandbox_id] = running
         return running, channel
 
-    def _adopt(self, container: str, spec: SandboxSpec, place: Placement, site: Site) -> Running:
-        """Hold on to process 1 by a descriptor, so that its number can never come to mean another process."""
-        pid = self._pid(container)
-        pidfd = os.pidfd_open(pid)
-        try:
-            if self._pid(container) != pid:
-                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container was restarted by somebody else")
-            group = cgroups.of_process(pid)
-            if spec.image is not None:
-                entered.check(pid, site.folders, place.uid)
-            group.bound_sockets(SOCKET_MEMORY)
-        except BaseException:
-            os.close(pidfd)
-            raise
-        return Running(
-            id=place.sandbox_id,
-            owner=place.owner,
-            container=container,
-            limits=spec.limits,
-            uid=place.uid,
-            site=site,
-            cgroup=group,
-            pidfd=pidfd,
-            counts_swap=place.counts_swap,
-            own_image=spec.image is not None,
-            template=template(spec),
-            egress=spec.egress,
-        )
-
-    def _own_runtime(self) -> Path:
-        with self._runtime_lock:
-            if self._runtime is None or not self._runtime.exists():
-                self._runtime = ensure_runtime(self._places.runtimes)
-            return self._runtime
-
-    def _pid(self, container: str) -> int:
-        state = (self._engine.inspect(container) or {}).get("State", {})
-        if not state.get("Running") or not state.get("Pid"):
-            reason = state.get("Error") or f"exit code {state.get('ExitCode')}"
-            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the container ended as it started ({reason})")
-        return int(state["Pid"])
-
-    def _check_image(self, ready: _Ready) -> None:
+    def _check_image(self, ready: Ready) -> None:
         """Make the image again when somebody removed it from the engine."""
         with contextlib.suppress(PlatformFailure, EngineRefused):
             if self._engine.image(ready.image.id) is None:
@@ -311,15 +311,18 @@ class Host:
                 self._ready = None
                 self._wake.set()
 
-    def _undo(self, sandbox_id: str, container: str | None, uid: int | None) -> None:
-        if container is not None:
-            self._remove_container(container)
+    def _undo(self, parts: Parts) -> None:
+        if parts.channel is not None:
+            parts.channel.close()
+        if parts.container is not None:
+            self._remove_container(parts.container)
         else:
             # The engine may have made it although its answer never came.
-            self._remove_later(f"cloche-{sandbox_id}")
-        self._release(sandbox_id, uid)
+            self._remove_later(f"cloche-{parts.sandbox_id}")
+        self._release(parts.sandbox_id, parts.uid)
 
     def _release(self, sandbox_id: str, uid: int | None) -> None:
+        self._runtimes.release(sandbox_id)
         try:
             self._places.remove(sandbox_id)
         except OSError as error:
@@ -344,9 +347,12 @@ class Host:
         while not self._stop.is_set():
             if self._ready is None:
                 self._get_ready()
+            if self._ready is not None:
+                self._runtimes.prepare(self._ready.image.id)
             self._remove_unremoved()
             with self._lock:
-                idle = self._ready is not None and not self._unremoved and not self._condemned
+                done = self._ready is not None and self._runtimes.obstacle is None
+                idle = done and not self._unremoved and not self._condemned
             self._wake.wait(None if idle else RETRY_SECONDS)
             self._wake.clear()
 
@@ -357,7 +363,7 @@ class Host:
                 self._reaped = True
             self._problem = "the sandbox image is being made"
             image = self._make_image(self._engine)
-            self._ready = _Ready(image, self._engine.info())
+            self._ready = Ready(image, self._engine.info())
             log.info("sandbox_host_ready", image=image.id, python=image.python, source=image.source)
         except (ClocheError, OSError) as error:
             problem = error.message if isinstance(error, PlatformFailure) else str(error)
@@ -370,6 +376,7 @@ class Host:
         for container in self._engine.containers(f"{LABEL}.home={self._home}"):
             log.info("orphan_removed", container=container["Id"], job=container["Labels"].get(f"{LABEL}.job"))
             self._engine.remove(container["Id"])
+        self._runtimes.reap()
         for name in self._places.leftovers():
             self._places.remove(name)
 
@@ -384,14 +391,3 @@ class Host:
                 self._engine.remove(container)
                 with self._lock:
                     self._unremoved.discard(container)
-
-
-def _as_platform_failure(error: BaseException) -> BaseException:
-    """Ours, whatever it was: nothing here is the plugin's fault."""
-    if isinstance(error, (PlatformFailure, BadSpec)) or not isinstance(error, Exception):
-        return error
-    if isinstance(error, NoUidLeft):
-        return PlatformFailure(Reason.ENGINE_UNAVAILABLE, "every sandbox user id of this host is in use")
-    if isinstance(error, (EngineRefused, EnvironmentProblem, OSError)):
-        return PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the sandbox could not be started: {error}")
-    return error

@@ -17,7 +17,7 @@ from cloche.errors import EnvironmentProblem
 from cloche.sandboxd.tree import Node, Tree
 
 GUEST_HOME = "opt/cloche"
-MOUNT_POINTS = ("job/in", "job/out", "run/cloche", "cloche/plugin", "cloche/wheels")
+MOUNT_POINTS = ("job/in", "job/out", "run/cloche", "cloche/plugin", "cloche/wheels", "cloche/slots", "cloche/slot")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 _LEFT_OUT = frozenset(

@@ -11,17 +11,27 @@ from pathlib import Path
 from cloche import logs
 from cloche.config import Settings
 from cloche.errors import EnvironmentProblem
+from cloche.isolation.cell_spec import UIDS
 from cloche.sandboxd import image_parts
+from cloche.sandboxd.cells.container import Facts
+from cloche.sandboxd.cells.home import Bounds
+from cloche.sandboxd.cells.level import CellLevel
+from cloche.sandboxd.cells.pool import Cells
 from cloche.sandboxd.egress import EgressLink
 from cloche.sandboxd.engine import Engine
+from cloche.sandboxd.groups import Groups
 from cloche.sandboxd.host import Host
 from cloche.sandboxd.image import ensure_image
 from cloche.sandboxd.locks import LockWatch
+from cloche.sandboxd.making import Ready
 from cloche.sandboxd.places import Places, home_digest
+from cloche.sandboxd.proof import Proof
+from cloche.sandboxd.runtimes import Runtimes
 from cloche.sandboxd.server import Server
 from cloche.sandboxd.supply import Supply
-from cloche.sandboxd.uids import UidPool
+from cloche.sandboxd.uids import LOCKS, UidPool
 
+UID_BLOCKS = LOCKS.with_name("uid-blocks")
 log = logs.get(__name__)
 
 
@@ -44,28 +54,56 @@ class Sandboxd:
             digest = home_digest(home)
             sandbox = settings.sandbox
             uids = self._uids = UidPool(sandbox.uid_base, sandbox.uid_count, start=int(digest, 16))
+            self._blocks = UidPool(
+                settings.cells.uid_base // UIDS, settings.cells.uid_blocks, locks=UID_BLOCKS, start=int(digest, 16)
+            )
             places = Places(home, owner.st_uid, owner.st_gid)
+            engine = Engine(sandbox.docker_socket)
+            seccomp = _profile("seccomp.json")
+            proof = Proof(home=digest, uids=uids, seccomp=seccomp)
             self.host = Host(
-                engine=Engine(sandbox.docker_socket),
+                engine=engine,
                 places=places,
                 uids=uids,
                 home=digest,
-                seccomp=(image_parts.image_folder() / "seccomp.json").read_text("utf-8"),
+                seccomp=seccomp,
                 max_running=sandbox.max_running,
                 make_image=lambda engine: ensure_image(
                     engine, sandbox.image, emit=lambda line: log.info("image", message=line)
                 ),
+                runtimes=Runtimes(engine, Groups(digest), sandbox.runtime, sandbox.runsc_name, proof.prove),
                 egress=EgressLink(settings.egress_socket, frozenset({0, owner.st_uid})),
+                cells=self._make_cells(settings, engine, places, digest) if settings.cells.enabled else None,
             )
-            self._locks = LockWatch(self.host.listing)
+            self._locks = LockWatch(self.host.watched)
             self.supply = Supply(self.host, settings.pool, places.root)
             self.server = Server(self.host, self.supply, settings.sandboxd_socket, owner.st_uid, owner.st_gid)
         except BaseException:
             os.close(self._lock_fd)
             raise
 
+    def _make_cells(self, settings: Settings, engine: Engine, places: Places, home: str) -> CellLevel:
+        cells = settings.cells
+        bounds = Bounds(cells.containers, cells.jobs, cells.lifetime / 1_000, cells.idle / 1_000)
+        seccomp = _profile("seccomp-namespace.json")
+
+        def facts(ready: Ready) -> Facts:
+            return Facts(
+                engine=engine,
+                places=places,
+                home=home,
+                seccomp=seccomp,
+                image=ready.image.id,
+                host_cpus=int(ready.engine["NCPU"]),
+                counts_swap=bool(ready.engine.get("SwapLimit")),
+                slots=cells.slots,
+            )
+
+        return CellLevel(Cells(self._uids, self._blocks, bounds), facts)
+
     def start(self) -> None:
         self._uids.clean()
+        self._blocks.clean()
         self.host.start()
         self._locks.start()
         self.supply.start()
@@ -87,7 +125,12 @@ class Sandboxd:
         finally:
             self._locks.close()
             self._uids.clean()
+            self._blocks.clean()
             os.close(self._lock_fd)
+
+
+def _profile(name: str) -> str:
+    return (image_parts.image_folder() / name).read_text("utf-8")
 
 
 def run(settings: Settings) -> int:

@@ -57,6 +57,7 @@ class Places:
         self._home = home.resolve()
         self._uid = uid
         self._gid = gid
+        self.owner = (uid, gid)  # who fills in/ folders
         self.root = self._choose_root()
 
     def _choose_root(self) -> Path:
@@ -111,14 +112,14 @@ class Places:
                 (root / name).mkdir(mode=mode)
                 os.chmod(root / name, mode)
             os.chown(root / "in", self._uid, self._gid)
-            self._bind_frozen(("bundles", bundle), root / "plugin")
+            self.bind_frozen(("bundles", bundle), root / "plugin")
             if wheels is not None:
                 (root / "wheels").mkdir(mode=0o755)
-                self._bind_frozen(("wheels", wheels, "site"), root / "wheels")
+                self.bind_frozen(("wheels", wheels, "site"), root / "wheels")
             if runtime is not None:
                 (root / "runtime").mkdir(mode=0o755)
                 _bind_folder(runtime, root / "runtime")
-            self._mount_out(root, limits, uid)
+            mount_out(root / "out", root / "out.img", limits, uid)
             folders = Folders(
                 inputs=root / "in",
                 out=root / "out",
@@ -135,20 +136,6 @@ class Places:
             self.remove(sandbox_id)
             raise
 
-    def _mount_out(self, root: Path, limits: Limits, uid: int) -> None:
-        if not out_on_disk(limits):
-            syscalls.mount_tmpfs(root / "out", out_options(limits, uid))
-            return
-        try:
-            disk.mount(root / "out.img", root / "out", limits.output, out_inodes(limits), uid)
-        except disk.NoDisk as error:
-            # Not made smaller in silence, and not in memory: the plugin was promised this room.
-            raise PlatformFailure(
-                Reason.ENGINE_UNAVAILABLE,
-                f"outputs of more than {MAX_TMPFS_OUTPUT >> 20} MB cannot be had on this host: {error}; "
-                f"install it, or ask for limits.output of at most {MAX_TMPFS_OUTPUT >> 20}MB",
-            ) from None
-
     def remove(self, sandbox_id: str) -> None:
         """Unmount and delete a site; its loop device frees itself. Nothing happens when it is gone; links are not followed."""
         root = self.root / sandbox_id
@@ -162,7 +149,7 @@ class Places:
         with os.scandir(self.root) as entries:
             yield from [entry.name for entry in entries]
 
-    def _bind_frozen(self, steps: tuple[str, ...], target: Path) -> None:
+    def bind_frozen(self, steps: tuple[str, ...], target: Path) -> None:
         """Bind ``<home>/<steps…>`` at the target, following no link on the way down from the home."""
         fd = os.open(self._home, _FOLDER)
         try:
@@ -186,6 +173,27 @@ def _bind_folder(source: Path, target: Path) -> None:
         syscalls.bind(fd, target)
     finally:
         os.close(fd)
+
+
+def mount_out(target: Path, image: Path, limits: Limits, uid: int) -> None:
+    """Mount an ``out/`` of its own; ``image`` is where its file system lies when it is too large for memory.
+
+    Raises:
+        PlatformFailure: ``engine_unavailable``: this host cannot have one so large.
+        OSError: no room, or the kernel refused.
+    """
+    if not out_on_disk(limits):
+        syscalls.mount_tmpfs(target, out_options(limits, uid))
+        return
+    try:
+        disk.mount(image, target, limits.output, out_inodes(limits), uid)
+    except disk.NoDisk as error:
+        # Not made smaller in silence, and not in memory: the plugin was promised this room.
+        raise PlatformFailure(
+            Reason.ENGINE_UNAVAILABLE,
+            f"outputs of more than {MAX_TMPFS_OUTPUT >> 20} MB cannot be had on this host: {error}; "
+            f"install it, or ask for limits.output of at most {MAX_TMPFS_OUTPUT >> 20}MB",
+        ) from None
 
 
 def _only_root_changes(folder: Path) -> bool:

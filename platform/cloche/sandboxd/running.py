@@ -8,29 +8,38 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cloche.domain.limits import Limits
+from cloche.domain.runtimes import RUNC, RUNSC
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.isolation.backend import SandboxSpec
-from cloche.isolation.spec import memory_limit, out_on_disk, resized, swap_limit
+from cloche.isolation.gvisor import MEMORY_BEFORE, MEMORY_OVERHEAD
+from cloche.isolation.spec import CONTAINER, memory_limit, out_on_disk, resized, swap_limit
 from cloche.sandboxd import disk
 from cloche.sandboxd.cgroups import Cgroup
 from cloche.sandboxd.collect import Caps, Collected, collect
 from cloche.sandboxd.engine import Engine, EngineRefused
+from cloche.sandboxd.groups import Group, GroupProblem
 from cloche.sandboxd.places import Site
 
 DEATH_SECONDS = 20
+_GROUP_SECONDS = 0.2
 _NOTE_SECONDS = 0.5
 _NEWS_SECONDS = 5.0
+_GVISOR_NEWS_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 
 
 @dataclass
 class Running:
-    """A started sandbox. ``pidfd`` refers to its process 1: when that is dead, its whole pid namespace is."""
+    """A started sandbox. ``pidfd`` refers to its process 1: when that is dead, its whole pid namespace is.
+
+    Under gVisor it refers to gVisor's kernel, and ``group`` is the cgroup of ours that holds everything of the sandbox.
+    """
 
     id: str
     owner: str | None  # None while it waits for a job
@@ -44,6 +53,8 @@ class Running:
     own_image: bool = False
     egress: bool = False  # whether it was made for egress
     egress_open: bool = False  # whether it has it now; the link's own
+    group: Group | None = None
+    level: str = CONTAINER
     lock: threading.Lock = field(default_factory=threading.Lock)  # one finish, and no close during it
     fd_lock: threading.Lock = field(
         default_factory=threading.Lock
@@ -57,6 +68,11 @@ class Running:
 
     def __post_init__(self) -> None:
         self.made = self.limits
+
+    @property
+    def runtime(self) -> str:
+        """What it runs on."""
+        return RUNC if self.group is None else RUNSC
 
     def hand_over(self, owner: str, limits: Limits) -> None:
         """It is a job's from now on: what it used before is not the job's."""
@@ -91,10 +107,22 @@ class Running:
         """The numbers of its processes as the host sees them; empty once it is dead."""
         return self.cgroup.processes()
 
+    def memory_used(self) -> int:
+        """Bytes of the host's memory that it takes now, also where those are not the job's; 0 when that cannot be read."""
+        used = self.cgroup.memory_used()
+        return used + MEMORY_BEFORE if used and self.group is not None else used
+
     def is_dead(self, timeout_s: float = 0) -> bool:
-        """Whether it died within the time."""
+        """Whether it died within the time, all of it."""
         if self.pidfd < 0:
             return True
+        start = time.monotonic()
+        if not self._has_ended(timeout_s):
+            return False
+        # Nothing of gVisor is of use without its kernel; what is slow to go is helped along.
+        return self.group is None or self.group.emptied(max(_GROUP_SECONDS, start + timeout_s - time.monotonic()))
+
+    def _has_ended(self, timeout_s: float = 0) -> bool:
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(timeout_s * 1000))
@@ -102,7 +130,7 @@ class Running:
     def usage(self) -> dict[str, int]:
         """What it used so far; empty once it is dead."""
         with self.lock:
-            return self._measure()
+            return {} if self.is_dead() else self._measure()
 
     def resize(self, engine: Engine, memory: object, output: object) -> None:
         """Other limits of memory and of ``out/``, both or neither.
@@ -123,8 +151,7 @@ class Running:
                 message = f"the output cannot have {after.output} bytes: {error.strerror}"
                 raise PlatformFailure(Reason.PLATFORM_FAILED, message) from None
             try:
-                size = memory_limit(after, self.own_image)
-                engine.set_memory(self.container, size, swap_limit(size, self.counts_swap))
+                self._set_memory(engine, memory_limit(after, self.own_image))
             except BaseException as error:
                 self.site.set_output(before)
                 if isinstance(error, EngineRefused):
@@ -142,12 +169,14 @@ class Running:
             if self.finished:
                 raise PlatformFailure(Reason.PLATFORM_FAILED, "the sandbox was finished already")
             self.finished = True
-            died_alone = self.is_dead() and not self.killed
+            died_alone = self._has_ended() and not self.killed
             usage = self.stopped_with or self._measure()
             self.kill()
             if not self.is_dead(DEATH_SECONDS):
                 raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the sandbox's processes do not die")
             exit_code, oom = self._verdict(engine) if died_alone else (None, False)
+            if self.group is not None and not self.stopped_with:
+                usage = self._measure()  # to the very end: the cgroup is ours, and outlives what was in it
             found = self._collect(caps_owner)
         usage |= {"output_bytes": found.size, "output_files": len(found.files), **found.over}
         return {
@@ -157,7 +186,10 @@ class Running:
             "files": [list(item) for item in found.files],
             "refused": [list(item) for item in found.refused],
             "folder": str(self.site.collected),
+            # Under gVisor a job can end process 1, and the engine tells of that as of a SIGKILL from outside: it counts as the job's doing.
+            "crashed": self.group is not None and died_alone,
             "died_alone": died_alone,
+            "level": self.level,
         }
 
     def close(self) -> None:
@@ -172,29 +204,40 @@ class Running:
 
         The engine hears of its end after us, and of memory used up before it hears of the end: until then it has not said all it knows.
         """
-        deadline = time.monotonic() + _NEWS_SECONDS
-        while True:
-            try:
-                container = engine.inspect(self.container)
-            except EngineRefused as error:
-                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the engine lost the container: {error}") from None
-            if container is None:
-                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the engine lost the container")
-            if not container["State"].get("Running") or time.monotonic() > deadline:
-                break
+        deadline = time.monotonic() + (_NEWS_SECONDS if self.group is None else _GVISOR_NEWS_SECONDS)
+        state = self._state(engine)
+        while state.get("Running") and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
-        state = container["State"]
+            state = self._state(engine)
         return (None if state.get("Running") else int(state.get("ExitCode", -1))), bool(state.get("OOMKilled"))
 
+    def _state(self, engine: Engine) -> Mapping[str, Any]:
+        try:
+            container = engine.inspect(self.container)
+        except EngineRefused as error:
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the engine lost the container: {error}") from None
+        if container is None:
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the engine lost the container")
+        return dict(container["State"])
+
     def _measure(self) -> dict[str, int]:
-        if self.is_dead():
-            return {}
+        if self.group is None and self.is_dead():
+            return {}  # the engine has taken its cgroup away
         used = self.cgroup.usage()
         if used.get("pids_denied"):
             used.setdefault("pids_peak", self.limits.pids)  # a kernel that keeps no peak refuses only at the limit
         if "cpu_ms" in used:
-            used["cpu_ms"] -= self.setup_ms
+            used["cpu_ms"] = max(1, used["cpu_ms"] - self.setup_ms)  # a started one counts
         return {**used, **self._room()}
+
+    def _set_memory(self, engine: Engine, size: int) -> None:
+        if self.group is None:
+            engine.set_memory(self.container, size, swap_limit(size, self.counts_swap))
+            return
+        try:
+            self.group.set_memory(size + MEMORY_OVERHEAD)
+        except (OSError, GroupProblem) as error:
+            raise EngineRefused(str(error)) from None
 
     def _room(self) -> dict[str, int]:
         """What out/ holds, and whether it is full, by bytes and by files: what turns a plugin's "no space left" into a reason."""

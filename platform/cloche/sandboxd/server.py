@@ -7,7 +7,7 @@ or ``{"ok": false, "reason", "message"}``. A sandbox is known by its id, and onl
 op          fields                   answer
 =========== ======================== ======================================================================
 hello       owner, session (or null) session: the key with which further connections join
-create      spec                     id, in_folder, image, start, why; beside it the guest's channel as a descriptor
+create      spec                     id, in_folder, image, runtime, level, start, why; beside it the guest's channel
 usage       id                       usage: see :class:`cloche.isolation.backend.Remains`
 resize      id, memory, output       (bytes)
 kill        id
@@ -18,7 +18,7 @@ list                                 items: id, owner (null: waits for a job), c
 retire      bundle                   count: how many that waited with this bundle were killed
 pools                                items: see :meth:`cloche.sandboxd.pool.Pool.facts`
 owner_gone  owner                    sessions: how many were ended
-health                               problem, image, running, max_running
+health                               problem, image, cells, running, max_running, runsc
 =========== ======================== ======================================================================
 """
 

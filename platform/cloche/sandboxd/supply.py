@@ -65,10 +65,16 @@ class Supply:
         """
         Raises:
             BadSpec: the spec breaks a rule.
-            PlatformFailure: see :meth:`Host.create`.
+            PlatformFailure: see :meth:`Host.resolve` and :meth:`Host.create`.
         """
         check_spec(spec)
         check_owner(owner)
+        spec = self._host.resolve(
+            spec
+        )  # a pool's sandboxes are of one runtime, which the policy decides and not the plugin alone
+        if (cell := self._host.create_cell(spec, owner)) is not None:
+            waited = cell[0].waited
+            return Supplied(*cell, "warm" if waited else "cold", None if waited else "no cell waited")
         why = None if self._on else "the pool is off"
         image = self._host.image
         if self._on and spec.warm and image is not None:
@@ -80,16 +86,16 @@ class Supply:
         return Supplied(running, channel, made_of, "cold", why)
 
     def retire(self, bundle: str) -> int:
-        """See :meth:`Pools.retire`."""
-        return self.pools.retire(bundle)
+        """See :meth:`Pools.retire` and :meth:`Cells.retire`."""
+        return self.pools.retire(bundle) + (self._host.cells.retire(bundle) if self._host.cells else 0)
 
     def facts(self) -> list[dict[str, object]]:
-        """Each pool in numbers."""
+        """Each pool in numbers, and the cells of each bundle."""
         busy: Counter[SandboxSpec] = Counter()
         for running in self._host.listing():
             if running.owner is not None and running.template is not None:
                 busy[running.template] += 1
-        return self.pools.facts(busy)
+        return [*self.pools.facts(busy), *(self._host.cells.facts() if self._host.cells else ())]
 
     def _hand_over(self, warm: Warm, spec: SandboxSpec, owner: str) -> Supplied:
         try:
@@ -140,6 +146,8 @@ def reply(supplied: Supplied) -> dict[str, Any]:
         "id": supplied.running.id,
         "in_folder": str(supplied.running.site.folders.inputs),
         "image": supplied.image,
+        "runtime": supplied.running.runtime,
+        "level": supplied.running.level,
         "start": supplied.start,
         "why": supplied.why,
     }

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_NOSYMFOLLOW, MS_BIND = 1, 2, 4, 8, 32, 256, 4096
+MS_SHARED = 1 << 20
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -72,6 +73,17 @@ def bind(source_fd: int, target: Path) -> None:
         _call(_libc.mount(b"none", place, None, ctypes.c_ulong(flags), None), "bind read-only")
     except OSError:
         unmount(target)
+        raise
+
+
+def share(folder: Path) -> None:
+    """Make the folder a mount of its own whose later mounts arrive wherever it was bound with ``rslave``."""
+    place = os.fsencode(folder)
+    _call(_libc.mount(place, place, None, ctypes.c_ulong(MS_BIND), None), "bind")
+    try:
+        _call(_libc.mount(b"none", place, None, ctypes.c_ulong(MS_SHARED), None), "share")
+    except OSError:
+        unmount(folder)
         raise
 
 

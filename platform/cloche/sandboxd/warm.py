@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from cloche.domain.limits import Limits
+from cloche.domain.runtimes import RUNSC
 from cloche.errors import PluginFailure
 from cloche.isolation.stream import GuestStream
 from cloche.sandboxd.running import Running
@@ -119,7 +120,7 @@ class Warm:
 
     def _measure(self) -> None:
         used = self.running.cgroup.usage()
-        self.memory = self.running.cgroup.memory_used()
+        self.memory = self.running.memory_used()
         for name in _SPOILT:
             if used.get(name, 0) > 0:
                 self._fail("it ran out of memory" if name == "oom_kills" else "it met its limit of processes")
@@ -130,6 +131,8 @@ class Warm:
 
     def _stopped(self) -> bool:
         """Whether a process of its is stopped or traced: a job would wait for it in vain."""
+        if self.running.runtime == RUNSC:
+            return False  # gVisor traces its guest at all times, and shows nobody which process inside has stopped
         # The oldest come first, the agent among them; a plugin may have thousands more.
         return any(_state(pid) in ("T", "t") for pid in self.running.cgroup.processes()[:_MOST_LOOKED_AT])
 

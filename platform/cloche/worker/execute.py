@@ -138,6 +138,9 @@ class Execution:
             warm=self._why_cold is None,
             priority=job.priority,
             egress=bool(self._allow),
+            runtime=self._tools.files.runtime(job),
+            level=self._tools.files.isolation(job),
+            tenant=job.tenant_id,
         )
 
     def _must_be_cold(self, bundle: str) -> str | None:
@@ -151,7 +154,13 @@ class Execution:
         self._hold.on_interrupt = sandbox.kill
         if self._not_ours():
             raise Interrupted
-        details = {"duration_ms": duration_ms, "sandbox": sandbox.id, "start": sandbox.start}
+        details = {
+            "duration_ms": duration_ms,
+            "sandbox": sandbox.id,
+            "runtime": sandbox.runtime,
+            "level": sandbox.level,
+            "start": sandbox.start,
+        }
         if sandbox.start == "cold":
             details["why"] = self._why_cold or sandbox.why or "no reason was given"
         self._trace.add("starting", (Trace.SANDBOX_STARTED, details), image=sandbox.image)

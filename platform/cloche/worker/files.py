@@ -61,6 +61,22 @@ class JobFiles:
         bundle = self._bundles.bundle(job.type, job.plugin_version, job.plugin_digest)
         return None if bundle is None else bundle.manifest.limits
 
+    def runtime(self, job: ClaimedJob) -> str:
+        """The runtime that the job's plugin asks for.
+
+        Raises:
+            PlatformFailure: ``bundle_unavailable``.
+        """
+        return self.manifest(job).runtime
+
+    def isolation(self, job: ClaimedJob) -> str:
+        """The level that the job's plugin asks for; sandboxd decides whether it can be had.
+
+        Raises:
+            PlatformFailure: ``bundle_unavailable``.
+        """
+        return self.manifest(job).isolation
+
     def manifest(self, job: ClaimedJob) -> Manifest:
         """
         Raises:

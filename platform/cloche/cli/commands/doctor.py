@@ -17,12 +17,15 @@ from cloche.cli.up.checks import free_port
 from cloche.config import Settings
 from cloche.db import migrate
 from cloche.domain.egress import platform_egress
+from cloche.domain.runtimes import RUNC, RUNTIMES
 from cloche.errors import ClocheError, EnvironmentProblem
+from cloche.isolation.spec import CONTAINER, LEVELS
 from cloche.queueing.redis_broker import RedisBroker
 from cloche.sandboxd.doctor import Check, checks
 from cloche.sandboxd.probes.bench import open_bench
 from cloche.sandboxd.probes.probe import Finding, Verdict
 from cloche.sandboxd.probes.run import run_all
+from cloche.sandboxd.probes.table import for_level, for_runtime
 
 _MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
 _WORDS = {Verdict.HELD: "held", Verdict.FAILED: "FAILED", Verdict.NOT_APPLICABLE: "not applicable"}
@@ -39,24 +42,38 @@ _COLUMNS: output.Columns = (
 @click.option(
     "--sandbox", is_flag=True, help="Run the hostile probes in real sandboxes instead; one that does not hold exits 1."
 )
+@click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    default=RUNC,
+    help="Runtime of the sandboxes for --sandbox; runc unless given.",
+)
+@click.option(
+    "--level", type=click.Choice(LEVELS), default=CONTAINER, help="Isolation level of the sandboxes for --sandbox."
+)
 @output.output_option
-def doctor(home: str | None, config: str | None, sandbox: bool, form: str) -> int:
+def doctor(home: str | None, config: str | None, sandbox: bool, runtime: str, level: str, form: str) -> int:
     """Say what this machine can and cannot do. Exits 1 when something that jobs need is missing."""
     settings = load_settings("doctor", home, config)
+    if runtime != RUNC and level != CONTAINER:
+        raise click.UsageError(
+            "--level namespace is for runtime runc: cells are made of the host kernel's own namespaces"
+        )
     if sandbox:
-        return _probe(settings, form)
+        return _probe(settings, runtime, level, form)
 
     rows = [asdict(check) for check in [*checks(settings), *_platform(settings)]]
     output.show(form, {"checks": rows}, rows=rows, columns=_COLUMNS, name=lambda row: f"{row['name']} {row['status']}")
     return exits.FAILED if any(row["status"] == "fail" for row in rows) else exits.OK
 
 
-def _probe(settings: Settings, form: str) -> int:
+def _probe(settings: Settings, runtime: str, level: str, form: str) -> int:
     """Every probe on a sandboxd of our own with this machine's engine and image; the home and its jobs are not touched."""
     logs.setup("error", "console", "doctor")
     findings: list[Finding] = []
-    with open_bench(settings) as bench:
-        for finding in run_all(bench):
+    probes = for_runtime(runtime) if level == CONTAINER else for_level(level)
+    with open_bench(settings, runtime, level) as bench:
+        for finding in run_all(bench, probes):
             findings.append(finding)
             if form == "table":
                 click.echo(_line(finding))

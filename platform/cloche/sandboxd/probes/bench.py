@@ -19,10 +19,12 @@ from cloche import clock
 from cloche.config import Settings
 from cloche.domain.egress import parse_endpoint
 from cloche.domain.limits import Limits
+from cloche.domain.runtimes import RUNC, RUNSC
 from cloche.errors import EnvironmentProblem, PluginFailure
 from cloche.isolation.backend import Remains, Sandbox, SandboxSpec
 from cloche.isolation.client import SandboxdBackend
 from cloche.isolation.egress import report_to_json
+from cloche.isolation.spec import CONTAINER, NAMESPACE
 from cloche.sandboxd import image_parts, syscalls
 from cloche.sandboxd.main import Sandboxd
 from cloche.sandboxd.probes.outside import Outside, outside
@@ -43,6 +45,7 @@ SMALL = replace(
     result=100_000,
 )
 INPUT = b"mine"
+TENANT = "01890000-0000-7000-8000-000000000000"
 
 
 class ProbeBroken(Exception):
@@ -52,9 +55,21 @@ class ProbeBroken(Exception):
 class Bench:
     """Use :func:`open_bench`. One thread. ``once`` keeps what several probes look at together."""
 
-    def __init__(self, daemon: Sandboxd, home: Path, bundle: str, beyond: Outside, *, warm: bool = False) -> None:
+    def __init__(
+        self,
+        daemon: Sandboxd,
+        home: Path,
+        bundle: str,
+        beyond: Outside,
+        runtime: str = RUNC,
+        level: str = CONTAINER,
+        *,
+        warm: bool = False,
+    ) -> None:
         self.home = home
         self.outside = beyond
+        self.runtime = runtime
+        self.level = level
         self._daemon = daemon
         self._bundle = bundle
         self._warm = warm
@@ -70,7 +85,9 @@ class Bench:
     def warmed(self) -> Bench:
         """The same, with sandboxes that were made and waited before their jobs came."""
         if self._warmed is None:
-            self._warmed = Bench(self._daemon, self.home, self._bundle, self.outside, warm=True)
+            self._warmed = Bench(
+                self._daemon, self.home, self._bundle, self.outside, self.runtime, self.level, warm=True
+            )
         return self._warmed
 
     def once(self, observe: Callable[[Bench], Any]) -> Any:
@@ -115,16 +132,20 @@ class Bench:
             wheels=None,
             limits=replace(SMALL, **limits),
             lease_until=clock.now_ms() + 60_000,
-            warm=self._warm,
+            runtime=self.runtime,
+            warm=self._warm or self.level == NAMESPACE,
             egress=bool(allow),
+            level=self.level,
+            tenant=TENANT,
         )
         sandbox = self._create_warm(spec) if self._warm else self._backend.create(spec)
         try:
+            if sandbox.level != (CONTAINER if allow else self.level):  # a cell has no way out
+                raise ProbeBroken(f"level {self.level} cannot be had: {self._daemon.host.health()['cells']}")
             running = self._daemon.host.find(sandbox.id)
             if running is None:
                 raise ProbeBroken("the sandbox ended as it started")
             live = Live(sandbox, running)
-            uid = running.uid
             (sandbox.in_folder / "a.txt").write_bytes(INPUT)
             frame = {"type": "job", "id": spec.job_id, "attempt": 1, "payload": {"act": act, **(payload or {})}, "inputs": ["a.txt"],
                      "limits": spec.limits.to_dict()}  # fmt: skip
@@ -136,10 +157,12 @@ class Bench:
             yield live
         finally:
             sandbox.destroy()
-        if left := [*processes_of(uid), *syscalls.mounts_below(running.site.root)]:
+        groups = running.group.folders if running.group is not None else ()
+        folders = (running.site.root, running.site.folders.inputs, running.site.folders.out, *groups)
+        if left := [*live.processes(), *(point for folder in folders for point in syscalls.mounts_below(folder))]:
             raise ProbeBroken(f"left on the host: {left}")
-        if running.site.root.exists():
-            raise ProbeBroken(f"left on the host: {running.site.root}")
+        if left := [str(folder) for folder in folders if folder.exists()]:
+            raise ProbeBroken(f"left on the host: {left}")
 
     def _create_warm(self, spec: SandboxSpec) -> Sandbox:
         """
@@ -187,6 +210,11 @@ class Live:
         while word not in self.log:
             if not self._step(deadline):
                 raise ProbeBroken(f"the job never said {word!r}; its frames: {self._frames[-3:]}")
+
+    def processes(self) -> list[str]:
+        """Numbers of the host's living processes that are this sandbox: those of its user, or all in its own cgroup."""
+        group = self.running.group
+        return processes_of(self.running.uid) if group is None else [str(pid) for pid in sorted(group.members())]
 
     def ready(self, seconds: float = 20) -> None:
         """Wait until the plugin is set up.
@@ -277,7 +305,7 @@ def users_of(process: str) -> set[int]:
 
 
 @contextlib.contextmanager
-def open_bench(settings: Settings) -> Iterator[Bench]:
+def open_bench(settings: Settings, runtime: str = RUNC, level: str = CONTAINER) -> Iterator[Bench]:
     """A bench on these settings' engine and image, in a home of its own that is gone afterwards.
 
     Raises:
@@ -289,8 +317,9 @@ def open_bench(settings: Settings) -> Iterator[Bench]:
         try:
             daemon.start()
             _wait_ready(daemon)
+            _check_runtime(daemon, runtime)
             with outside(home) as beyond:
-                bench = Bench(daemon, home, _write_bundle(home), beyond)
+                bench = Bench(daemon, home, _write_bundle(home), beyond, runtime, level)
                 try:
                     yield bench
                 finally:
@@ -324,6 +353,12 @@ def _wait_ready(daemon: Sandboxd) -> None:
         if time.monotonic() > deadline:
             raise EnvironmentProblem(f"no sandbox can be made on this host: {problem}")
         time.sleep(0.1)
+
+
+def _check_runtime(daemon: Sandboxd, runtime: str) -> None:
+    """Have gVisor proven first: without that every probe would fail for the same reason."""
+    if runtime == RUNSC and (problem := daemon.host.prove()) is not None:
+        raise EnvironmentProblem(f"runtime runsc (gVisor) cannot be used on this host: {problem}")
 
 
 def _write_bundle(home: Path) -> str:

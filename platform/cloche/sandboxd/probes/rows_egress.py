@@ -18,7 +18,7 @@ def _refused(facts: Any, *verdicts: str) -> bool:
     )
 
 
-def _flooded(facts: Any) -> bool:
+def flooded(facts: Any) -> bool:
     # How many were still under way when the sandbox died is chance; that none was let beyond the bounds is not.
     return (
         facts["bounded"] and facts["told"] and facts["neighbour"] == ["DONE", "DONE"] and facts["value"]["refused"] > 0
@@ -42,7 +42,7 @@ EGRESS = (
     Probe("egress_replace", "egress", "remove, rename, cover or chmod its own socket", "each is refused",
           only("EROFS", "EXDEV", "EPERM", "EACCES"), scenes.replace_socket),
     Probe("egress_setup", "egress", "reach out in the import and in setup()", "there is no socket yet", equals({"import": [], "setup": []}), scenes.before_the_job),
-    Probe("egress_flood", "egress", "connections without end", "bounded at once and in all, the rest refused; a neighbour reaches its host", _flooded, scenes.flood),
+    Probe("egress_flood", "egress", "connections without end", "bounded at once and in all, the rest refused; a neighbour reaches its host", flooded, scenes.flooding(3_000)),
     Probe("egress_slow", "egress", "a byte at a time, for ever", "cut by the time limit", equals({"verdicts": {"time_limit": 1}, "ended": True, "last": "result"}), scenes.slow),
     Probe("egress_pour", "egress", "bytes without end over four connections", "cut at the bound of all together",
           lambda f: f["within"] and f["last"] == "result" and f["verdicts"].get("byte_limit", 0) >= 1, scenes.pour),

@@ -8,7 +8,7 @@ from cloche.sandboxd.probes import scenes
 from cloche.sandboxd.probes.probe import Judge, Probe, equals, only, refused
 
 _NO_CAPABILITY = dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), "0" * 16)
-_ENVIRONMENT = {"PATH", "HOME", "USER", "LOGNAME", "LANG", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "HOSTNAME", "LC_CTYPE",
+ENVIRONMENT = {"PATH", "HOME", "USER", "LOGNAME", "LANG", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "HOSTNAME", "LC_CTYPE",
                 "GPG_KEY", "PYTHON_VERSION", "PYTHON_SHA256", "PYTHON_PIP_VERSION", "PYTHON_SETUPTOOLS_VERSION"}  # fmt: skip
 
 
@@ -58,7 +58,7 @@ IDENTITY = (
           lambda f: "DONE" not in f["raised"].values() and f["core"] == [1, 1]),
     Probe("spare_from_oom", "identity", "oom_score_adj of -1, -500, -1000", "each is refused", only("EACCES", "EPERM")),
     Probe("environment", "identity", "read the environment of the agent and of process 1", "the image's own names, nothing of the platform",
-          lambda f: set(f["own"]) | set(f["first"]) <= _ENVIRONMENT),
+          lambda f: set(f["own"]) | set(f["first"]) <= ENVIRONMENT),
     Probe("hostname", "identity", "read and set the host's and the domain's name", "the name says nothing; setting is refused",
           lambda f: f["name"] == "sandbox" and refused([f["set"], f["domain"]])),
 )

@@ -34,7 +34,10 @@ def _bounded(facts: Any) -> bool:
 
 def _beside(facts: Any) -> bool:
     beside = facts["beside"]
-    own = all(beside[name] == "DONE" for name in ("on their way", "files", "pipes", "processes", "bind"))
+    own = all(
+        beside[name] == "DONE"
+        for name in ("on their way", "files", "pipes", "signals", "queues", "locked", "processes", "bind")
+    )
     return (
         own
         and beside["reach"] == beside["loopback"] == "ECONNREFUSED"
@@ -88,7 +91,7 @@ LIMITS = (
     Probe("fork_bomb", "limits", "fork without end", "EAGAIN below the limit, and counted",
           lambda f: _bounded(f) and f["value"]["error"] == "EAGAIN" and f["usage"]["pids_denied"] > 0, job("fork_bomb")),
     Probe("fork_bomb_for_ever", "limits", "every child forks too, and none gives up", "never more than the limit; a neighbour works; all die",
-          _still_bounded, scenes.fork_bomb_for_ever),
+          _still_bounded, scenes.forking_for_ever()),
     Probe("thread_bomb", "limits", "threads without end", "refused below the limit", _bounded, job("thread_bomb")),
     Probe("queues", "limits", "message queues without end", "refused by a limit",
           lambda f: f["oom"] or (f["value"]["error"] in ("EMFILE", "ENOSPC", "ENOMEM", "EPERM", "EINVAL", "EACCES") and f["value"]["made"] < 1_000),

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cloche.isolation.spec import memory_limit
+from cloche.isolation.cell_spec import RUNNER_PIDS, slot_memory
+from cloche.isolation.gvisor import group_limits
+from cloche.isolation.spec import NAMESPACE, memory_limit
 from cloche.sandboxd import cgroups
-from cloche.sandboxd.probes.bench import MIB, Bench, Live, listening, processes_of, users_of
+from cloche.sandboxd.probes.bench import MIB, Bench, Live, listening, users_of
 from cloche.sandboxd.probes.probe import Observe
 
 OVERDUE_SECONDS = 1.5  # for jobs that never end: how long the host listens before it kills them
@@ -40,6 +42,11 @@ def walls(names: list[str]) -> Callable[[Bench], dict[str, Any]]:
     return observe
 
 
+def alone(name: str) -> Observe:
+    """One wall in a sandbox of its own, which it may well end."""
+    return job("walls", {"probes": [name], "host": {}}, pids=16)
+
+
 def refuse_frame(text: str) -> Observe:
     """One frame with this JSON, sent past the agent."""
     return job("raw", {"text": text}, seconds=5)
@@ -51,32 +58,35 @@ def ignores_signals(bench: Bench) -> Any:
         live.send({"type": "cancel"})
         live.sandbox.kill()
         live.drive(5)
-        return live.facts() | {"left": len(processes_of(live.running.uid))}
+        return live.facts() | {"left": len(live.processes())}
 
 
 def stops_itself(bench: Bench) -> Any:
     with bench.live("stop_all") as live:
         live.drive(OVERDUE_SECONDS)
-        return live.facts() | {"left": len(processes_of(live.running.uid))}
+        return live.facts() | {"left": len(live.processes())}
 
 
 def daemons(bench: Bench) -> Any:
     with bench.live("daemons") as live:
         live.drive(20)
-        before = len(processes_of(live.running.uid))
-        return live.facts() | {"before": before, "left": len(processes_of(live.running.uid))}
+        before = len(live.processes())
+        return live.facts() | {"before": before, "left": len(live.processes())}
 
 
-def fork_bomb_for_ever(bench: Bench) -> Any:
-    with bench.live("fork_bomb_for_ever") as live:
-        live.until("forking")
-        most = max(len(processes_of(live.running.uid)) for _ in range(20))
-        neighbour = bench.run("tick")
-        return live.facts() | {
-            "most": most,
-            "neighbour": neighbour["value"],
-            "left": len(processes_of(live.running.uid)),
-        }
+def forking_for_ever(**limits: Any) -> Observe:
+    def observe(bench: Bench) -> Any:
+        with bench.live("fork_bomb_for_ever", **limits) as live:
+            live.until("forking")
+            most = max(len(live.processes()) for _ in range(20))
+            neighbour = bench.run("tick")
+            return live.facts() | {
+                "most": most,
+                "neighbour": neighbour["value"],
+                "left": len(live.processes()),
+            }
+
+    return observe
 
 
 def spin(bench: Bench) -> Any:
@@ -112,7 +122,7 @@ def changing(bench: Bench) -> Any:
         live.finish()
         folder = live.running.site.collected
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
-        left = len(processes_of(live.running.uid))
+        left = len(live.processes())
         facts = live.facts()
         links = [path.name for path in folder.iterdir() if path.is_symlink()]
         return facts | {
@@ -130,8 +140,14 @@ def kernel_limits(bench: Bench) -> Any:
 
 
 def _asked(live: Live) -> dict[str, int]:
-    memory = memory_limit(live.running.limits)
-    return {"memory": memory, "swap": 0, "pids": live.running.limits.pids, "cpu_percent": 50}
+    limits = live.running.limits
+    memory, pids = memory_limit(limits), limits.pids
+    if live.running.group is not None:
+        ours = group_limits(memory, limits, 1)
+        memory, pids = ours.memory, ours.tasks
+    elif live.running.level == NAMESPACE:
+        memory, pids = slot_memory(limits), pids + RUNNER_PIDS
+    return {"memory": memory, "swap": 0, "pids": pids, "cpu_percent": 50}
 
 
 def _kernel(live: Live) -> dict[str, int]:
@@ -201,7 +217,18 @@ def record_locks(bench: Bench) -> Any:
     """One job takes more locks than it may, spread over files; a neighbour takes some of its own."""
     with bench.live("record_locks", {"files": 50, "each": 100}) as live:
         live.drive(20)
-        return live.facts() | {"neighbour": bench.run("record_locks", {"files": 2, "each": 5, "end": True})["value"]}
+        return live.facts() | {
+            "on_host": _locks_on_host(live),
+            "neighbour": bench.run("record_locks", {"files": 2, "each": 5, "end": True})["value"],
+        }
+
+
+def _locks_on_host(live: Live) -> int:
+    """Locks that the host's kernel keeps for this sandbox's processes."""
+    mine = {str(pid) for pid in live.running.processes()}
+    return sum(
+        len(mine.intersection(line.split()[4:6])) for line in Path("/proc/locks").read_text("ascii").splitlines()
+    )
 
 
 def _host_tcp_bytes() -> int:

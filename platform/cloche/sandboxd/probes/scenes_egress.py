@@ -8,6 +8,7 @@ from typing import Any
 
 from cloche.sandboxd.probes.bench import Bench, Live
 from cloche.sandboxd.probes.outside import MAX_BYTES, TOTAL
+from cloche.sandboxd.probes.probe import Observe
 
 
 def reach(bench: Bench) -> Any:
@@ -81,22 +82,26 @@ def second_request(bench: Bench) -> Any:
     return {"value": facts["value"], "reached": bench.outside.inside.accepted != before}
 
 
-def flood(bench: Bench) -> Any:
-    """Connections without end; a neighbour reaches its host meanwhile."""
-    with bench.live("egress_flood", allow=[bench.outside.listed]) as live:
-        live.until("flooding")
-        target = {"targets": [["127.0.0.1", bench.outside.allowed.port]]}
-        neighbour = bench.run("egress_reach", target, allow=[bench.outside.listed])
-        live.drive(60)
-        facts = live.facts()
-    egress = facts["egress"]
-    return {
-        "value": facts["value"],
-        "neighbour": neighbour["value"],
-        "bounded": egress["total"] <= TOTAL + 1,
-        "told": len(egress["connections"]) <= 50,
-        "verdicts": egress["verdicts"],
-    }
+def flooding(at_once: int) -> Observe:
+    """Connections without end, so many of them at once; a neighbour reaches its host meanwhile."""
+
+    def observe(bench: Bench) -> Any:
+        with bench.live("egress_flood", {"at_once": at_once}, allow=[bench.outside.listed]) as live:
+            live.until("flooding")
+            target = {"targets": [["127.0.0.1", bench.outside.allowed.port]]}
+            neighbour = bench.run("egress_reach", target, allow=[bench.outside.listed])
+            live.drive(60)
+            facts = live.facts()
+        egress = facts["egress"]
+        return {
+            "value": facts["value"],
+            "neighbour": neighbour["value"],
+            "bounded": egress["total"] <= TOTAL + 1,
+            "told": len(egress["connections"]) <= 50,
+            "verdicts": egress["verdicts"],
+        }
+
+    return observe
 
 
 def slow(bench: Bench) -> Any:

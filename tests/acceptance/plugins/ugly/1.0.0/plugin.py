@@ -203,9 +203,14 @@ def log_flood(job):
 
 
 def forge(data):
+    """Once to everything that may be the channel; at level `namespace` both of its ends are one socket."""
+    done = set()
     for number in range(3, 30):
         try:
-            os.write(number, data)
+            place = os.fstat(number).st_ino
+            if place not in done:
+                os.write(number, data)
+                done.add(place)
         except OSError:
             continue
 

@@ -1,0 +1,204 @@
+"""One warm container of level ``namespace``: its agent, its user namespace, its slots."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloche import clock, logs
+from cloche.domain.limits import Limits
+from cloche.domain.states import Reason
+from cloche.errors import ClocheError, PlatformFailure
+from cloche.isolation.backend import SandboxSpec
+from cloche.isolation.cell_spec import UIDS, CellKey, CellPlacement, cell_container_config, id_map
+from cloche.sandboxd import cgroups
+from cloche.sandboxd.cells.site import ContainerSite
+from cloche.sandboxd.cells.slot import Slot, pid_of
+from cloche.sandboxd.cells.slot_cgroup import SlotCgroup, open_for_slots
+from cloche.sandboxd.cells.talk import Talk
+from cloche.sandboxd.engine import Engine
+from cloche.sandboxd.places import Places
+
+log = logs.get(__name__)
+_CREDENTIALS = struct.Struct("3i")
+_START_SECONDS = 20.0
+_SOCKET = "agent.sock"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What all containers of a host share."""
+
+    engine: Engine
+    places: Places
+    home: str
+    seccomp: str
+    image: str
+    host_cpus: int
+    counts_swap: bool  # whether the engine can limit swap
+    slots: int
+
+
+class CellContainer:
+    """Made started, with no slot yet. ``add_slot`` by one thread at a time; ``destroy`` once, last."""
+
+    def __init__(self, facts: Facts, key: CellKey, spec: SandboxSpec, uid: int, cells_base: int) -> None:
+        """
+        Raises:
+            PlatformFailure, EngineRefused, CgroupProblem, OSError: it could not be made; nothing is left of it.
+        """
+        self.id = clock.uuid7()
+        self.key = key
+        self.limits: Limits = spec.limits
+        self.uid = uid
+        self.cells_base = cells_base
+        self.slots: list[Slot] = []
+        self.born = time.monotonic()
+        self.jobs = 0
+        self._facts = facts
+        self._pidfd = -1
+        self._talk: Talk | None = None
+        self.container: str | None = None
+        self._site = ContainerSite(facts.places, self.id, spec.bundle, spec.wheels, facts.slots)
+        try:
+            self._start(spec)
+        except BaseException:
+            try:
+                self.destroy()
+            except (ClocheError, OSError) as error:
+                # Its label and its folder are ours: the next start of sandboxd removes what the engine would not now.
+                log.error("container_left", container=self.container, error=str(error))
+            raise
+
+    def add_slot(self) -> Slot:
+        """
+        Raises:
+            PlatformFailure, OSError: it could not be made.
+        """
+        number = len(self.slots)
+        share = (UIDS - 1) // self._facts.slots
+        uids = range(1 + number * share, 1 + (number + 1) * share)
+        group = SlotCgroup.make(self._cgroup, f"slot-{number}", self.limits)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        talk = Talk(ours)
+        try:
+            with theirs:
+                self._agent.say({"slot": number}, [theirs.fileno()])
+            _, (pidfd,) = talk.hear("slot_ready", fds=1, seconds=_START_SECONDS)
+            group.add(pid_of(pidfd))
+            talk.say({"type": "go"})
+        except BaseException:
+            talk.close()
+            raise
+        slot = Slot(number, talk, group, pidfd, self._site, uids, self.cells_base)
+        self.slots.append(slot)
+        return slot
+
+    def is_dead(self) -> bool:
+        if self._pidfd < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def destroy(self) -> None:
+        """Kill and remove it with all that is in it, as far as the engine answers.
+
+        Raises:
+            EngineRefused, PlatformFailure, OSError: it is still there; call again later.
+        """
+        if self._talk is not None:
+            self._talk.close()  # the agent's end is the container's
+        if self.container is not None:
+            self._facts.engine.remove(self.container)
+        for slot in self.slots:
+            slot.close()
+            with contextlib.suppress(OSError):  # the engine has removed it with its own
+                slot.group.remove()
+        self.slots.clear()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        self._site.remove()
+
+    @property
+    def _agent(self) -> Talk:
+        if self._talk is None:
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container's agent is gone")
+        return self._talk
+
+    def _start(self, spec: SandboxSpec) -> None:
+        facts = self._facts
+        place = CellPlacement(
+            container_id=self.id,
+            home=facts.home,
+            image=facts.image,
+            uid=self.uid,
+            cells_base=self.cells_base,
+            host_cpus=facts.host_cpus,
+            slots=facts.slots,
+            seccomp=facts.seccomp,
+            counts_swap=facts.counts_swap,
+            folders=self._site.folders,
+        )
+        with _listening(self._site.folders.run, self.uid) as listener:
+            self.container = facts.engine.create(f"cloche-{self.id}", cell_container_config(spec, place))
+            facts.engine.start(self.container)
+            stream, pid = _accept(listener, self.uid)
+        self._talk = Talk(stream)
+        self._pidfd = os.pidfd_open(pid)
+        state = (facts.engine.inspect(self.container) or {}).get("State", {})
+        if state.get("Pid") != pid:
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "who spoke is not the container's first process")
+        self._cgroup = cgroups.of_process(pid)
+        open_for_slots(self._cgroup)
+        self._talk.hear("unshared", seconds=_START_SECONDS)
+        text = id_map(self.cells_base)
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{pid}/{name}").write_text(text, "ascii")
+        self._talk.say({"type": "mapped", "slots": facts.slots})
+        self._talk.hear("agent_ready", seconds=_START_SECONDS)
+
+
+@contextlib.contextmanager
+def _listening(folder: Path, uid: int) -> Any:
+    """A socket that the agent alone may use, gone before there is any cell."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        listener.bind(f"/proc/self/fd/{fd}/{_SOCKET}")  # a home's path may be too long for a socket's name
+        os.chmod(_SOCKET, 0o600, dir_fd=fd)
+        os.chown(_SOCKET, uid, uid, dir_fd=fd, follow_symlinks=False)
+        listener.listen(1)
+        yield listener
+    finally:
+        listener.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_SOCKET, dir_fd=fd)
+        os.close(fd)
+
+
+def _accept(listener: socket.socket, uid: int) -> tuple[socket.socket, int]:
+    """The agent's connection and its number, by the kernel's word.
+
+    Raises:
+        PlatformFailure: nobody comes, or somebody else.
+    """
+    listener.settimeout(_START_SECONDS)
+    try:
+        stream, _ = listener.accept()
+    except TimeoutError:
+        raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container's agent does not come up") from None
+    pid, who, _ = _CREDENTIALS.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    if who != uid or pid <= 0:
+        stream.close()
+        raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"user {who} spoke in place of the container's agent")
+    stream.settimeout(None)
+    return stream, pid

@@ -1,0 +1,92 @@
+"""What the pool knows of one container, and the user ids that containers take."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+from cloche.isolation.backend import SandboxSpec
+from cloche.isolation.cell_spec import UIDS, CellKey
+from cloche.sandboxd.cells.container import CellContainer, Facts
+from cloche.sandboxd.cells.slot import Slot, State
+from cloche.sandboxd.uids import UidPool
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """``jobs`` and ``life_s``: after so many, or so long, a container is replaced. ``idle_s``: it goes when nobody needed it so long."""
+
+    containers: int
+    jobs: int
+    life_s: float
+    idle_s: float
+
+
+@dataclass(eq=False)
+class Home:
+    """A container and what the pool knows of it."""
+
+    key: CellKey
+    container: CellContainer | None = None  # None while it is made
+    retired: str = ""  # why it gets no new cell
+    adding: int = 0  # slots being added
+    used: float = field(default_factory=time.monotonic)
+    lock: threading.Lock = field(default_factory=threading.Lock)  # one slot is added at a time
+
+    @property
+    def slots(self) -> list[Slot]:
+        return self.container.slots if self.container is not None else []
+
+    def is_idle(self) -> bool:
+        return not self.adding and not any(slot.state in (State.BUSY, State.PREPARING) for slot in self.slots)
+
+    def judge(self, bounds: Bounds, now: float) -> bool:
+        """Retire it when its time has come; whether it was now. Under the pool's lock."""
+        container = self.container
+        if container is None or self.retired:
+            return False
+        if container.is_dead():
+            self.retired = "its agent is dead"
+        elif now - container.born > bounds.life_s:
+            self.retired = "it is old"
+        elif self.is_idle() and now - self.used > bounds.idle_s:
+            self.retired = "nobody needs it"
+        elif any(slot.state == State.READY and slot.works_unasked() for slot in self.slots):
+            self.retired = "a cell of it works without a job"
+        return bool(self.retired)
+
+
+class Maker:
+    """Makes containers, each with a user id of its agent's and a range of its cells' own. Any thread."""
+
+    def __init__(self, uids: UidPool, blocks: UidPool) -> None:
+        """``blocks``: numbers whose product with :data:`UIDS` is the first of a range of so many user ids."""
+        self._uids = uids
+        self._blocks = blocks
+
+    def make(self, facts: Facts, key: CellKey, spec: SandboxSpec) -> CellContainer:
+        """
+        Raises:
+            NoUidLeft, and whatever :class:`CellContainer` raises; nothing is left of it.
+        """
+        uid: int | None = None
+        block: int | None = None
+        try:
+            uid = self._uids.take()
+            block = self._blocks.take()
+            return CellContainer(facts, key, spec, uid, block * UIDS)
+        except BaseException:
+            for pool, number in ((self._uids, uid), (self._blocks, block)):
+                if number is not None:
+                    pool.give_back(number)
+            raise
+
+    def destroy(self, container: CellContainer) -> None:
+        """
+        Raises:
+            ClocheError, OSError: it is still there, and keeps its user ids; call again later.
+        """
+        container.destroy()
+        self._uids.give_back(container.uid)
+        self._blocks.give_back(container.cells_base // UIDS)

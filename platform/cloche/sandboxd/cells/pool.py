@@ -1,0 +1,399 @@
+"""All containers of level ``namespace`` on this host, and which slot a job gets."""
+
+from __future__ import annotations
+
+import functools
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from cloche import clock, logs
+from cloche.domain.states import Reason
+from cloche.errors import ClocheError, PlatformFailure
+from cloche.isolation.backend import SandboxSpec
+from cloche.isolation.cell_spec import CellKey, key_of
+from cloche.isolation.spec import NAMESPACE
+from cloche.sandboxd.cells import survey
+from cloche.sandboxd.cells.cell import RunningCell
+from cloche.sandboxd.cells.container import Facts
+from cloche.sandboxd.cells.home import Bounds, Home, Maker
+from cloche.sandboxd.cells.slot import Anomaly, Slot, State, Unplaced, Waiting
+from cloche.sandboxd.cells.slot_cgroup import CgroupProblem
+from cloche.sandboxd.uids import NoUidLeft, UidPool
+
+log = logs.get(__name__)
+_FILLERS = 2
+_TICK_SECONDS = 2.0
+_WAIT_SECONDS = 30.0
+
+
+class NoCells(ClocheError):
+    """Level ``namespace`` cannot be had now; the job runs at level ``container``. The message says why."""
+
+
+class Cells:
+    """Thread-safe. ``start`` once, ``create`` and ``release`` from any thread, ``close`` last.
+
+    One condition guards all; no engine call is made while it is held.
+    """
+
+    def __init__(self, uids: UidPool, blocks: UidPool, bounds: Bounds) -> None:
+        """See :class:`cloche.sandboxd.cells.home.Maker`."""
+        self._maker = Maker(uids, blocks)
+        self._bounds = bounds
+        self._changed = threading.Condition()
+        self._homes: list[Home] = []
+        self._taken: dict[str, tuple[Home, Slot]] = {}
+        self._problems = survey.Problems()
+        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._tally = survey.Tally()
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._fill, name=f"cells-{number}", daemon=True) for number in range(_FILLERS)
+        ]
+        self._threads.append(threading.Thread(target=self._keep, name="cells-keeper", daemon=True))
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def problem(self) -> str | None:
+        """Why a container could not be made, as long as none is tried again for it; the newest of several."""
+        with self._changed:
+            return self._problems.newest()
+
+    def counts(self) -> dict[str, int]:
+        """``containers``, and slots by state."""
+        with self._changed:
+            return survey.states(self._homes)
+
+    def facts(self) -> list[dict[str, object]]:
+        """Of each bundle; see :meth:`survey.Tally.facts`."""
+        with self._changed:
+            return self._tally.facts(self._homes, self._problems.bundles())
+
+    def create(self, facts: Facts, spec: SandboxSpec, owner: str) -> tuple[RunningCell, socket.socket]:
+        """A cell that has imported the plugin, or is about to. The caller closes the connection.
+
+        Raises:
+            NoCells: this host has none to give.
+            PlatformFailure: ``bundle_unavailable``.
+        """
+        key = key_of(spec, facts.image)
+        home, slot, fresh = self._take(facts, key, spec)
+        try:
+            cell = slot.cell
+            waited = fresh is False and cell is not None and not cell.is_dead()
+            if waited:
+                slot.group.begin()  # what its setup used is no part of what the job is charged
+            if cell is None or cell.is_dead():
+                # It died before it had a job, in setup() most likely. A fresh one either works or says why.
+                slot.clear()
+                cell = slot.prepare(spec.limits)
+            channel, cell.channel = cell.channel, None
+            if channel is None or home.container is None or home.container.container is None:
+                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the cell was handed out before")
+            running = RunningCell(
+                id=clock.uuid7(),
+                owner=owner,
+                container=home.container.container,
+                limits=spec.limits,
+                uid=cell.uid,
+                site=cell.site,
+                cgroup=slot.group.group,
+                pidfd=cell.pidfd,
+                counts_swap=facts.counts_swap,
+                level=NAMESPACE,
+                waited=waited,
+                slot_cgroup=slot.group,
+                ended=slot.ended,
+                door=os.dup(channel.fileno()),
+            )
+            cell.pidfd = -1
+        except (Anomaly, ClocheError, OSError) as error:
+            self._failed(home, slot, error)
+            raise NoCells(str(error)) from None
+        with self._changed:
+            self._taken[running.id] = (home, slot)
+            counts = self._tally.of(key.bundle)
+            counts.hits, counts.cold = counts.hits + waited, counts.cold + (not waited)
+        return running, channel
+
+    def release(self, running: RunningCell) -> None:
+        """After its death and ``close``: clean up and, unless the container is to go, make the slot's next cell."""
+        with self._changed:
+            home, slot = self._taken.pop(running.id)
+        out_of_memory = running.slot_cgroup.usage().get("oom_kills", 0) > 0
+        try:
+            slot.clear()
+        except (Anomaly, PlatformFailure, OSError) as error:
+            if out_of_memory and slot.is_dead():
+                # The kernel took the runner for what the job used: nobody's trick, and no reason to end what runs in other slots.
+                self._drain(home, slot, "a runner was taken for its job's memory")
+            else:
+                self._lose(home, slot, str(error))
+            return
+        with self._changed:
+            home.used = time.monotonic()
+            if home.container is not None:
+                home.container.jobs += 1
+                if home.container.jobs >= self._bounds.jobs:
+                    home.retired = home.retired or "it has done its share of jobs"
+            slot.state = State.LOST if home.retired else State.PREPARING
+            self._changed.notify_all()
+        bury, refill = functools.partial(self._bury_idle, home), functools.partial(self._refill, home, slot)
+        self._orders.put(bury if home.retired else refill)
+
+    def condemn(self, running: RunningCell) -> None:
+        """It does not die: the whole container has to."""
+        with self._changed:
+            home, slot = self._taken[running.id]
+        self._lose(home, slot, "a cell does not die")
+
+    def retire(self, bundle: str) -> int:
+        """Give up the cells that wait with this bundle; how many there were. Killed when this returns."""
+        count = 0
+        with self._changed:
+            homes = [home for home in self._homes if home.key.bundle == bundle and not home.retired]
+            for home in homes:
+                home.retired = "its version takes no new jobs"
+                for slot in home.slots:
+                    if slot.state == State.READY and slot.cell is not None:
+                        slot.cell.kill()
+                        slot.state = State.LOST
+                        count += 1
+            self._changed.notify_all()
+        for home in homes:
+            self._orders.put(functools.partial(self._bury_idle, home))
+        return count
+
+    def waiting(self) -> list[Waiting]:
+        """The cells without a job, for who watches over what no cgroup counts."""
+        with self._changed:
+            found = [(home, slot) for home in self._homes for slot in home.slots if slot.state == State.READY]
+            names = [f"{home.container and home.container.id}/{slot.number}" for home, slot in found]
+        return [
+            Waiting(name, place[1], functools.partial(self._give_up, *place))
+            for name, place in zip(names, found, strict=True)
+        ]
+
+    def _give_up(self, home: Home, slot: Slot, why: str) -> None:
+        with self._changed:
+            if slot.state != State.READY or slot.cell is None:
+                return  # it has a job by now, and is watched as such
+            slot.cell.kill()
+        self._drain(home, slot, why)
+
+    def close(self) -> None:
+        """Every container gone, whatever it is doing."""
+        self._stop.set()
+        for _ in range(_FILLERS):
+            self._orders.put(None)
+        with self._changed:
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(timeout=30)
+        for home in list(self._homes):
+            home.retired = home.retired or "sandboxd ends"
+            self._bury(home)
+
+    # --- who gets which slot ------------------------------------------------------------------------------------------------
+
+    def _take(self, facts: Facts, key: CellKey, spec: SandboxSpec) -> tuple[Home, Slot, bool]:
+        """A slot, now busy, and whether its cell was made just now."""
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while True:
+            with self._changed:
+                if self._stop.is_set():
+                    raise NoCells("sandboxd is ending")
+                if found := self._ready(key):
+                    return (*found, False)
+                mine = [home for home in self._homes if home.key == key and not home.retired]
+                coming = any(slot.state == State.PREPARING for home in mine for slot in home.slots)
+                grow = next(
+                    (h for h in mine if h.container is not None and len(h.slots) + h.adding < facts.slots), None
+                )
+                if grow is not None and not coming:
+                    grow.adding += 1
+                elif coming or any(home.container is None for home in mine):
+                    if not self._changed.wait(max(0.0, deadline - time.monotonic())):
+                        raise NoCells("no cell became free in time")
+                    continue
+                else:
+                    home, idle = self._reserve(key)
+            if grow is not None:
+                return grow, self._grow(grow, spec), True
+            if home is not None:
+                self._found(facts, home, spec)
+            elif idle is not None:
+                self._bury_idle(idle)
+
+    def _ready(self, key: CellKey) -> tuple[Home, Slot] | None:
+        for home in self._homes:
+            if home.key == key and not home.retired:
+                for slot in home.slots:
+                    if slot.state == State.READY:
+                        slot.state = State.BUSY
+                        home.used = time.monotonic()
+                        return home, slot
+        return None
+
+    def _reserve(self, key: CellKey) -> tuple[Home | None, Home | None]:
+        """Room for one more container; or, when there is none, the one that is idle longest and has to go first.
+
+        Raises:
+            NoCells: none can go, or none could be made a moment ago.
+        """
+        if (why := self._problems.of(key)) is not None:
+            raise NoCells(why)
+        if len(self._homes) < self._bounds.containers:
+            home = Home(key)
+            self._homes.append(home)
+            return home, None
+        idle = [home for home in self._homes if home.container is not None and home.is_idle() and not home.retired]
+        if not idle:
+            raise NoCells(f"all {self._bounds.containers} containers of cells are in use")
+        oldest = min(idle, key=lambda home: home.used)
+        oldest.retired = "another plugin needs its place"
+        self._tally.of(oldest.key.bundle).evicted += 1
+        return None, oldest
+
+    def _found(self, facts: Facts, home: Home, spec: SandboxSpec) -> None:
+        """Make the container."""
+        try:
+            container = self._maker.make(facts, home.key, spec)
+        except BaseException as error:
+            known = isinstance(error, (CgroupProblem, ClocheError, NoUidLeft, OSError))
+            with self._changed:
+                self._homes.remove(home)
+                why = str(error) or type(error).__name__
+                if known and not _is_missing_bundle(error):
+                    self._back_off(home.key, why)
+                self._changed.notify_all()
+            if not known or _is_missing_bundle(error):
+                raise
+            log.warning("cell_container_not_made", error=why)
+            raise NoCells(why) from None
+        with self._changed:
+            home.container = container
+            self._changed.notify_all()
+        log.info(
+            "cell_container_started", container=container.container, tenant=home.key.tenant, bundle=home.key.bundle
+        )
+
+    def _grow(self, home: Home, spec: SandboxSpec) -> Slot:
+        slot: Slot | None = None
+        try:
+            with home.lock:
+                if home.container is None:
+                    raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container is gone")
+                slot = home.container.add_slot()
+                slot.state = State.BUSY
+            slot.prepare(spec.limits)
+        except (ClocheError, OSError) as error:
+            with self._changed:
+                self._back_off(home.key, str(error))
+            self._failed(home, slot, error)
+            raise NoCells(str(error)) from None
+        finally:
+            with self._changed:
+                home.adding -= 1
+                self._changed.notify_all()
+        return slot
+
+    def _back_off(self, key: CellKey, why: str) -> None:
+        self._tally.of(key.bundle).failed += 1
+        self._problems.note(key, why)
+
+    # --- behind the jobs' backs ---------------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        while (order := self._orders.get()) is not None:
+            try:
+                order()
+            except Exception:  # one failed order must not end the thread that serves all
+                log.exception("cells_order_failed")
+
+    def _refill(self, home: Home, slot: Slot) -> None:
+        if home.container is None or self._stop.is_set():
+            return
+        try:
+            slot.prepare(home.container.limits)
+        except (ClocheError, OSError) as error:
+            self._failed(home, slot, error)
+            return
+        with self._changed:
+            slot.state = State.READY
+            self._changed.notify_all()
+
+    def _failed(self, home: Home, slot: Slot | None, error: Exception) -> None:
+        """A cell could not be made: for want of room on this host, or because our own processes do not do as they should."""
+        if isinstance(error, Unplaced):
+            self._drain(home, slot, str(error))
+        else:
+            self._lose(home, slot, str(error))
+
+    def _lose(self, home: Home, slot: Slot | None, why: str) -> None:
+        """An anomaly: the container gets no new cell, and what still runs in it is killed with it."""
+        log.error("cell_anomaly", container=home.container and home.container.container, error=why)
+        with self._changed:
+            home.retired = home.retired or why
+            self._tally.of(home.key.bundle).lost += 1
+            if slot is not None:
+                slot.state = State.LOST
+            self._changed.notify_all()
+        self._orders.put(lambda: self._bury(home))
+
+    def _drain(self, home: Home, slot: Slot | None, why: str) -> None:
+        """The container gets no new cell, and goes when the last of those that run has ended."""
+        log.warning("cell_container_retired", container=home.container and home.container.container, reason=why)
+        with self._changed:
+            home.retired = home.retired or why
+            if slot is not None:
+                slot.state = State.LOST
+            self._changed.notify_all()
+        self._orders.put(lambda: self._bury_idle(home))
+
+    def _keep(self) -> None:
+        while not self._stop.wait(_TICK_SECONDS):
+            now = time.monotonic()
+            with self._changed:
+                homes = [home for home in self._homes if home.container is not None]
+                for home in homes:
+                    self._tally.of(home.key.bundle).expired += home.judge(self._bounds, now)
+                self._tally.forget(self._homes)
+            for home in homes:
+                if home.retired:
+                    self._bury_idle(home)
+
+    def _bury_idle(self, home: Home) -> None:
+        with self._changed:
+            if not home.is_idle():
+                return
+        self._bury(home)
+
+    def _bury(self, home: Home) -> None:
+        """Destroy the container; its running cells die with it, and their owners learn it as ever."""
+        with home.lock:
+            with self._changed:  # from now on nobody looks at its descriptors
+                container, home.container = home.container, None
+            if container is None:
+                return
+            try:
+                self._maker.destroy(container)
+            except (ClocheError, OSError) as error:
+                log.warning("cell_container_not_removed_yet", container=container.container, error=str(error))
+                home.container = container
+                return
+        with self._changed:
+            self._homes.remove(home)
+            self._changed.notify_all()
+        log.info("cell_container_gone", container=container.container, jobs=container.jobs, reason=home.retired)
+
+
+def _is_missing_bundle(error: BaseException) -> bool:
+    return isinstance(error, PlatformFailure) and error.reason == Reason.BUNDLE_UNAVAILABLE

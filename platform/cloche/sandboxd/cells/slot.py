@@ -1,0 +1,225 @@
+"""A slot: a runner in a cgroup of its own, and at most one cell at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from cloche.domain.limits import Limits
+from cloche.domain.states import Reason
+from cloche.errors import ClocheError, PlatformFailure
+from cloche.isolation.cell_spec import shm_options, tmp_options
+from cloche.sandboxd.cells.site import CellSite, ContainerSite
+from cloche.sandboxd.cells.slot_cgroup import SlotCgroup
+from cloche.sandboxd.cells.talk import Talk
+
+_IDLE_CPU_MS = 200  # between two looks, which are seconds apart: a setup() may end late, a busy thread does not end
+
+
+class Anomaly(Exception):
+    """Something that our own processes never do. The container is not used again."""
+
+
+class Unplaced(ClocheError):
+    """This host has no room for another cell's folders or output. Nobody's trick; what runs goes on."""
+
+
+@dataclass
+class Cell:
+    """Made and waiting, or at work. Once it was handed out ``channel`` is None, and ``pidfd`` is another's to close."""
+
+    number: int
+    uid: int  # outside
+    site: CellSite
+    pidfd: int
+    channel: socket.socket | None
+
+    def is_dead(self) -> bool:
+        return is_dead(self.pidfd)
+
+    def kill(self) -> None:
+        """SIGKILL to its first process, and so to all."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let go of what was not handed out."""
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class State(StrEnum):
+    """``ready``: a cell waits in it. ``busy``: handed out, or in somebody's hands. ``lost``: never used again."""
+
+    PREPARING = "preparing"
+    READY = "ready"
+    BUSY = "busy"
+    LOST = "lost"
+
+
+class Slot:
+    """Used by one thread at a time. ``prepare`` → ``cell.channel`` handed out → (cell dead) → ``clear`` → ``prepare`` …"""
+
+    def __init__(
+        self, number: int, talk: Talk, group: SlotCgroup, pidfd: int, site: ContainerSite, uids: range, base: int
+    ) -> None:
+        self.number = number
+        self.group = group
+        self.cell: Cell | None = None
+        self.state = State.PREPARING
+        self.made = 0  # cells so far
+        self._talk = talk
+        self._pidfd = pidfd
+        self._site = site
+        self._uids = uids  # inside
+        self._base = base
+        self._idle = (
+            0,
+            0,
+            0,
+        )  # cells made, milliseconds of CPU time and how often it was too much, when last looked at
+        self._told: tuple[int | None] | None = None
+
+    def prepare(self, limits: Limits) -> Cell:
+        """A new cell: alive, importing the plugin.
+
+        Raises:
+            Unplaced: there is no room.
+            PlatformFailure, OSError: the runner does not do as it should.
+        """
+        if self.cell is not None:
+            raise AssertionError("one cell at a time")
+        number, inside = self.made, self._uids[self.made % len(self._uids)]
+        self.made += 1
+        self._told = None
+        uid = self._base + inside
+        try:
+            site = self._site.cell(self.number, number, limits, uid)
+        except (PlatformFailure, OSError) as error:
+            raise Unplaced(str(error)) from None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.group.begin()
+            order = {
+                "id": number,
+                "uid": inside,
+                "tmp": tmp_options(limits, inside),
+                "shm": shm_options(limits, inside),
+            }
+            self._talk.say(order, [theirs.fileno()])
+            answer, fds = self._talk.hear("cell", fds=1)
+            if answer.get("id") != number:
+                os.close(fds[0])
+                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the runner answers for another cell")
+        except BaseException:
+            ours.close()
+            site.remove()
+            raise
+        finally:
+            theirs.close()
+        self.cell = Cell(number, uid, site, fds[0], ours)
+        return self.cell
+
+    def ended(self) -> int | None:
+        """How the plugin's process ended, by its own runner's word; None when the cell was killed first. Only after the cell's death.
+
+        Raises:
+            PlatformFailure: the runner does not say.
+        """
+        if self._told is None:
+            if self.cell is None:
+                return None
+            message, _ = self._talk.hear("ended")
+            code = message.get("code")
+            if message.get("id") != self.cell.number or not (
+                code is None or (isinstance(code, int) and -64 <= code <= 255)
+            ):
+                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the runner tells of another cell")
+            self._told = (code,)
+        return self._told[0]
+
+    def clear(self) -> None:
+        """After the cell's death: its mounts and folders go, and nothing but the runner may be left in the slot.
+
+        Raises:
+            Anomaly: something is, or the runner is gone.
+            PlatformFailure, OSError: see there.
+        """
+        cell = self.cell
+        if cell is None:
+            return
+        try:
+            self.ended()
+        finally:
+            cell.close()
+            self.cell = None
+            cell.site.remove()
+        left = self.group.processes()
+        if len(left) != 1 or self.is_dead():
+            raise Anomaly(f"slot {self.number}: {len(left)} processes where the runner alone should be")
+
+    def works_unasked(self) -> bool:
+        """Whether the waiting cell has used more than a little CPU time since this was last asked of it, twice in a row."""
+        number, used = self.made, self.group.usage().get("cpu_ms", 0)
+        asked_before, used_before, times = self._idle
+        worked = asked_before == number and used - used_before > _IDLE_CPU_MS
+        self._idle = (number, used, times + 1 if worked else 0)
+        return self._idle[2] >= 2
+
+    def is_dead(self) -> bool:
+        """Whether the runner is."""
+        return is_dead(self._pidfd)
+
+    def close(self) -> None:
+        """After the container's death."""
+        self._talk.close()
+        os.close(self._pidfd)
+        if self.cell is not None:
+            self.cell.close()
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A cell without a job, as :class:`cloche.sandboxd.locks.Watched`. ``give_up``: takes the reason."""
+
+    id: str
+    slot: Slot
+    give_up: Callable[[str], None]
+
+    def processes(self) -> list[int]:
+        """The runner is among them."""
+        return self.slot.group.group.processes()
+
+    def stop_for(self, counter: str, used: int) -> None:
+        self.give_up(f"a cell without a job went too far: {counter} {used}")
+
+
+def pid_of(pidfd: int) -> int:
+    """The process' number as this process sees it.
+
+    Raises:
+        OSError: it is dead, or of no number here.
+    """
+    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text("ascii").splitlines():
+        if line.startswith("Pid:"):
+            number = int(line.split()[1])
+            if number > 0:
+                return number
+    raise ProcessLookupError("the process has no number here")
+
+
+def is_dead(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))

@@ -1,0 +1,146 @@
+"""Scenes of level ``namespace``: two slots of one container, a slot after many jobs, a runner that dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from cloche.errors import PlatformFailure
+from cloche.sandboxd import syscalls
+from cloche.sandboxd.cells.slot_cgroup import SlotCgroup
+from cloche.sandboxd.probes.bench import Bench, Live, processes_of, users_of
+
+_JOBS = 1_000
+
+
+def _slot(live: Live) -> SlotCgroup:
+    group: SlotCgroup = live.running.slot_cgroup  # type: ignore[attr-defined]
+    return group
+
+
+def _runner(live: Live) -> int:
+    """The number of the slot's runner: the one process there that is neither the cell's user's nor a child of another there."""
+    members = _slot(live).processes()
+    parents = {int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1]) for pid in members}
+    return next(
+        pid
+        for pid in members
+        if pid in parents and live.running.uid not in users_of(str(pid)) and _parent(pid) not in members
+    )
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+
+
+def neighbours(bench: Bench) -> Any:
+    with bench.live("mark") as one:
+        one.until("marked")
+        with bench.live("look_for_marks") as two:
+            same = one.running.container == two.running.container
+            two.drive(30)
+            return {"same container": same, "beside": two.facts()["value"]}
+
+
+def outlive(bench: Bench) -> Any:
+    with bench.live("outlive") as live:
+        group = _slot(live)
+        live.drive(20)
+        facts = live.facts()
+        return {"exit_code": facts["exit_code"], "processes": len(group.processes())}
+
+
+def one_port(bench: Bench) -> Any:
+    return {"values": [bench.run("take_port")["value"] for _ in range(10)]}
+
+
+def network_left(bench: Bench) -> Any:
+    """Seen from the host, through the runner's own files: after a job that used the network, in the slot that it used."""
+    with bench.live("take_port") as live:
+        runner = _runner(live)
+        live.drive(20)
+        live.finish()
+        folder = Path(f"/proc/{runner}/net")
+        devices = [line.split(":")[0].strip() for line in (folder / "dev").read_text().splitlines()[2:]]
+        open_sockets = [line for name in ("tcp", "udp") for line in (folder / name).read_text().splitlines()[1:]]
+        return {"addresses": devices, "sockets": len(open_sockets)}
+
+
+def memory_beside(bench: Bench) -> Any:
+    with bench.live("tick") as one, bench.live("memory") as two:
+        same = one.running.container == two.running.container
+        two.drive(30)
+        oom = two.facts()["oom"]
+        one.drive(60)
+        return {"same container": same, "oom": oom, "neighbour": one.facts()["value"]}
+
+
+def forks_beside(bench: Bench) -> Any:
+    with bench.live("fork_bomb_for_ever") as one:
+        one.until("forking")
+        most = max(len(processes_of(one.running.uid)) for _ in range(20))
+        with bench.live("tick") as two:
+            same = one.running.container == two.running.container
+            two.drive(60)
+            return {
+                "same container": same,
+                "most": most,
+                "limit": one.running.limits.pids,
+                "neighbour": two.facts()["value"],
+            }
+
+
+def runner_lost(bench: Bench) -> Any:
+    """What nothing in a cell can do: the host kills the runner."""
+    failed = "nothing"
+    with bench.live("deaf") as live:
+        live.until("deaf")
+        os.kill(_runner(live), signal.SIGKILL)
+        live.drive(10)
+        try:
+            live.finish()
+        except PlatformFailure as error:
+            failed = error.reason
+    return {"failed": failed, "next": bench.run("tick")["last"]}
+
+
+def thousand(bench: Bench) -> Any:
+    """Jobs one after the other, and what the slot and the host hold before and after them."""
+    for _ in range(5):
+        bench.run("take_port")
+    before = _held(bench)
+    failed = sum(bench.run("take_port")["value"] != "taken" for _ in range(_JOBS))
+    after = _held(bench)
+    return {"failed": failed, "before": before, "after": after, "grown": after["memory"] - before["memory"]}
+
+
+def _held(bench: Bench) -> dict[str, Any]:
+    with bench.live("deaf") as live:
+        live.until("deaf")
+        runner = _runner(live)
+        site = live.running.site
+        return {
+            "counts": {
+                "descriptors": len(os.listdir("/proc/self/fd")),
+                "threads": len(os.listdir("/proc/self/task")),
+                "mounts": len(syscalls.mounts_below(site.root.parents[2])),
+                "runner's descriptors": len(os.listdir(f"/proc/{runner}/fd")),
+                "runner's mounts": len(Path(f"/proc/{runner}/mountinfo").read_text().splitlines()),
+                "processes": len(_slot(live).processes()),
+                "folders": len(list(site.folders.inputs.parents[1].iterdir())),
+                "cells": len(list(site.root.parent.iterdir())),
+            },
+            "memory": _resident(runner),
+        }
+
+
+def _resident(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * int(next(line for line in fields if line.startswith("VmRSS")).split()[1])
+
+
+def oom_again(bench: Bench) -> Any:
+    ooms = sum(bench.run("memory_by_memfd")["oom"] for _ in range(5))
+    return {"ooms": ooms, "after": bench.run("tick")["value"]}

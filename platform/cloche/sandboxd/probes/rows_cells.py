@@ -1,0 +1,130 @@
+"""Level ``namespace``: what is expected otherwise than in a container of one's own, and probes of what only that level has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from cloche.sandboxd.probes import cell_scenes
+from cloche.sandboxd.probes.probe import Judge, Probe, only, refused
+from cloche.sandboxd.probes.rows_kernel import ENVIRONMENT
+
+_WRITABLE = {"/dev/shm", "/job/out", "/proc", "/tmp"}
+_DEVICES = {"full", "null", "random", "tty", "urandom", "zero"}
+_NO_SUCH = "FileNotFoundError"
+
+
+def _own_user(facts: Any) -> bool:
+    (uid, *uids), gids = facts["uids"], facts["gids"]
+    return 1 <= uid < 64 and {uid, *uids, *gids} == {uid} and facts["groups"] == []
+
+
+def _fresh_uids(facts: Any) -> bool:
+    """Beside the cells' own users there is that of their runners, which is no cell's."""
+    one, two = facts["together"]
+    others = set(facts["processes"]) - {one, two}
+    return one != two and facts["later"] not in (one, two) and len(others) == 1 and not others & {facts["later"]}
+
+
+def _mounts(facts: Any) -> bool:
+    for place, mount in facts.items():
+        flags = set(mount["flags"].split(","))
+        if any(peer.startswith(("shared:", "master:")) for peer in mount["peers"]):
+            return False
+        if "rw" in flags and place not in _WRITABLE and not place.startswith("/dev/"):
+            return False
+        if place in _WRITABLE and not {"nosuid", "nodev", "noexec"} <= flags:
+            return False
+    return "/sys" not in facts and not any(place.startswith("/cloche/slot") for place in facts)
+
+
+def _hidden(facts: Any) -> bool:
+    return str(facts.get("raised", "")).startswith((_NO_SUCH, "PermissionError"))
+
+
+# id → (what is expected here, the judge); everything else has to hold as it stands.
+_OTHERWISE: dict[str, tuple[str, Judge]] = {
+    "user": ("one id between 1 and 63 throughout, no other group: inside the user namespace", _own_user),
+    "own_uids": ("three user ids, and beside them only our own runners'", _fresh_uids),
+    "environment": ("the image's own names; process 1 is not there to be seen", lambda f: _hidden(f) or set(f["own"]) <= ENVIRONMENT),
+    "setns": ("process 1's are not there; one's own are refused", only("EPERM", "EACCES", "ENOENT")),
+    "descriptors": ("process 1 is not there to be seen", _hidden),
+    "devices": ("six harmless ones are all there is", lambda f: set(f["there"]) <= _DEVICES and set(f["opened"].values()) <= {"ENOENT"}),
+    "mountinfo": ("what can be written is noexec, nosuid, nodev; no mount has peers; no slot, no /sys", _mounts),
+    "release_agent": ("there is no cgroup file system", _hidden),
+    "processes_seen": ("the job's own alone", lambda f: f["number"] == 2 and f["first"] == 2 and f["uids"] == []),
+    "first_process": ("EPERM: it is another user's", lambda f: str(f.get("raised", "")).startswith("PermissionError")),
+    "daemons": ("alive with the job, dead with it", lambda f: f["last"] == "result" and f["before"] >= 5 and f["left"] == 0),
+    "kill_first": ("EPERM: it is another user's", lambda f: f["last"] == "error" and "PermissionError" in f["message"]),
+    "leftover_processes": ("the job's own process is all there is", lambda f: f["second"]["processes"] == 1),
+}  # fmt: skip
+
+
+def adapted(probe: Probe) -> Probe:
+    """The probe with what is expected of it at level ``namespace``."""
+    if probe.id not in _OTHERWISE:
+        return probe
+    expects, held = _OTHERWISE[probe.id]
+    return replace(probe, expects=expects, held=held)
+
+
+def _surroundings(facts: Any) -> bool:
+    return (
+        facts["seen"] == []
+        and facts["users"] == [facts["uid"]]
+        and set(facts["signals"]) <= {"ESRCH", "EPERM"}
+        and facts["proc"] == ["self", "thread-self"]
+        and facts["slot"] == facts["control"] == []
+        and facts["sockets"] == 1
+    )
+
+
+def _channel(facts: Any) -> bool:
+    """The kernel shows a process of another pid namespace as 0 and an unmapped user as 65534."""
+    return facts["peer"] == [0, 65534, 65534] and facts["name"] == ["''", "''"] and facts["listen"] == "EINVAL"
+
+
+def _no_marks(facts: Any) -> bool:
+    beside = facts["beside"]
+    return (
+        facts["same container"]
+        and beside["found"] == beside["slots"] == []
+        and beside["tmpfs"] == ["/", "/job/out", "/tmp"]
+        and beside["port"] == "ECONNREFUSED"
+        and beside["processes"] == 1
+        and beside["inputs"] == ["a.txt"]
+    )
+
+
+def _nothing_grows(facts: Any) -> bool:
+    return facts["failed"] == 0 and facts["before"]["counts"] == facts["after"]["counts"] and facts["grown"] <= 2 << 20
+
+
+# fmt: off
+CELLS = (
+    Probe("cell_unshare", "cells", "unshare as the runner does, which the filter lets pass", "EPERM: no capability; a user namespace least of all", refused),
+    Probe("cell_mounts", "cells", "mount, unmount, setns as the runner does", "each is EPERM: no capability", refused),
+    Probe("cell_filters", "cells", "one more filter, on the process and on a socket", "each is EPERM", refused),
+    Probe("cell_surroundings", "cells", "agent, runner, control sockets, the slot's folder, other processes", "not one can be seen or signalled; one socket, the channel",
+          _surroundings),
+    Probe("cell_channel", "cells", "ask the channel's socket for its other end", "nobody of this pid namespace, a user without a name here", _channel),
+    Probe("cell_neighbours", "cells", "files, mounts, ports and processes of another slot of the same container, while it runs", "none",
+          _no_marks, cell_scenes.neighbours),
+    Probe("cell_outlive", "cells", "three deaf processes outlive the job's own", "its exit code is told, they die with the cell, the slot holds its runner alone",
+          lambda f: f["exit_code"] == 7 and f["processes"] == 1, cell_scenes.outlive),
+    Probe("cell_port", "cells", "one TCP port, listened on and connected to by ten jobs of a slot, one after the other", "each can",
+          lambda f: f["values"] == ["taken"] * 10, cell_scenes.one_port),
+    Probe("cell_network", "cells", "a slot's network namespace after jobs that used it", "the address of lo, no socket",
+          lambda f: f["addresses"] == ["lo"] and f["sockets"] == 0, cell_scenes.network_left),
+    Probe("cell_memory", "cells", "out of memory in one slot, a job at work in another of the same container", "the one is killed and called so; the other ends well",
+          lambda f: f["same container"] and f["oom"] and f["neighbour"] == 90, cell_scenes.memory_beside),
+    Probe("cell_forks", "cells", "a fork bomb in one slot, a job at work in another of the same container", "never more than its own limit; the other ends well",
+          lambda f: f["same container"] and f["most"] <= f["limit"] and f["neighbour"] == 90, cell_scenes.forks_beside),
+    Probe("cell_runner_lost", "cells", "the runner of a slot dies under its job", "the job has failed by the platform; the next one gets another container",
+          lambda f: f["failed"] == "engine_unavailable" and f["next"] == "result", cell_scenes.runner_lost),
+    Probe("cell_thousand", "cells", "1,000 jobs in the same slots", "not one fails; mounts, descriptors, processes, folders as before; memory flat",
+          _nothing_grows, cell_scenes.thousand),
+    Probe("cell_oom_flood", "cells", "the job's memory goes to files in /dev/shm and memory that no process holds, five times",
+          "called out of memory each time, and the level goes on", lambda f: f["ooms"] == 5 and f["after"] == 90, cell_scenes.oom_again),
+)
+# fmt: on

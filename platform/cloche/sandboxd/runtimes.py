@@ -1,0 +1,158 @@
+"""Which runtime a sandbox gets, whether that runtime has been proven here, and what gVisor needs beyond the engine's help."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from cloche import logs
+from cloche.domain.runtimes import RUNSC, RuntimeRefused, decided
+from cloche.domain.states import Reason
+from cloche.errors import PlatformFailure
+from cloche.isolation.backend import SandboxSpec
+from cloche.isolation.gvisor import GATE, OWN_IMAGE_REFUSED, GroupLimits, group_limits
+from cloche.isolation.spec import memory_limit
+from cloche.sandboxd import trees
+from cloche.sandboxd.cgroups import SOCKET_MEMORY
+from cloche.sandboxd.engine import Engine, EngineRefused
+from cloche.sandboxd.groups import Group, GroupProblem, Groups
+from cloche.sandboxd.running import Running
+
+log = logs.get(__name__)
+AGAIN_SECONDS = 60  # how long a failed proof is believed
+
+
+class NotProven(Exception):
+    """This host's gVisor cannot be used; says why and what to do."""
+
+
+Prove = Callable[["Runtimes", str], None]
+"""Proves the runtime with the image of that config digest, or raises NotProven."""
+
+
+def enclose(groups: Groups, sandbox_id: str, container: str, pid: int, limits: GroupLimits) -> Group:
+    """Move a started sandbox, whose guest still waits at its gate, into a cgroup of ours.
+
+    Raises:
+        PlatformFailure: it could not be done completely. The group stays, for :meth:`Groups.remove`.
+    """
+    try:
+        group = groups.make(sandbox_id, limits)
+        group.cgroup.bound_sockets(SOCKET_MEMORY)
+        trees.move(pid, container, group)
+    except (GroupProblem, trees.TreeProblem, OSError) as error:
+        message = f"the sandbox's processes could not be limited: {error}"
+        raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, message) from None
+    return group
+
+
+class Runtimes:
+    """Thread-safe. No gVisor sandbox is handed out that has not been enclosed, nor any before the runtime was proven."""
+
+    def __init__(self, engine: Engine, groups: Groups, policy: str, registered: str, prove: Prove) -> None:
+        self.engine = engine
+        self.groups = groups
+        self.registered = registered
+        self._policy = policy
+        self._prove = prove
+        self._lock = threading.Lock()
+        self._proven = False
+        self._problem: str | None = None
+        self._asked_at = 0.0
+
+    @property
+    def problem(self) -> str | None:
+        """None when gVisor is proven; else why it cannot be used, as far as is known."""
+        return None if self._proven else self._problem or "not asked for yet"
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why no job at all can run: every one is to get gVisor, and gVisor is not proven. Else None."""
+        problem = self.problem
+        return None if self._policy != RUNSC or problem is None else f"runtime runsc (gVisor) cannot be used: {problem}"
+
+    def resolve(self, spec: SandboxSpec, image: str) -> SandboxSpec:
+        """The spec with the runtime it gets. The first that gets gVisor waits some seconds for the proof.
+
+        Raises:
+            PlatformFailure: ``engine_unavailable``: the policy refuses it, gVisor is not proven here, or the plugin's image
+                cannot run under it; says what the operator has to do.
+        """
+        try:
+            runtime = decided(spec.runtime, self._policy)
+        except RuntimeRefused as error:
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, str(error)) from None
+        if runtime == RUNSC and spec.image is not None:
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, OWN_IMAGE_REFUSED)
+        if runtime == RUNSC and (problem := self.check(image)) is not None:
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"runtime runsc (gVisor) cannot be used here: {problem}")
+        return replace(spec, runtime=runtime)
+
+    def prepare(self, image: str) -> None:
+        """Prove before the first job comes, where every job gets gVisor; again and again, and no more often than useful. Tells the log."""
+        try:
+            if self._policy == RUNSC:
+                self.check(image)
+        except (PlatformFailure, EngineRefused) as error:
+            log.warning("runsc_not_proven_yet", problem=str(error))
+
+    def enclose(self, running: Running, channel: socket.socket, host_cpus: int) -> None:
+        """Limit a started gVisor sandbox, and let its guest begin.
+
+        Raises:
+            PlatformFailure: see :func:`enclose`.
+        """
+        limits = group_limits(memory_limit(running.limits), running.limits, host_cpus)
+        group = self.groups.find(running.id)
+        running.group, running.cgroup = group, group.cgroup
+        enclose(self.groups, running.id, running.container, _pid_of(running.pidfd), limits)
+        try:
+            channel.sendall(GATE)
+        except OSError as error:
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the sandbox's channel broke: {error.strerror}") from None
+
+    def release(self, sandbox_id: str) -> None:
+        """Remove what :meth:`enclose` made. Nothing happens when there is nothing."""
+        try:
+            self.groups.remove(sandbox_id)
+        except OSError as error:
+            log.error("cgroup_left", sandbox=sandbox_id, error=str(error))
+
+    def reap(self) -> None:
+        """Remove what an earlier process of this home left."""
+        for sandbox_id in self.groups.leftovers():
+            self.release(sandbox_id)
+
+    def check(self, image: str) -> str | None:
+        """None when gVisor is proven, by now; else why it cannot be used.
+
+        Raises:
+            PlatformFailure: the engine does not answer.
+        """
+        with self._lock:
+            if self._proven:
+                return None
+            if self._problem is None or time.monotonic() - self._asked_at > AGAIN_SECONDS:
+                self._ask(image)
+            return self._problem
+
+    def _ask(self, image: str) -> None:
+        began = time.monotonic()
+        try:
+            self._prove(self, image)
+        except NotProven as error:
+            self._problem, self._asked_at = str(error), time.monotonic()
+            log.warning("runsc_not_proven", problem=self._problem)
+        else:
+            self._problem, self._proven = None, True
+            log.info("runsc_proven", seconds=round(time.monotonic() - began, 2))
+
+
+def _pid_of(pidfd: int) -> int:
+    """The number of the process, or -1 when it is dead."""
+    lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))

@@ -1,0 +1,190 @@
+"""What only level ``namespace`` has: a runner and an agent of ours beside the job, slots that live longer than jobs, neighbours in one container."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+from cloche_guest import Job
+
+from .base import act, here, libc, say, syscall, tried, wait, wall
+
+_NS = {"mnt": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000}
+_MARK = "of-a-neighbour"
+_kept: list[Any] = []
+
+
+def _checked(answer: int) -> None:
+    if answer != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _unshare(flags: int) -> None:
+    ctypes.set_errno(0)
+    _checked(libc.unshare(flags))
+
+
+@wall
+def cell_unshare(_: Job) -> Any:
+    """The very calls that the filter lets pass, because our runner makes cells with them."""
+    cell = _NS["mnt"] | _NS["ipc"] | _NS["uts"]
+    tries = {"cell": cell, "slot": cell | _NS["net"], "pid": _NS["pid"], "user": _NS["user"]}
+    return {name: tried(_unshare, flags) for name, flags in tries.items()}
+
+
+@wall
+def cell_mounts(job: Job) -> Any:
+    """The same for mounts: every kind that a cell is made with, and taking off what covers a folder."""
+
+    def mount(source: bytes, target: bytes, kind: bytes | None, flags: int) -> None:
+        ctypes.set_errno(0)
+        _checked(libc.mount(source, target, kind, ctypes.c_ulong(flags), None))
+
+    def umount(target: bytes) -> None:
+        ctypes.set_errno(0)
+        _checked(libc.umount2(target, 2))
+
+    out = str(job.out).encode()
+    return {
+        "tmpfs": tried(mount, b"x", b"/tmp", b"tmpfs", 2 | 4 | 8),
+        "proc": tried(mount, b"x", b"/proc", b"proc", 2 | 4 | 8),
+        "bind": tried(mount, b"/usr", out, None, 4096),
+        "deep bind": tried(mount, b"/", out, None, 4096 | 16384),
+        "private": tried(mount, b"x", b"/", None, (1 << 18) | 16384),
+        "read-only": tried(mount, b"x", b"/", None, 1 | 2 | 4 | 8 | 32 | 4096),
+        **{
+            f"umount {place.decode()}": tried(umount, place)
+            for place in (b"/proc", b"/tmp", b"/dev/shm", b"/job/in", out)
+        },
+        "root": tried(syscall, here(155, 41), b".", b"."),
+        "own pid namespace": tried(_enter_own),
+    }
+
+
+def _enter_own() -> None:
+    fd = os.open("/proc/self/ns/pid", os.O_RDONLY)
+    try:
+        ctypes.set_errno(0)
+        _checked(libc.setns(fd, _NS["pid"]))
+    finally:
+        os.close(fd)
+
+
+@wall
+def cell_filters(_: Job) -> Any:
+    """One more filter, and one on a socket; tried with an empty program, so that none is ever made."""
+    pair = socket.socketpair()
+    program = b"\0" * 16
+    return {
+        "prctl": tried(syscall, here(157, 167), 22, 2, program),
+        "strict": tried(syscall, here(157, 167), 22, 1),
+        "seccomp": tried(syscall, here(317, 277), 1, 0, program),
+        **{str(option): tried(pair[0].setsockopt, socket.SOL_SOCKET, option, program) for option in (26, 50, 51, 52)},
+    }
+
+
+@wall
+def cell_surroundings(_: Job) -> Any:
+    """Our own processes from in here: their numbers, signals to everybody, what is open, what is mounted under which name."""
+    folders = [f"/proc/{name}/task" for name in os.listdir("/proc") if name.isdigit()]
+    numbers = {int(name) for folder in folders for name in os.listdir(folder)}  # of the job's own threads
+    seen = [number for number in range(1, 3_000) if os.path.exists(f"/proc/{number}/stat")]
+    signals = {str(number): tried(os.kill, number, 0) for number in range(1, 400) if number not in numbers}
+    sockets = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            facts = os.fstat(int(name))
+        except OSError:
+            continue
+        if stat.S_ISSOCK(facts.st_mode):
+            sockets.add(facts.st_ino)
+    return {
+        "seen": [number for number in seen if number not in numbers],
+        "users": sorted({os.stat(f"/proc/{number}").st_uid for number in numbers if os.path.exists(f"/proc/{number}")}),
+        "uid": os.getuid(),
+        "signals": sorted(set(signals.values())),
+        "proc": sorted(name for name in os.listdir("/proc") if not name.isdigit()),
+        "cloche": sorted(str(path) for path in Path("/cloche").iterdir()),
+        "slot": sorted(os.listdir("/cloche/slot")),
+        "control": os.listdir("/run/cloche"),
+        "sockets": len(sockets),
+    }
+
+
+@wall
+def cell_channel(_: Job) -> Any:
+    """The channel is a socket: who is behind it, and can it be made to take connections?"""
+    for number in range(3, 64):
+        try:
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                break
+        except OSError:
+            continue
+    channel = socket.socket(fileno=os.dup(number))
+    peer = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return {
+        "peer": [int.from_bytes(peer[at : at + 4], "little") for at in (0, 4, 8)],
+        "name": [repr(channel.getsockname()), repr(channel.getpeername())],
+        "listen": tried(channel.listen),
+    }
+
+
+@act
+def mark(job: Job) -> Any:
+    """Names and contents in every place of one's own that another cell might see; then wait."""
+    for folder in ("/tmp", "/dev/shm", str(job.out)):
+        Path(folder, _MARK).write_text(_MARK)
+    _kept.append(socket.create_server(("127.0.0.1", 47_112)))
+    say("marked")
+    wait()
+
+
+@act
+def look_for_marks(job: Job) -> Any:
+    """The same places, every other folder, every process."""
+    found = []
+    for folder, names, files in os.walk("/"):
+        names[:] = [name for name in names if folder != "/" or name not in ("usr", "lib", "lib64", "opt")]
+        found += [os.path.join(folder, name) for name in (*names, *files) if name == _MARK]
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    return {
+        "found": found,
+        "tmpfs": sorted(
+            line.split(" ")[4] for line in mounts if " - tmpfs " in line and not line.split(" ")[4].startswith("/dev/")
+        ),
+        "slots": [line.split(" ")[4] for line in mounts if line.split(" ")[4].startswith(("/cloche/slot", "/sys"))],
+        "port": tried(lambda: socket.create_connection(("127.0.0.1", 47_112), timeout=3).close()),
+        "processes": len([name for name in os.listdir("/proc") if name.isdigit()]),
+        "inputs": sorted(os.listdir("/job/in")),
+    }
+
+
+@act
+def take_port(_: Job) -> Any:
+    """A port used to its full by a job of before can be used by the next: listen, connect, and leave both halves open."""
+    server = socket.create_server(("127.0.0.1", 47_113))
+    client = socket.create_connection(("127.0.0.1", 47_113))
+    accepted, _ = server.accept()
+    _kept.extend((server, client, accepted))
+    return "taken"
+
+
+@act
+def outlive(_: Job) -> Any:
+    """Processes that hold the channel and everything else open, in sessions of their own, and answer to nothing; the job itself ends."""
+    for _number in range(3):
+        if os.fork() == 0:
+            os.setsid()
+            for number in range(1, 65):
+                try:
+                    signal.signal(number, signal.SIG_IGN)
+                except (OSError, ValueError):
+                    continue
+            wait()
+    os._exit(7)

@@ -1,0 +1,366 @@
+"""Level ``namespace`` on a real engine: who shares a container, when it is replaced, what it leaves, and what is done where it cannot be had."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloche import config
+from cloche.domain.states import Reason
+from cloche.errors import PlatformFailure
+from cloche.isolation.backend import Backend, Sandbox, SandboxSpec
+from cloche.isolation.cell_spec import slot_memory
+from cloche.sandboxd import cgroups
+from cloche.sandboxd.cells import slot_cgroup
+from cloche.sandboxd.cells.cell import RunningCell
+from cloche.sandboxd.main import Sandboxd
+from tests.support import sandbox as support
+
+pytestmark = pytest.mark.docker
+MIB = 1 << 20
+SMALL = {"memory": 64 * MIB, "output": 2 * MIB, "tmp": 2 * MIB, "shm": MIB, "pids": 16}
+WHERE = """
+from pathlib import Path
+from cloche_guest import hookimpl
+
+seen = []
+
+@hookimpl
+def setup():
+    seen.append("setup")
+
+@hookimpl
+def run(job):
+    seen.append(job.id)
+    before = sorted(str(p) for p in Path("/tmp").iterdir())
+    Path("/tmp/left").write_text("x")
+    (job.out / "left").write_text("x")
+    return {"seen": len(seen), "before": before, "random": __import__("random").random()}
+"""
+
+
+@contextmanager
+def cells(**settings: Any) -> Iterator[tuple[Path, Sandboxd, Backend]]:
+    """A home, a sandboxd with these settings of its cells, a client."""
+    with support.temporary_home() as home:
+        daemon = Sandboxd(config.load(home=home, cells=settings))
+        daemon.start()
+        try:
+            support.wait_until(lambda: daemon.host.health()["problem"] is None, "ready", support.READY_SECONDS)
+            backend = support.client(home)
+            try:
+                yield home, daemon, backend
+            finally:
+                backend.close()
+        finally:
+            daemon.close()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[Path, Sandboxd, Backend]]:
+    with cells() as made:
+        yield made
+
+
+def spec(bundle: str, **changes: Any) -> SandboxSpec:
+    return replace(support.spec(bundle, "namespace", **SMALL), **changes)
+
+
+@contextmanager
+def sandbox(backend: Backend, of: SandboxSpec, level: str = "namespace") -> Iterator[Sandbox]:
+    made = backend.create(of)
+    try:
+        assert made.level == level
+        yield made
+    finally:
+        made.destroy()
+
+
+def container_of(daemon: Sandboxd, made: Sandbox) -> str:
+    running = daemon.host.find(made.id)
+    assert running is not None
+    return running.container
+
+
+def test_each_job_has_a_fresh_cell_that_was_set_up_before_it(shared: tuple[Path, Sandboxd, Backend]) -> None:
+    home, _, backend = shared
+    bundle = support.write_bundle(home, WHERE)
+    values = [support.run_job(backend, spec(bundle)).value for _ in range(4)]
+    assert [value["seen"] for value in values] == [2] * 4
+    assert [value["before"] for value in values] == [[]] * 4
+    assert len({value["random"] for value in values}) == 4
+
+
+def test_tenants_bundles_and_limits_never_share_a_container(shared: tuple[Path, Sandboxd, Backend]) -> None:
+    home, daemon, backend = shared
+    one, two = support.write_bundle(home, WHERE), support.write_bundle(home, WHERE + "\nother = 1\n")
+    mine = spec(one)
+    others = [
+        replace(mine, tenant="01890000-0000-7000-8000-00000000beef"),
+        replace(mine, bundle=two),
+        replace(mine, limits=replace(mine.limits, memory=48 * MIB)),
+        replace(mine, limits=replace(mine.limits, nofile=256)),
+    ]
+    with sandbox(backend, mine) as first, sandbox(backend, mine) as second:
+        home_of_first = container_of(daemon, first)
+        assert container_of(daemon, second) == home_of_first
+        for other in others:
+            with sandbox(backend, other) as made:
+                assert container_of(daemon, made) != home_of_first
+    with sandbox(backend, replace(mine, limits=replace(mine.limits, time_ms=1_000, log=1, result=9))) as made:
+        assert container_of(daemon, made) == home_of_first, "what the worker watches over makes no other container"
+
+
+def test_a_container_is_replaced_after_its_jobs() -> None:
+    with cells(jobs=3) as (home, daemon, backend):
+        bundle = support.write_bundle(home, WHERE)
+        seen = []
+        for _ in range(5):
+            with sandbox(backend, spec(bundle)) as made:
+                seen.append(container_of(daemon, made))
+        assert seen[0] == seen[1] == seen[2]
+        assert seen[3] == seen[4] != seen[0]
+        support.wait_until(lambda: seen[0] not in support.containers_of(home), "the first container is gone")
+
+
+def test_a_container_that_nobody_needs_goes() -> None:
+    with cells(idle="1s") as (home, daemon, backend):
+        with sandbox(backend, spec(support.write_bundle(home, WHERE))) as made:
+            container = container_of(daemon, made)
+        support.wait_until(lambda: container not in support.containers_of(home), "it is gone")
+        support.wait_until(lambda: daemon.host.health()["cells"]["containers"] == 0, "and is not counted any more")
+
+
+def test_no_more_containers_than_allowed_and_the_idle_one_makes_room() -> None:
+    with cells(containers=1) as (home, daemon, backend):
+        one, two = (support.write_bundle(home, WHERE + f"\nnumber = {n}\n") for n in range(2))
+        with sandbox(backend, spec(one)), sandbox(backend, spec(two), level="container"):
+            assert daemon.host.health()["cells"]["containers"] == 1
+        support.wait_until(lambda: daemon.host.health()["cells"]["ready"], "its next cell is ready")
+
+        with sandbox(backend, spec(two)):
+            assert daemon.host.health()["cells"]["containers"] == 1
+
+
+def test_more_jobs_at_once_than_slots_get_containers_of_their_own() -> None:
+    with cells(slots=2, containers=2) as (home, daemon, backend):
+        bundle = support.write_bundle(home, WHERE)
+        made = [backend.create(spec(bundle)) for _ in range(5)]
+        try:
+            assert [one.level for one in made] == ["namespace"] * 4 + ["container"]
+            containers = [container_of(daemon, one) for one in made]
+            assert len(set(containers[:4])) == 2
+            uids = [running.uid for one in made if (running := daemon.host.find(one.id))]
+            assert len(set(uids)) == 5
+        finally:
+            for one in made:
+                one.destroy()
+
+
+def test_switched_off_the_level_is_container() -> None:
+    with cells(enabled=False) as (home, daemon, backend):
+        bundle = support.write_bundle(home, WHERE)
+        with sandbox(backend, spec(bundle), level="container"):
+            assert daemon.host.health()["cells"] is None
+
+
+def test_where_it_cannot_be_had_the_level_is_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Any) -> None:
+        raise slot_cgroup.CgroupProblem("no cgroup controller pids")
+
+    monkeypatch.setattr("cloche.sandboxd.cells.container.open_for_slots", refuse)
+    with cells() as (home, daemon, backend):
+        bundle = support.write_bundle(home, WHERE)
+        assert support.run_job(backend, spec(bundle)).value["seen"] == 2
+        facts = daemon.host.health()["cells"]
+        assert facts["problem"] == "no cgroup controller pids"
+        assert facts["containers"] == 0
+        with sandbox(backend, spec(bundle), level="container"):
+            assert len(support.containers_of(home)) == 1
+
+
+@pytest.mark.parametrize("body", ["raise ValueError('no luck')", "os._exit(4)", "os.kill(os.getpid(), 9)"])
+def test_a_setup_that_fails_says_so_to_each_job(shared: tuple[Path, Sandboxd, Backend], body: str) -> None:
+    home, _, backend = shared
+    source = f"import os\nfrom cloche_guest import hookimpl\n\n@hookimpl\ndef setup():\n    {body}\n\n@hookimpl\ndef run(job):\n    return 1\n"
+    bundle = support.write_bundle(home, source)
+    for _ in range(3):
+        outcome = support.run_job(backend, spec(bundle))
+        assert outcome.remains is not None
+        if "raise" in body:
+            assert outcome.last is not None
+            assert "no luck" in outcome.last["message"]
+        else:
+            assert outcome.last is None
+            assert outcome.remains.exit_code == (4 if "exit" in body else -9)
+
+
+def test_no_namespace_of_users_can_be_made_by_whoever_is_root_in_there(shared: tuple[Path, Sandboxd, Backend]) -> None:
+    """The kernel's own count stops it, filter or no filter: tried from the host, as root of the cells' user namespace."""
+    home, daemon, backend = shared
+    with sandbox(backend, spec(support.write_bundle(home, WHERE))) as made:
+        running = daemon.host.find(made.id)
+        assert running is not None
+        pid = next(int(name) for name in os.listdir("/proc") if name.isdigit() and _is_in(name, running.uid))
+        enter = ["nsenter", "--user", f"--target={pid}"]
+        inside = subprocess.run([*enter, "unshare", "--mount", "true"], capture_output=True, text=True, check=False)
+        assert inside.returncode == 0, inside.stderr
+        further = subprocess.run([*enter, "unshare", "--user", "true"], capture_output=True, text=True, check=False)
+        assert further.returncode != 0
+        assert "No space left on device" in further.stderr
+
+
+def _is_in(name: str, uid: int) -> bool:
+    try:
+        return f"Uid:\t{uid}\t" in Path("/proc", name, "status").read_text()
+    except OSError:
+        return False
+
+
+def test_nothing_is_left_when_sandboxd_ends() -> None:
+    taken: list[Path] = []
+    with cells() as (home, daemon, backend):
+        bundle = support.write_bundle(home, WHERE)
+        support.run_job(backend, spec(bundle))
+        kept = backend.create(spec(bundle))
+        running = daemon.host.find(kept.id)
+        assert running is not None
+        group = running.cgroup
+        taken += [group.unified] if group.unified is not None else list(group.controllers.values())
+        assert all(folder.exists() for folder in taken)
+        assert Path("/run/cloche/uid-blocks").exists()
+        folders = [running.site.root, running.site.folders.inputs]
+    support.wait_until(lambda: not any(folder.exists() for folder in taken), "the slots' cgroups are gone")
+    assert not any(folder.exists() for folder in folders)
+    assert support.containers_of(home) == []
+
+
+def test_a_slots_cgroup_is_below_its_containers(shared: tuple[Path, Sandboxd, Backend]) -> None:
+    home, daemon, backend = shared
+    with sandbox(backend, spec(support.write_bundle(home, WHERE))) as made:
+        running = daemon.host.find(made.id)
+        assert running is not None
+        group = running.cgroup
+        folder = group.unified or group.controllers["memory"]
+        assert folder.name.startswith("slot-")
+        assert running.container in str(folder.parent)
+        agent = cgroups.of_process(_agent(folder))
+        assert (agent.unified or agent.controllers["memory"]) != folder
+
+
+def _agent(slot: Path) -> int:
+    """The container's first process: in the cgroup above the slot's, or beside it."""
+    for folder in (slot.parent, slot.parent / "agent"):
+        if (folder / "cgroup.procs").exists() and (pids := (folder / "cgroup.procs").read_text().split()):
+            return int(pids[0])
+    raise AssertionError("no agent")
+
+
+def test_an_anomaly_in_one_slot_costs_its_neighbour_an_attempt_and_nothing_more() -> None:
+    """The container is destroyed while another job runs in it: that one fails by the platform, the worker's session and other jobs go on."""
+    with cells() as (home, daemon, backend):
+        waits = support.write_bundle(home, support.plugin("time.sleep(600)"))
+        with (
+            sandbox(backend, spec(waits)) as neighbour,
+            sandbox(backend, replace(spec(waits), bundle=support.write_bundle(home, WHERE))),
+        ):
+            with sandbox(backend, spec(waits)) as lost:
+                running = daemon.host.find(lost.id)
+                assert running is not None
+                assert container_of(daemon, neighbour) == running.container
+                container = running.container
+                os.kill(_runner(running.cgroup), signal.SIGKILL)
+                support.wait_until(lambda: running.is_dead(), "its cell died with its runner")
+                with pytest.raises(PlatformFailure) as caught:
+                    lost.finish()
+                assert caught.value.reason == Reason.ENGINE_UNAVAILABLE
+            support.wait_until(lambda: container not in support.containers_of(home), "the container is gone")
+            with pytest.raises(PlatformFailure) as caught:
+                neighbour.finish()
+            assert caught.value.reason == Reason.ENGINE_UNAVAILABLE
+        assert support.run_job(backend, spec(support.write_bundle(home, WHERE))).value["seen"] == 2
+
+
+def _runner(group: cgroups.Cgroup) -> int:
+    """The slot's runner is the oldest process there."""
+    folder = group.unified or group.controllers["memory"]
+    return min(int(pid) for pid in (folder / "cgroup.procs").read_text().split())
+
+
+def test_a_runner_taken_for_memory_costs_no_neighbour() -> None:
+    """Two jobs in one container; the runner of one dies as if its job had used up the memory; the other ends as ever."""
+    with cells() as (home, daemon, backend):
+        waits = support.write_bundle(home, support.plugin("time.sleep(600)"))
+        with sandbox(backend, spec(waits)) as neighbour:
+            with sandbox(backend, spec(waits)) as lost:
+                running = daemon.host.find(lost.id)
+                assert isinstance(running, RunningCell)
+                container = running.container
+                assert container_of(daemon, neighbour) == container
+                counted = running.slot_cgroup.usage
+                running.slot_cgroup.usage = lambda: {**counted(), "oom_kills": 1}  # type: ignore[method-assign]
+                os.kill(_runner(running.cgroup), signal.SIGKILL)
+                support.wait_until(lambda: running.is_dead(), "its cell died with its runner")
+            assert neighbour.usage()["memory_peak"] > 0
+            neighbour.finish()
+        support.wait_until(lambda: container not in support.containers_of(home), "it went when the last job had ended")
+
+
+def test_no_room_for_another_cell_ends_no_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    with cells() as (home, daemon, backend):
+        bundle = support.write_bundle(home, support.plugin("time.sleep(600)"))
+        with sandbox(backend, spec(bundle)) as neighbour:
+            container = container_of(daemon, neighbour)
+
+            def full(*_: Any) -> None:
+                raise OSError(28, "No space left on device")
+
+            monkeypatch.setattr("cloche.sandboxd.cells.site.mount_out", full)
+            with sandbox(backend, spec(bundle), level="container"):
+                assert neighbour.usage()["memory_peak"] > 0
+            assert "No space left" in daemon.host.health()["cells"]["problem"]
+            neighbour.finish()
+        support.wait_until(lambda: container not in support.containers_of(home), "it went when the last job had ended")
+
+
+def test_cells_that_work_without_a_job_do_not_wait_for_one() -> None:
+    busy = "import threading\nfrom cloche_guest import hookimpl\n\ndef work():\n    while True:\n        pass\n\n"
+    busy += "@hookimpl\ndef setup():\n    threading.Thread(target=work, daemon=True).start()\n\n@hookimpl\ndef run(job):\n    return 1\n"
+    with cells() as (home, daemon, backend):
+        with sandbox(backend, spec(support.write_bundle(home, busy))) as made:
+            container = container_of(daemon, made)
+        support.wait_until(lambda: container not in support.containers_of(home), "the container is gone", 40)
+
+
+@pytest.fixture
+def hung(shared: tuple[Path, Sandboxd, Backend]) -> Callable[[], str]:
+    home, _, _ = shared
+    return lambda: support.write_bundle(home, support.plugin("time.sleep(600)"))
+
+
+def test_resizing_a_cell_is_bounded_by_what_its_slot_was_made_for(
+    shared: tuple[Path, Sandboxd, Backend], hung: Callable[[], str]
+) -> None:
+    _, daemon, backend = shared
+    with sandbox(backend, spec(hung())) as made:
+        made.resize(48 * MIB, MIB)
+        running = daemon.host.find(made.id)
+        assert running is not None
+        facts = os.statvfs(running.site.folders.out)
+        assert facts.f_blocks * facts.f_frsize == MIB
+        with pytest.raises(Exception, match="larger"):
+            made.resize(65 * MIB, MIB)
+    with sandbox(backend, spec(hung())) as again:
+        running = daemon.host.find(again.id)
+        assert running is not None
+        group = running.cgroup
+        file = group.unified / "memory.max" if group.unified else group.controllers["memory"] / "memory.limit_in_bytes"
+        assert int(file.read_text()) == slot_memory(spec("0" * 64).limits), "the next cell has the whole again"
