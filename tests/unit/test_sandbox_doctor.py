@@ -10,7 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
+from cloche.cli.commands.doctor import doctor
 from cloche.sandboxd import disk, doctor_host
 
 
@@ -146,3 +148,10 @@ def test_the_kernels_word_on_its_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor_host._unsynchronised()
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: kernel(0x2001))
     assert not doctor_host._unsynchronised()
+
+
+def test_no_cells_under_gvisor(tmp_path: Path) -> None:
+    asked = ["--sandbox", "--runtime", "runsc", "--level", "namespace", "--home", str(tmp_path)]
+    done = CliRunner().invoke(doctor, asked)
+    assert done.exit_code == 2
+    assert "--level namespace is for runtime runc" in done.output

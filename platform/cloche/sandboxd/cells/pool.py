@@ -86,7 +86,7 @@ class Cells:
         home, slot, fresh = self._take(facts, key, spec)
         try:
             cell = slot.cell
-            waited = fresh is False and cell is not None and not cell.is_dead()
+            waited = not fresh and cell is not None and not cell.is_dead()
             if waited:
                 slot.group.begin()  # what its setup used is no part of what the job is charged
             if cell is None or cell.is_dead():
