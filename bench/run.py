@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from bench import sandbox_pool
+from bench import sandbox_cells, sandbox_pool
 from bench.engine import engine_rate
 from bench.figures import Row, figures
 from bench.sandbox_pool import until
@@ -107,13 +107,19 @@ def submit(running: Stack) -> dict[str, Any]:
     return running.submit({"type": "noop"})
 
 
+def sandboxes(count: int) -> Iterator[Row]:
+    """sandboxd by itself: level ``container`` cold and warm, then level ``namespace``."""
+    yield from sandbox_pool.rows(count)
+    yield from sandbox_cells.rows(10 * count)
+
+
 def main() -> None:
     known: dict[str, Callable[[Stack, str, int], list[Row]]] = {
         "latency": latency,
         "throughput": throughput,
         "submit": submits,
     }
-    alone: dict[str, Callable[[int], Iterator[Row]]] = {"sandbox": sandbox_pool.rows}
+    alone: dict[str, Callable[[int], Iterator[Row]]] = {"sandbox": sandboxes}
     names = [*known, *alone]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(names)}; all when none is named")
