@@ -161,6 +161,8 @@ def open_files(job: Job) -> Any:
 def hoard(job: Job) -> Any:
     """Take all of what the kernel counts by user: descriptors on their way, pending signals, pipes; then hold it while a neighbour works."""
     opened: list[int] = []
+    _bind(job.payload["name"])  # names first: where queues are bound by descriptors alone, none would be left for them
+    _kept.append(socket.create_server(("127.0.0.1", job.payload["port"])))
     made = _until_refused(_on_its_way, 4_000)
     if made["error"] == "EMFILE":  # a kernel that does not count them by user gives as many as there are descriptors
         for pair in _kept[-80:]:
@@ -174,8 +176,6 @@ def hoard(job: Job) -> Any:
                 tried(syscall, here(72, 25), fd, 1031, MIB)  # fcntl(F_SETPIPE_SZ)
     queued = _until_refused(_queue_signal(), 200_000)
     queues = _until_refused(_message_queue, 1_000)
-    _bind(job.payload["name"])
-    _kept.append(socket.create_server(("127.0.0.1", job.payload["port"])))
     say(f"hoarded {made['made']} {made['error']} {queued['made']} {queues['made']}")
     wait()
 
