@@ -53,7 +53,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_list_that_takes_long_is_read_more_rarely() -> None:
-    assert [locks.pause(spent) for spent in (0.0, 0.01, 1.0)] == [locks.INTERVAL_SECONDS, locks.INTERVAL_SECONDS, 4.0]
+    shortest = locks.INTERVAL_SECONDS
+    assert [locks.pause(spent) for spent in (0.0, 0.01, 0.1, 1.0, 60.0)] == [shortest, shortest, 0.4, 1.0, 1.0]
 
 
 def test_one_with_too_many_is_ended(tmp_path: Path) -> None:

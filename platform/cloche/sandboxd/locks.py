@@ -22,6 +22,7 @@ from cloche.domain.limits import MAX_LOCKS
 LOCKS_OVER = "locks_over"  # in a sandbox's usage: ended for so many
 INTERVAL_SECONDS = 0.2
 _REST = 4.0  # for each second a round took: a list of sixty thousand takes one, and the host's own locks wait while it is read
+_LONGEST_REST = 1.0  # seconds, however long it took: many jobs just below the limit are not to buy another one time
 _OPEN = 100  # of a thousand locks that dead processes left: files that a sandbox has open, so that they are its
 _CHUNK = 64 << 10
 
@@ -89,7 +90,7 @@ class LockWatch:
 
 def pause(spent: float) -> float:
     """Seconds until the next round, after one that took so many."""
-    return max(INTERVAL_SECONDS, _REST * spent)
+    return max(INTERVAL_SECONDS, min(_REST * spent, _LONGEST_REST))
 
 
 class _Count:
