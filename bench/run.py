@@ -1,4 +1,4 @@
-"""`./run bench [latency] [throughput] [submit] [sandbox]`: the whole system on this machine, with the engine's own speed beside it.
+"""`./run bench [latency] [throughput] [submit] [batch] [sandbox] [leaks] [stores] [peers] [queue] [audit] [auth]`: the whole system on this machine.
 
 Figures of different machines, or of different runs, do not compare; the ratios of one run do.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import os
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +17,28 @@ from typing import Any
 
 import httpx
 
-from bench import sandbox_cells, sandbox_pool
-from bench.engine import engine_rate
+from bench import (
+    audit,
+    auth,
+    leaks,
+    page,
+    peers_kill,
+    queue,
+    queue_table,
+    sandbox_cells,
+    sandbox_pool,
+    sandbox_preload,
+    sandbox_runsc,
+    stores,
+)
+from bench.engine import engine_rate, run_seconds, socket_path
 from bench.figures import Row, figures
 from bench.sandbox_pool import until
 from bench.stack import Stack, stack
 
+LONG = ("leaks", "peers")  # take many minutes, and run only when they are named
 NOOP = Path(__file__).parent / "plugins"
+_PEERS = "CLOCHE_BENCH_PEERS"
 
 
 def latency(running: Stack, image: str, rounds: int) -> list[Row]:
@@ -33,10 +49,7 @@ def latency(running: Stack, image: str, rounds: int) -> list[Row]:
         began = time.perf_counter()
         one_job(running, limits={"pids": 63})  # not the plugin's own: none was made for it
         cold.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        command = ["docker", "run", "--rm", "--network", "none", "--entrypoint", "/bin/sh", image, "-c", ":"]
-        subprocess.run(command, check=True, capture_output=True)
-        engine.append(time.perf_counter() - began)
+        engine.append(run_seconds(image, "/bin/sh", "-c", ":"))
     for _ in range(rounds):
         wait_warm(running)
         began = time.perf_counter()
@@ -84,17 +97,59 @@ def throughput(running: Stack, image: str, count: int) -> list[Row]:
     ]
 
 
-def submits(running: Stack, _image: str, count: int) -> list[Row]:
-    """Submits with an idempotency key, one client and eight."""
+def submits(running: Stack, count: int) -> list[Row]:
+    """Submits, one client and eight."""
     rows = []
     for clients in (1, 8):
         began = time.perf_counter()
         with ThreadPoolExecutor(clients) as pool:
-            ids = list(pool.map(lambda _: submit(running)["id"], range(count)))
+            list(pool.map(lambda _: submit(running), range(count)))
         rows.append({"what": f"submits, {clients} client(s)", "per_s": round(count / (time.perf_counter() - began), 1)})
-        for job_id in ids:
-            running.client.post(f"/jobs/{job_id}/cancel")
     return rows
+
+
+def batches(running: Stack, _count: int) -> list[Row]:
+    """Batches of 1,000 and of 10,000 jobs, one client; then single submits beside batches of 10,000, and how long those have to wait."""
+    rows: list[Row] = []
+    headers = {"Content-Type": "application/json"}
+    bodies = {
+        size: json.dumps({"jobs": [{"type": "noop", "labels": {"n": str(n)}} for n in range(size)]})
+        for size in (1_000, 10_000)
+    }
+
+    def one(size: int) -> float:
+        began = time.perf_counter()
+        answer = running.client.post("/jobs/batch", content=bodies[size], headers=headers, timeout=120)
+        took = time.perf_counter() - began
+        answer.raise_for_status()
+        return took
+
+    one(1_000)
+    for size in bodies:
+        took = [one(size) for _ in range(5)]
+        rows.append(
+            {
+                **figures(f"batch of {size} jobs, durable and audited", took),
+                "jobs_per_s": round(size / statistics.median(took)),
+            }
+        )
+    with ThreadPoolExecutor(1) as pool:
+        alone = [timed_submit(running) for _ in range(200)]
+        batch = pool.submit(lambda: [one(10_000) for _ in range(3)])
+        beside = []
+        while not batch.done():
+            beside.append(timed_submit(running))
+            time.sleep(0.005)
+        batch.result()
+    for what, took in (("alone", alone), ("beside batches of 10,000", beside)):
+        rows.append({**figures(f"one submit, {what}", took), "longest_ms": round(max(took) * 1000)})
+    return rows
+
+
+def timed_submit(running: Stack) -> float:
+    began = time.perf_counter()
+    running.submit({"type": "noop"})
+    return time.perf_counter() - began
 
 
 def one_job(running: Stack, **more: Any) -> None:
@@ -108,52 +163,110 @@ def submit(running: Stack) -> dict[str, Any]:
 
 
 def sandboxes(count: int) -> Iterator[Row]:
-    """sandboxd by itself: level ``container`` cold and warm, then level ``namespace``."""
+    """sandboxd by itself: level ``container`` cold and warm, then level ``namespace`` and what preloading does, then gVisor."""
     yield from sandbox_pool.rows(count)
     yield from sandbox_cells.rows(10 * count)
+    yield from sandbox_preload.rows(5 * count)
+    yield from sandbox_runsc.rows(count)
+
+
+def queues(options: argparse.Namespace) -> Iterator[Row]:
+    run = queue.Run()
+    yield from queue.rows(run, queue.Counts().times(options.count / 40), options.peers)
+    yield {"what": "as a table", "markdown": "\n\n" + queue_table.text(run)}
+    if options.write:
+        queue_table.write(run)
+
+
+def audited(options: argparse.Namespace) -> Iterator[Row]:
+    run = audit.Run()
+    yield from audit.rows(run, 1_500 * options.count)
+    if options.write:
+        page.put("audit", audit.table(run))
+
+
+def authorisation(options: argparse.Namespace) -> Iterator[Row]:
+    run = auth.Run()
+    yield from auth.rows(run, 50 * options.count)
+    if options.write:
+        page.put("auth", auth.table(run))
 
 
 def main() -> None:
-    known: dict[str, Callable[[Stack, str, int], list[Row]]] = {
-        "latency": latency,
-        "throughput": throughput,
-        "submit": submits,
+    peers = os.environ.pop(_PEERS, None)  # not a setting of Cloche, which refuses names that it does not know
+    known: dict[str, Callable[[Stack, str, int], list[Row]]] = {"latency": latency, "throughput": throughput}
+    unrun: dict[str, Callable[[Stack, int], list[Row]]] = {"submit": submits, "batch": batches}
+    alone: dict[str, Callable[[], Iterator[Row]]] = {
+        "sandbox": lambda: sandboxes(options.count),
+        "leaks": lambda: leaks.rows(options.namespace, options.container),
+        "stores": lambda: stores.rows(5 * options.count),
+        "peers": lambda: peers_kill.rows(options.watch),
+        "queue": lambda: queues(options),
+        "audit": lambda: audited(options),
+        "auth": lambda: authorisation(options),
     }
-    alone: dict[str, Callable[[int], Iterator[Row]]] = {"sandbox": sandboxes}
-    names = [*known, *alone]
+    names = [*known, *unrun, *alone]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(names)}; all when none is named")
+    parser.add_argument(
+        "parts", nargs="*", metavar="part", help=f"{', '.join(names)}; all but {' and '.join(LONG)} when none is named"
+    )
     parser.add_argument("--count", type=int, default=40, help="jobs per part")
+    parser.add_argument("--namespace", type=int, default=10_000, help="leaks: jobs at level namespace")
+    parser.add_argument("--container", type=int, default=300, help="leaks: jobs at level container")
+    parser.add_argument("--watch", type=float, default=900, help="peers: seconds that each is watched")
+    parser.add_argument(
+        "--peers", type=Path, default=peers, help=f"queue: a folder with other queues to measure (or {_PEERS})"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="queue, audit, auth: put the tables into docs/performance.md"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--markdown", action="store_true", help="a table for the documentation")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(names):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
 
-    def show(rows: Iterable[Row]) -> None:
-        for row in rows:
-            print(json.dumps(row) if options.json else line(row), flush=True)
+    leaked = 0
 
-    parts = options.parts or names
+    def show(rows: Iterable[Row]) -> None:
+        nonlocal leaked
+        for number, row in enumerate(rows):
+            leaked += row.get("leaks", 0)
+            if options.markdown:
+                if number == 0:
+                    print(cells(row), cells("---" for _ in row), sep="\n")
+                print(cells(row.values()), flush=True)
+            else:
+                print(json.dumps(row) if options.json else line(row), flush=True)
+
+    parts = options.parts or [name for name in names if name not in LONG]
     for part in parts:
         if part in alone:
-            show(alone[part](options.count))
+            show(alone[part]())
+    settings = {"plugin_path": str(NOOP), "sandbox_docker_socket": socket_path(), "logging_level": "warning"}
     if whole := [part for part in parts if part in known]:
-        settings = {
-            "plugin_path": str(NOOP),
-            "worker_slots": "4",
-            "worker_heartbeat": "500ms",
-            "logging_level": "warning",
-        }
-        with stack(**settings) as running:
+        with stack(**settings, worker_slots="4", worker_heartbeat="500ms") as running:
             image = one_image(running)
             for part in whole:
                 show(known[part](running, image, options.count))
+    for part in parts:
+        if part in unrun:
+            # Nobody takes these jobs, and the stack is thrown away with them: to cancel them one by one would take minutes.
+            with stack(**settings, worker_queues="sensitive") as running:
+                show(unrun[part](running, options.count))
+    if leaked:
+        raise SystemExit(1)
 
 
 def one_image(running: Stack) -> str:
     """The config digest that jobs run."""
     job = running.submit({"type": "noop"})
     return str(running.finished(job["id"])["plugin"]["image"])
+
+
+def cells(values: Iterable[Any]) -> str:
+    """One line of a table in Markdown."""
+    return "| " + " | ".join(map(str, values)) + " |"
 
 
 def line(row: Row) -> str:

@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,28 +34,34 @@ _LIMITS = replace(Limits(), memory=64 << 20, output=1 << 20, tmp=1 << 20)
 Row = dict[str, Any]
 
 
-class _Load:
-    """Times of jobs in seconds, by phase. Any thread adds."""
+def plain() -> SandboxSpec:
+    """A job of a plugin that returns its parameters."""
+    return SandboxSpec(
+        job_id=clock.uuid7(),
+        attempt=1,
+        bundle=_BUNDLE,
+        wheels=None,
+        limits=_LIMITS,
+        lease_until=clock.now_ms() + 60_000,
+        warm=True,
+        level="namespace",
+        tenant=_TENANT,
+    )
 
-    def __init__(self, backend: SandboxdBackend) -> None:
+
+class Load:
+    """Times of jobs in seconds, by phase. Any thread adds. ``spec``: what each is like."""
+
+    def __init__(self, backend: SandboxdBackend, spec: SandboxSpec) -> None:
         self._backend = backend
+        self._spec = spec
         self._lock = threading.Lock()
         self.phases: dict[str, list[float]] = {
             name: [] for name in ("create", "ready", "handed over → result", "finish", "destroy", "all")
         }
 
     def one(self) -> None:
-        spec = SandboxSpec(
-            job_id=clock.uuid7(),
-            attempt=1,
-            bundle=_BUNDLE,
-            wheels=None,
-            limits=_LIMITS,
-            lease_until=clock.now_ms() + 60_000,
-            warm=True,
-            level="namespace",
-            tenant=_TENANT,
-        )
+        spec = replace(self._spec, job_id=clock.uuid7(), lease_until=clock.now_ms() + 60_000)
         marks = [time.perf_counter()]
         sandbox = self._backend.create(spec)
         try:
@@ -101,20 +107,20 @@ class _Load:
 
 def rows(jobs: int = 400, clients: int = 4, settings: config.Settings | None = None) -> list[Row]:
     """Figures in milliseconds and jobs a second; what each CPU did in between."""
-    with _running(settings) as (backend, pid):
-        alone = _Load(backend)
+    with running(settings) as (backend, pid):
+        alone = Load(backend, plain())
         for _ in range(5):
             alone.one()
-        alone = _Load(backend)
+        alone = Load(backend, plain())
         for _ in range(max(20, jobs // 4)):
             alone.one()
             time.sleep(0.02)  # the next cell is made meanwhile, as it is between jobs that arrive one by one
-        together = _Load(backend)
+        together = Load(backend, plain())
         together.many(clients * 4, clients)
         before, began = _cpu_ms(pid), time.process_time()
         seconds = together.many(jobs, clients)
         daemon, client = (_cpu_ms(pid) - before) / jobs, (time.process_time() - began) * 1_000 / jobs
-        found = [_figures(f"namespace, one at a time: {name}", times) for name, times in alone.phases.items()]
+        found = [timed(f"namespace, one at a time: {name}", times) for name, times in alone.phases.items()]
         rate = round(jobs / seconds, 1)
         found.append({"what": f"namespace, {clients} clients, {jobs} jobs, backend alone", "jobs_per_s": rate})
         found.append({"what": "of that, CPU of sandboxd for each job", "ms": round(daemon, 2)})
@@ -122,7 +128,7 @@ def rows(jobs: int = 400, clients: int = 4, settings: config.Settings | None = N
         return found
 
 
-def _figures(what: str, times: list[float]) -> Row:
+def timed(what: str, times: list[float]) -> Row:
     ordered = sorted(times)
     return {
         "what": what,
@@ -132,7 +138,7 @@ def _figures(what: str, times: list[float]) -> Row:
 
 
 def _until(sandbox: Sandbox, kind: str) -> None:
-    frame = sandbox.channel.receive(30)
+    frame = sandbox.channel.receive(_READY_SECONDS)
     if frame is None or frame["type"] != kind:
         raise RuntimeError(f"{kind} was due, and came {frame}")
 
@@ -171,8 +177,10 @@ def _serve(settings: config.Settings, ready: Any, stop: Any) -> None:
 
 
 @contextmanager
-def _running(settings: config.Settings | None) -> Iterator[tuple[SandboxdBackend, int]]:
-    """A client, and the number of the sandboxd it talks to, on a home that is gone afterwards."""
+def running(
+    settings: config.Settings | None = None, prepare: Callable[[Path], None] = lambda _: None
+) -> Iterator[tuple[SandboxdBackend, int]]:
+    """A client, and the number of the sandboxd it talks to, on a home that is gone afterwards. ``prepare``: puts more into that home first."""
     home = Path(tempfile.mkdtemp(prefix="cl-"))
     context = multiprocessing.get_context("spawn")
     ready, stop = context.Event(), context.Event()
@@ -180,6 +188,7 @@ def _running(settings: config.Settings | None) -> Iterator[tuple[SandboxdBackend
     folder = home / "bundles" / _BUNDLE
     folder.mkdir(parents=True)
     (folder / "plugin.py").write_text(_PLUGIN)
+    prepare(home)
     process = context.Process(target=_serve, args=(chosen, ready, stop))
     process.start()
     try:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench.engine import engine_rate
+from bench.engine import engine_rate, run_seconds
 from bench.figures import Row, figures
-from cloche import clock
+from cloche import clock, config
 from cloche.domain.limits import Limits
+from cloche.domain.runtimes import RUNC, RUNSC
 from cloche.isolation.backend import Sandbox, SandboxSpec
 from cloche.isolation.client import SandboxdBackend
 from cloche.sandboxd import syscalls
@@ -27,29 +28,41 @@ _START = "import sys; from cloche import config; from cloche.sandboxd.main impor
 _READY_SECONDS = 120
 
 
+class Done(NamedTuple):
+    """``seconds`` from the request for the sandbox to the result; ``start``: cold or warm."""
+
+    start: str
+    seconds: float
+    value: Any
+
+
 class Alone:
-    """A sandboxd in a process of its own, on a temporary home, with one trivial plugin."""
+    """A sandboxd in a process of its own, on a temporary home, with one plugin."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, source: str, runtime: str) -> None:
         self.backend = SandboxdBackend(home / "run" / "sandboxd.sock", "bench")
-        self.bundle = _freeze(home)
+        self.bundle = _freeze(home, source)
+        self.runtime = runtime
+        self.registered = config.load(home=home).sandbox.runsc_name if runtime == RUNSC else RUNC
 
-    def spec(self, *, warm: bool) -> SandboxSpec:
+    def spec(self, *, warm: bool, runtime: str | None = None) -> SandboxSpec:
         until = clock.now_ms() + 60_000
-        return SandboxSpec(clock.uuid7(), 1, self.bundle, None, Limits(), until, warm=warm)
+        return SandboxSpec(
+            clock.uuid7(), 1, self.bundle, None, Limits(), until, warm=warm, runtime=runtime or self.runtime
+        )
 
-    def job(self, *, warm: bool) -> tuple[str, float]:
-        """One job from the request for its sandbox to its result: how it started, and the seconds; then it is destroyed."""
-        spec = self.spec(warm=warm)
+    def job(self, *, warm: bool, payload: Any = None, runtime: str | None = None) -> Done:
+        """One job from the request for its sandbox to its result; then it is destroyed."""
+        spec = self.spec(warm=warm, runtime=runtime)
         began = time.perf_counter()
         sandbox = self.backend.create(spec)
         try:
-            _to_result(sandbox, spec)
+            value = _to_result(sandbox, spec, payload or {})
             took = time.perf_counter() - began
             sandbox.finish()
         finally:
             sandbox.destroy()
-        return sandbox.start, took
+        return Done(sandbox.start, took, value)
 
     def pool(self) -> Mapping[str, Any]:
         return next((pool for pool in self.backend.pools() if pool["bundle"] == self.bundle), {})
@@ -59,9 +72,14 @@ class Alone:
         until(lambda: (pool := self.pool()) and pool["warm"] and not pool["filling"], "a sandbox waits")
 
 
-def rows(count: int) -> Iterator[Row]:
+def rows(count: int, runtime: str = RUNC) -> Iterator[Row]:
     """Every figure, as it is measured."""
-    with alone() as bench:
+    for row in _rows(count, runtime):
+        yield row if runtime == RUNC else {**row, "what": f"{runtime}: {row['what']}"}
+
+
+def _rows(count: int, runtime: str) -> Iterator[Row]:
+    with alone(runtime=runtime) as bench:
         sandbox = bench.backend.create(bench.spec(warm=False))
         image = sandbox.image
         sandbox.destroy()
@@ -76,14 +94,11 @@ def _starts(bench: Alone, image: str, count: int) -> Iterator[Row]:
     cold, warm, engine = [], [], []
     bench.job(warm=True)
     for _ in range(count):
-        cold.append(bench.job(warm=False)[1])
-        began = time.perf_counter()
-        command = ["docker", "run", "--rm", "--network", "none", "--read-only", "--entrypoint", "python3", image]
-        subprocess.run([*command, "-I", "-c", "pass"], check=True, capture_output=True)
-        engine.append(time.perf_counter() - began)
+        cold.append(bench.job(warm=False).seconds)
+        engine.append(run_seconds(image, "python3", "-I", "-c", "pass", runtime=bench.registered))
     for _ in range(count):
         bench.wait_warm()
-        start, took = bench.job(warm=True)
+        start, took, _ = bench.job(warm=True)
         if start != "warm":
             raise RuntimeError("a job started cold although one waited")
         warm.append(took)
@@ -100,13 +115,13 @@ def _starts(bench: Alone, image: str, count: int) -> Iterator[Row]:
 
 def _sustained(bench: Alone, image: str, count: int) -> Iterator[Row]:
     """Jobs without a pause, from create to destroy; and the engine alone, before and after, at its better parallelism."""
-    before = max(engine_rate(image, count // 2, threads) for threads in (2, 4))
+    before = max(engine_rate(image, count // 2, threads, bench.registered) for threads in (2, 4))
     began = time.perf_counter()
     with ThreadPoolExecutor(4) as clients:
-        starts = [start for start, _ in clients.map(lambda _: bench.job(warm=True), range(count))]
+        starts = [done.start for done in clients.map(lambda _: bench.job(warm=True), range(count))]
     ours = count / (time.perf_counter() - began)
     until(lambda: not bench.pool()["filling"], "nothing is being made")
-    after = max(engine_rate(image, count // 2, threads) for threads in (2, 4))
+    after = max(engine_rate(image, count // 2, threads, bench.registered) for threads in (2, 4))
     engine = (before + after) / 2
     yield {
         "what": f"{count} jobs without a pause, 4 clients",
@@ -118,13 +133,13 @@ def _sustained(bench: Alone, image: str, count: int) -> Iterator[Row]:
 
 
 @contextmanager
-def alone() -> Iterator[Alone]:
+def alone(source: str = SOURCE, runtime: str = RUNC) -> Iterator[Alone]:
     home = Path(tempfile.mkdtemp(prefix="cl-"))
     process = subprocess.Popen(
         [sys.executable, "-c", _START, str(home)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     try:
-        bench = Alone(home)
+        bench = Alone(home, source, runtime)
         until(lambda: bench.backend.health() is None, "sandboxd is ready")
         yield bench
         bench.backend.close()
@@ -144,12 +159,12 @@ def until(condition: Callable[[], Any], what: str) -> None:
         time.sleep(0.02)
 
 
-def _to_result(sandbox: Sandbox, spec: SandboxSpec) -> None:
+def _to_result(sandbox: Sandbox, spec: SandboxSpec, payload: Mapping[str, Any]) -> Any:
     frame = {
         "type": "job",
         "id": spec.job_id,
         "attempt": 1,
-        "payload": {},
+        "payload": payload,
         "inputs": [],
         "limits": spec.limits.to_dict(),
     }
@@ -159,12 +174,12 @@ def _to_result(sandbox: Sandbox, spec: SandboxSpec) -> None:
         if found is None or found["type"] == "error":
             raise RuntimeError(f"the job gave no result: {found}")
         if found["type"] == "result":
-            return
+            return found["value"]
 
 
-def _freeze(home: Path) -> str:
-    digest = hashlib.sha256(SOURCE.encode()).hexdigest()
+def _freeze(home: Path, source: str) -> str:
+    digest = hashlib.sha256(source.encode()).hexdigest()
     folder = home / "bundles" / digest
     folder.mkdir(parents=True)
-    (folder / "plugin.py").write_text(SOURCE)
+    (folder / "plugin.py").write_text(source)
     return digest

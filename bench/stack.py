@@ -24,7 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 class Stack:
     """`client` speaks as user admin. `home` is the stack's home directory; `pid` the supervisor's."""
 
-    def __init__(self, home: Path, process: subprocess.Popen[bytes], log: Path, password: str) -> None:
+    def __init__(
+        self, home: Path, process: subprocess.Popen[bytes], log: Path, password: str, ready: str = "/readyz"
+    ) -> None:
+        self._path = ready
         self.home = home
         self.process = process
         self.log = log
@@ -77,7 +80,7 @@ class Stack:
 
     def _ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            return httpx.get(f"{self.url}{self._path}", timeout=5).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -91,18 +94,20 @@ class Stack:
 
 
 @contextmanager
-def stack(**settings: str) -> Iterator[Stack]:
-    """Start a stack with these settings (`CLOCHE_…` names without the prefix, in lower case); stop and remove it at the end."""
+def stack(ready: str = "/readyz", **settings: str) -> Iterator[Stack]:
+    """Start a stack with these settings (`CLOCHE_…` names without the prefix, in lower case); stop and remove it at the end. ``ready``: the
+    address that answers 200 once it can be used; one without workers is never quite ready."""
     home = Path(tempfile.mkdtemp(prefix="cloche-", dir="/tmp"))
     log = home.with_suffix(".log")
     password = secrets.token_urlsafe(16)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CLOCHE_")}
     environment |= {"CLOCHE_HOME": str(home), "CLOCHE_SERVER_PORT": "0", "CLOCHE_ADMIN_PASSWORD": password}
+    environment |= {f"CLOCHE_RATE_{name}": "0" for name in ("ADDRESS", "USER", "TOKEN")}  # a load is no abuse
     environment |= {f"CLOCHE_{name}".upper(): value for name, value in settings.items()}
     with log.open("wb") as out:
         command = [str(Path(sys.executable).parent / "cloche"), "up"]
         process = subprocess.Popen(command, cwd=home, env=environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
-    running = Stack(home, process, log, password)
+    running = Stack(home, process, log, password, ready)
     try:
         running.wait_ready()
         yield running

@@ -25,6 +25,24 @@ TRIGGERS = (
     "CREATE TRIGGER audit_batch_no_replace BEFORE INSERT ON audit_batch WHEN NEW.number IS NOT (SELECT coalesce(max(number) + 1, 0) FROM audit_batch) OR EXISTS (SELECT 1 FROM audit_batch WHERE rowid = NEW.rowid) BEGIN SELECT RAISE(ABORT, 'audit_batch is append-only: the row would replace another or leave a gap'); END",
 )
 
+POSTGRESQL = (
+    "CREATE FUNCTION audit_refused() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, lower(TG_OP) USING ERRCODE = 'integrity_constraint_violation'; END $$",
+    "CREATE TRIGGER audit_event_no_change BEFORE UPDATE OR DELETE ON audit_event FOR EACH ROW EXECUTE FUNCTION audit_refused()",
+    "CREATE TRIGGER audit_event_no_truncate BEFORE TRUNCATE ON audit_event FOR EACH STATEMENT EXECUTE FUNCTION audit_refused()",
+    "CREATE TRIGGER audit_leaf_no_change BEFORE UPDATE OR DELETE ON audit_leaf FOR EACH ROW EXECUTE FUNCTION audit_refused()",
+    "CREATE TRIGGER audit_leaf_no_truncate BEFORE TRUNCATE ON audit_leaf FOR EACH STATEMENT EXECUTE FUNCTION audit_refused()",
+    "CREATE TRIGGER audit_batch_no_change BEFORE UPDATE OR DELETE ON audit_batch FOR EACH ROW EXECUTE FUNCTION audit_refused()",
+    "CREATE TRIGGER audit_batch_no_truncate BEFORE TRUNCATE ON audit_batch FOR EACH STATEMENT EXECUTE FUNCTION audit_refused()",
+    "CREATE FUNCTION audit_leaf_in_order() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.seq IS DISTINCT FROM (SELECT coalesce(max(seq) + 1, 0) FROM audit_leaf) THEN RAISE EXCEPTION 'audit_leaf is append-only: the row would replace another or leave a gap' USING ERRCODE = 'integrity_constraint_violation'; END IF; RETURN NEW; END $$",
+    "CREATE TRIGGER audit_leaf_no_gap BEFORE INSERT ON audit_leaf FOR EACH ROW EXECUTE FUNCTION audit_leaf_in_order()",
+    "CREATE FUNCTION audit_batch_in_order() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.number IS DISTINCT FROM (SELECT coalesce(max(number) + 1, 0) FROM audit_batch) THEN RAISE EXCEPTION 'audit_batch is append-only: the row would replace another or leave a gap' USING ERRCODE = 'integrity_constraint_violation'; END IF; RETURN NEW; END $$",
+    "CREATE TRIGGER audit_batch_no_gap BEFORE INSERT ON audit_batch FOR EACH ROW EXECUTE FUNCTION audit_batch_in_order()",
+    # Which transaction wrote an event: the sealer asks for what may have been committed since it looked last (cloche.db.unsealed).
+    "ALTER TABLE audit_event ADD COLUMN txid bigint NOT NULL DEFAULT pg_current_xact_id()::text::bigint",
+    "CREATE INDEX ix_audit_event_txid ON audit_event (txid)",
+)
+FUNCTIONS = ("audit_refused", "audit_leaf_in_order", "audit_batch_in_order")
+
 
 def upgrade() -> None:
     op.create_table(
@@ -318,7 +336,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_trace_event")),
     )
     op.create_index(op.f("ix_trace_event_job_id_id"), "trace_event", ["job_id", "id"], unique=False)
-    for statement in TRIGGERS:
+    for statement in POSTGRESQL if op.get_bind().dialect.name == "postgresql" else TRIGGERS:
         op.execute(statement)
 
 
@@ -362,3 +380,6 @@ def downgrade() -> None:
     op.drop_table("audit_event")
     op.drop_table("audit_batch")
     op.drop_table("account")
+    if op.get_bind().dialect.name == "postgresql":
+        for name in FUNCTIONS:
+            op.execute(f"DROP FUNCTION {name}()")

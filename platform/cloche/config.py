@@ -7,52 +7,36 @@ Sources, strongest first: arguments, ``CLOCHE_…`` environment, ``.env`` in the
 from __future__ import annotations
 
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from cloche.clock import parse_duration
 from cloche.errors import SettingsError
-from cloche.units import parse_size
+from cloche.host_settings import CellSettings, EgressSettings, PoolSettings, SandboxSettings
+from cloche.netnames import Hosts, Networks, origins
+from cloche.server_settings import MetricsSettings, RateSettings, ServerSettings
+from cloche.setting_groups import (
+    AuditSettings,
+    CallbackSettings,
+    ExtensionSettings,
+    Milliseconds,
+    QuotaSettings,
+    SecretSettings,
+    SigninSettings,
+    Texts,
+    parse_labels,
+)
+from cloche.setting_groups import Group as _Group
 
-
-def _number(value: Any) -> Any:
-    """Text of digits, as it comes from the environment, as a number."""
-    return int(value) if isinstance(value, str) and value.isdigit() else value
-
-
-def _joined(value: Any) -> Any:
-    """A list, as it comes from a file, as the text that the environment would hold."""
-    return ",".join(str(item) for item in value) if isinstance(value, list) else value
-
-
-Milliseconds = Annotated[int, BeforeValidator(lambda value: parse_duration(_number(value)))]
-Bytes = Annotated[int, BeforeValidator(lambda value: parse_size(_number(value)))]
-Texts = Annotated[str, BeforeValidator(_joined)]  # entries between commas or spaces; a file may have a list
-
-
-class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ServerSettings(_Group):
-    host: str = Field("127.0.0.1", description="Address the web server listens on; 0.0.0.0 only when asked for.")
-    port: int = Field(8080, ge=0, le=65535, description="TCP port of the web server; 0 takes a free one.")
-    threads: int = Field(32, ge=4, le=512, description="Threads that answer requests in the web process.")
-    max_waits: int = Field(
-        12, ge=1, description="Long polls and live streams answered at once; below `threads`, or nothing else is."
-    )
-    max_body: Bytes = Field(1 << 20, description="Largest JSON body.")
-    max_upload: Bytes = Field(1 << 30, description="Largest uploaded file.")
-    secure_cookies: bool = Field(
-        False, description="Send session cookies over TLS only; set it wherever TLS ends in front."
-    )
-    session_idle: Milliseconds = Field(8 * 3_600_000, description="A session unused for this long ends.")
+_QUEUE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")  # domain.queues has its meaning
+_MAX_QUEUES = 64  # of one worker: it asks for all of them at once
+_DATABASES = ("sqlite:///", "postgresql://", "postgresql+psycopg://")
 
 
 class AdminSettings(_Group):
@@ -62,11 +46,20 @@ class AdminSettings(_Group):
 
 
 class DatabaseSettings(_Group):
-    url: str | None = Field(None, description="SQLAlchemy URL; SQLite under the home directory when absent.")
+    url: SecretStr | None = Field(
+        None,
+        description="`postgresql://USER:PASSWORD@HOST/DATABASE` or `sqlite:////PATH`; SQLite under the home directory when absent.",
+    )
+    owner_url: SecretStr | None = Field(
+        None,
+        description="PostgreSQL: the URL of the role that owns the tables; of `db upgrade` and `audit prune` alone, so that Cloche itself"
+        " cannot change the record.",
+    )
+    pool_size: int = Field(16, ge=2, le=500, description="Connections to PostgreSQL that one process has at most.")
 
 
 class RedisSettings(_Group):
-    url: str | None = Field(
+    url: SecretStr | None = Field(
         None, description="redis:// or unix:// URL; an embedded Valkey under the home directory when absent."
     )
 
@@ -83,6 +76,13 @@ class RemoteSettings(_Group):
 class WorkerSettings(_Group):
     count: int = Field(1, ge=0, le=64, description="Worker processes started by `up`.")
     slots: int = Field(2, ge=1, le=256, description="Jobs one worker process runs at once.")
+    queues: Texts = Field(
+        "default,sensitive",
+        description="Queues that workers take jobs from, in turn: `default`, `sensitive`, and those that were created; at most 64.",
+    )
+    labels: Texts = Field(
+        "", description="What these workers are, as `name=value`, for operators and for rules that route jobs."
+    )
     poll_interval: Milliseconds = Field(
         1_000, description="Longest wait for a wake-up before looking at the queue again."
     )
@@ -91,79 +91,13 @@ class WorkerSettings(_Group):
     lease: Milliseconds = Field(15_000, description="How long a worker's right to an attempt lasts without renewal.")
     heartbeat: Milliseconds = Field(4_000, description="How often leases are renewed.")
 
+    @property
+    def queue_names(self) -> tuple[str, ...]:
+        return tuple(self.queues.replace(",", " ").split())
 
-class SandboxSettings(_Group):
-    uid_base: int = Field(210_000, ge=1_000, description="First of the user ids that sandboxes run under.")
-    uid_count: int = Field(4_096, ge=16, description="How many such user ids there are.")
-    image: str = Field(
-        "cloche-sandbox:1", description="Tag of the sandbox image on this host; jobs run its config digest."
-    )
-    docker_socket: str = Field("/var/run/docker.sock", description="The engine's socket. Only sandboxd opens it.")
-    max_running: int = Field(64, ge=1, description="Sandboxes alive at once on this host.")
-    runtime: Literal["runc", "plugin", "runsc"] = Field(
-        "plugin",
-        description="`plugin`: the runtime each plugin asks for; `runsc`: gVisor for every job; `runc`: plugins that ask for gVisor are refused.",
-    )
-    runsc_name: str = Field(
-        "runsc",
-        pattern="^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$",
-        description="Name under which gVisor is registered with the engine.",
-    )
-
-
-class PoolSettings(_Group):
-    enabled: bool = Field(True, description="Keep sandboxes ready before their jobs come.")
-    min: int = Field(
-        0, ge=0, le=64, description="Sandboxes kept ready for each plugin version in use, also when nobody asks."
-    )
-    max: int = Field(8, ge=0, le=256, description="Sandboxes kept ready for one plugin version at most.")
-    idle: Milliseconds = Field(
-        600_000, description="How long one may wait, and how long a version that nobody asks for keeps any."
-    )
-    memory: Bytes = Field(
-        0, description="Memory that all waiting sandboxes may use together; 0 takes a sixteenth of the host's."
-    )
-    fill_rate: float = Field(10.0, gt=0, le=1_000, description="Sandboxes made ahead per second at most.")
-
-
-class EgressSettings(_Group):
-    enabled: bool = Field(True, description="Run the egress proxy under `up`; without it no job has a network.")
-    allow: Texts = Field(
-        "",
-        description="What jobs of this platform may reach at most: `host:port`, `*.domain:port`, `*:443`; nothing when empty.",
-    )
-    private: Texts = Field(
-        "",
-        description="Addresses and networks that are not public and may be reached all the same, by hosts that `allow` names without a wildcard.",
-    )
-    connections: int = Field(32, ge=1, le=1_024, description="Connections of one job open at once; further ones wait.")
-    connections_total: int = Field(1_000, ge=1, le=1_000_000, description="Connections one attempt of a job may make.")
-    host_connections: int = Field(
-        1_024, ge=1, le=65_536, description="Connections of all jobs of this host open at once."
-    )
-    max_bytes: Bytes = Field(1 << 30, description="Bytes one attempt of a job may send and receive.")
-    idle: Milliseconds = Field(60_000, description="A connection on which nothing moves for this long is cut.")
-    max_time: Milliseconds = Field(3_600_000, description="Longest life of one connection.")
-    uid: int = Field(209_999, ge=1_000, description="User id that the egress proxy takes when it is started as root.")
-
-
-class CellSettings(_Group):
-    enabled: bool = Field(
-        True,
-        description="Let plugins that ask for isolation `namespace` have it, where the host can; else `container`.",
-    )
-    slots: int = Field(4, ge=1, le=16, description="Jobs that one warm container of level `namespace` runs at once.")
-    containers: int = Field(8, ge=1, le=256, description="Such containers alive at once on this host.")
-    jobs: int = Field(5_000, ge=1, description="Jobs after which such a container is replaced.")
-    lifetime: Milliseconds = Field(3_600_000, description="Age at which such a container is replaced.")
-    idle: Milliseconds = Field(300_000, description="How long such a container waits for a job before it goes.")
-    uid_base: int = Field(
-        327_680,
-        ge=1_024,
-        multiple_of=64,
-        description="First of the user ids that cells run under, 64 for each container.",
-    )
-    uid_blocks: int = Field(256, ge=1, description="How many such ranges of 64 user ids there are.")
+    @property
+    def label_map(self) -> dict[str, str]:
+        return parse_labels(self.labels)
 
 
 class RetrySettings(_Group):
@@ -174,16 +108,20 @@ class RetrySettings(_Group):
     worker_deaths: int = Field(3, ge=1, description="Workers a job may take down before it is a dead letter.")
 
 
+class RetentionSettings(_Group):
+    jobs: Milliseconds = Field(
+        0,
+        description="Age after their end at which completed and canceled jobs are removed with logs and trace; 0 keeps them.",
+    )
+    dead_letters: Milliseconds = Field(0, description="The same for failed jobs; 0 keeps them.")
+
+
 class SchedulerSettings(_Group):
     enabled: bool = Field(True, description="Run the scheduler process (relay, sweeper, sealer) under `up`.")
     poll_interval: Milliseconds = Field(
         500, description="How often due jobs, lapsed leases and the outbox are looked at."
     )
     batch_size: int = Field(100, ge=1, le=10_000, description="Rows handled in one go by relay and sweeper.")
-
-
-class MetricsSettings(_Group):
-    enabled: bool = Field(True, description="Serve Prometheus metrics at /metrics.")
 
 
 class LoggingSettings(_Group):
@@ -206,8 +144,10 @@ class Settings(BaseSettings):
     home: Path = Field(Path("~/.cloche"), description="Where Cloche keeps its database, files, keys and sockets.")
     config: Path | None = Field(None, description="A TOML or YAML file with these settings.")
     secrets_dir: Path | None = Field(None, description="A folder of files named like the variables, for secrets.")
+    failpoints: Texts = Field("", description="For tests: where processes fail on purpose (docs/reliability.md).")
     server: ServerSettings = ServerSettings()
     admin: AdminSettings = AdminSettings()
+    signin: SigninSettings = SigninSettings()
     database: DatabaseSettings = DatabaseSettings()
     redis: RedisSettings = RedisSettings()
     plugin: PluginSettings = PluginSettings()
@@ -218,6 +158,13 @@ class Settings(BaseSettings):
     egress: EgressSettings = EgressSettings()
     cells: CellSettings = CellSettings()
     retry: RetrySettings = RetrySettings()
+    retention: RetentionSettings = RetentionSettings()
+    callbacks: CallbackSettings = CallbackSettings()
+    quota: QuotaSettings = QuotaSettings()
+    extension: ExtensionSettings = ExtensionSettings()
+    audit: AuditSettings = AuditSettings()
+    secret: SecretSettings = SecretSettings()
+    rate: RateSettings = RateSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     metrics: MetricsSettings = MetricsSettings()
     logging: LoggingSettings = LoggingSettings()
@@ -235,11 +182,21 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        return self.database.url or f"sqlite:///{self.home / 'cloche.db'}"
+        """It may hold a password."""
+        given = self.database.url
+        return given.get_secret_value() if given else f"sqlite:///{self.home / 'cloche.db'}"
+
+    @property
+    def owner_url(self) -> str:
+        """Of the role that may change the schema and delete old audit events: the platform's own unless another is named."""
+        given = self.database.owner_url
+        return given.get_secret_value() if given else self.database_url
 
     @property
     def redis_url(self) -> str:
-        return self.redis.url or f"unix://{self.home / 'run' / 'valkey.sock'}"
+        """It may hold a password."""
+        given = self.redis.url
+        return given.get_secret_value() if given else f"unix://{self.home / 'run' / 'valkey.sock'}"
 
     @property
     def sandboxd_socket(self) -> Path:
@@ -279,17 +236,47 @@ def load(**overrides: Any) -> Settings:
         settings = _merged(settings, overrides)
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
+    _check_names(settings)
     _check_together(settings)
     return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+
+
+def _check_names(settings: Settings) -> None:
+    """Refuse networks, hosts and origins that are none."""
+    server = settings.server
+    checks: tuple[tuple[str, Callable[[str], object], str], ...] = (
+        ("server.trusted_proxies", Networks, server.trusted_proxies),
+        ("server.allowed_hosts", Hosts, server.allowed_hosts),
+        ("server.cors_origins", origins, server.cors_origins),
+        ("metrics.allow", Networks, settings.metrics.allow),
+    )
+    for name, read, value in checks:
+        try:
+            read(value)
+        except ValueError as error:
+            raise SettingsError(f"{name}: {error}") from None
 
 
 def _check_together(settings: Settings) -> None:
     """Refuse values that cannot work beside each other."""
     worker, database, queue = settings.worker, settings.database_url, settings.redis_url
-    if not database.startswith("sqlite:///") or len(database) <= len("sqlite:///"):
-        raise SettingsError("database.url: this version stores in SQLite, such as sqlite:////srv/cloche/cloche.db")
+    if not database.startswith(_DATABASES) or database in _DATABASES:
+        raise SettingsError(
+            "database.url: write sqlite:////srv/cloche/cloche.db or postgresql://USER:PASSWORD@HOST:5432/DATABASE"
+        )
     if not queue.startswith(("redis://", "rediss://", "unix://")):
         raise SettingsError("redis.url: write redis://HOST:PORT/0, rediss://… or unix:///path/to/socket")
+    names = worker.queue_names
+    if not 0 < len(names) <= _MAX_QUEUES or len(set(names)) < len(names):
+        raise SettingsError(f"worker.queues: name at least one queue and at most {_MAX_QUEUES}, each once")
+    for name in names:
+        if not _QUEUE_NAME.fullmatch(name):
+            words = "a queue's name is a small letter, then up to 63 of small letters, digits, '_' and '-'"
+            raise SettingsError(f"worker.queues: {name[:70]!r} is no queue's name; {words}")
+    try:
+        parse_labels(worker.labels)
+    except ValueError as error:
+        raise SettingsError(f"worker.labels: {error}") from None
     if worker.heartbeat * 3 > worker.lease:
         raise SettingsError("worker.heartbeat is too long: three of them have to fit into worker.lease")
     for name, value in (
@@ -298,6 +285,15 @@ def _check_together(settings: Settings) -> None:
     ):
         if value < 50:
             raise SettingsError(f"{name} is at least 50ms")
+    for name in ("jobs", "dead_letters"):
+        if 0 < getattr(settings.retention, name) < 86_400_000:
+            raise SettingsError(f"retention.{name} is at least one day, as long as Idempotency-Keys hold; or 0")
+    if settings.audit.checkpoint_interval < 1_000:
+        raise SettingsError("audit.checkpoint_interval is at least 1s")
+    if settings.server.patience < 1_000:
+        raise SettingsError("server.patience is at least 1s")
+    if not 1_000 <= settings.callbacks.timeout <= 60_000:
+        raise SettingsError("callbacks.timeout lies between 1s and 60s")
     if settings.pool.min > settings.pool.max:
         raise SettingsError("pool.min is more than pool.max")
     if settings.pool.idle < 1_000:

@@ -9,13 +9,17 @@
     │   ├── BadRequest           400  the request cannot be parsed
     │   ├── Unauthenticated      401
     │   ├── Forbidden            403
+    │   │   └── QuotaExceeded    403  the tenant or the user has used up what it may use
     │   ├── NotFound             404  also for what exists but is not yours
     │   ├── Conflict             409
     │   ├── TooLarge             413
     │   ├── UnsupportedMedia     415
     │   ├── Invalid              422  carries JSON pointers to what is wrong
     │   └── RateLimited          429
-    ├── Unavailable              ours, for now: 503 with Retry-After
+    │       └── QuotaPace        429  more submissions in a minute than the tenant or the user may make
+    ├── Unavailable              ours, for now: 503 with Retry-After; nothing was stored
+    │   ├── Crowded              the same: too many ask for the same thing at once; nothing is wrong
+    │   └── OutcomeUnknown       the same, but what was to be stored may have been
     ├── JobFailure               why an attempt ended without a result
     │   ├── PluginFailure        the plugin's or its input's fault; charged to the job's retries
     │   └── PlatformFailure      ours; never charged to the job's retries
@@ -77,6 +81,12 @@ class Forbidden(RequestError):
     status, code, title = 403, "forbidden", "Not allowed"
 
 
+class QuotaExceeded(Forbidden):
+    """``code`` names the quota: ``quota-jobs``, ``quota-storage``, ``quota-cpu``; the detail says whose it is, and until when."""
+
+    title = "Quota used up"
+
+
 class NotFound(RequestError):
     status, code, title = 404, "not-found", "Not found"
 
@@ -105,6 +115,10 @@ class RateLimited(RequestError):
         self.retry_after = retry_after  # seconds
 
 
+class QuotaPace(RateLimited):
+    code, title = "quota-submissions", "Quota used up"
+
+
 class Unavailable(ClocheError):
     """Ours and temporary: a store or a service does not answer. ``retry_after`` in seconds."""
 
@@ -112,6 +126,22 @@ class Unavailable(ClocheError):
         super().__init__(detail)
         self.detail = detail
         self.retry_after = retry_after
+
+
+class Crowded(Unavailable):
+    """Too many ask for the same thing at once, and this one is sent away so that others are answered. Not worth a line in the log each time."""
+
+
+class OutcomeUnknown(Unavailable):
+    """The database was lost in the moment of a commit: the change was stored whole, or not at all, and nobody can say which.
+
+    Whoever does it again has to look first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the database was lost in the moment of a commit: whether the change was stored is not known; look before doing it again"
+        )
 
 
 @dataclass(eq=False)

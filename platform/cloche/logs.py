@@ -39,6 +39,8 @@ def setup(level: str, fmt: str, component: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(component=component)
+    # Its warnings tell of pipelines that an error ended; the error itself is raised and told.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
     logging.basicConfig(stream=sys.stderr, level=max(_LEVELS[level], logging.WARNING), format="%(message)s")
 
 

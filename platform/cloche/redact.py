@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 MASK = "•••"
@@ -19,6 +20,8 @@ _TEXT = (
 
 def text(value: str) -> str:
     """The text with tokens, Authorization values and URL passwords masked."""
+    if value.isalnum():  # a digest, a plain word: each of the patterns needs more than letters and digits
+        return value
     for pattern in _TEXT:
         value = pattern.sub(MASK, value)
     return value
@@ -26,17 +29,24 @@ def text(value: str) -> str:
 
 def field(name: str, item: Any, depth: int = 6) -> Any:
     """A copy of one named value: masked whole under a secret-sounding name, else as :func:`value`."""
-    if _NAME.search(name) and not isinstance(item, bool):
+    if _sounds_secret(name) and not isinstance(item, bool):
         return MASK
     return value(item, depth)
+
+
+@lru_cache(maxsize=1_024)
+def _sounds_secret(name: str) -> bool:
+    return _NAME.search(name) is not None
 
 
 def value(item: Any, depth: int = 6) -> Any:
     """A copy of nested data with every value under a secret-sounding name masked."""
     if depth == 0:
         return MASK
+    if isinstance(item, str):
+        return text(item)
     if isinstance(item, Mapping):
         return {key: field(str(key), part, depth - 1) for key, part in item.items()}
     if isinstance(item, (list, tuple)):
         return [value(part, depth - 1) for part in item]
-    return text(item) if isinstance(item, str) else item
+    return item

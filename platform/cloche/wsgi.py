@@ -25,21 +25,21 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
-from cloche import __version__, logs, wiring
+from cloche import __version__, failpoints, logs, wiring
 from cloche.audit.keys import KeyRing
 from cloche.config import Settings
 from cloche.db import migrate
-from cloche.db.audit_log import AuditEntry, AuditLog
+from cloche.db.audit_log import AuditLog
 from cloche.db.engine import Database, check_home
-from cloche.domain.events import Action
 from cloche.domain.permissions import system_actor
 from cloche.errors import ClocheError, EnvironmentProblem
 from cloche.services.access import AccessService
+from cloche.services.settings_record import record_start
 from cloche.web.app import create_app
 
 _KILL_AFTER_S = 15  # requests still running so long after SIGTERM are cut
 _FEW_THREADS_S = 60  # an idle thread beyond the first ends after this
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # asked for, and where it is reached then: nothing is bound here # nosec B104
 _log = logs.get(__name__)
 
 
@@ -51,8 +51,8 @@ def serve(settings: Settings) -> int:
     """
     check_home(settings.home)
     with _hold_port(settings.server.host, settings.server.port) as held:
-        migrate.upgrade(settings.database_url)
-        _first_start(settings)
+        migrate.patiently(lambda: migrate.upgrade(settings.database_url))
+        migrate.patiently(lambda: _first_start(settings))
         _run(settings, *held.getsockname()[:2])
     return 0
 
@@ -88,14 +88,15 @@ def _run(settings: Settings, host: str, port: int) -> None:
 def load(settings: Settings) -> Callable[..., Any]:
     """The WSGI application, built inside granian's worker process."""
     logs.setup(settings.logging.level, settings.logging.format, "web")
+    failpoints.arm(settings.failpoints, settings.home, settings.server.host)
     stopping = threading.Event()
     _watch_signals(stopping)
     _watch_parent()
     try:
         services = wiring.build(settings, "web")
-        tenant_id = services.access.default_tenant()
-        services.plugins.sync(tenant_id)
-        _record_start(services, tenant_id)
+        tenant_id = migrate.patiently(services.access.default_tenant)
+        migrate.patiently(lambda: services.plugins.sync(tenant_id))
+        migrate.patiently(lambda: _record_start(services, tenant_id))
         app = create_app(services, stopping)
     except ClocheError as error:
         _log.error("cannot start", error=str(error))
@@ -119,8 +120,10 @@ def _first_start(settings: Settings) -> None:
 
 def _record_start(services: wiring.Services, tenant_id: str) -> None:
     details = {"version": __version__, "plugins": len(services.catalog.bundles())}
-    entry = AuditEntry(system_actor(tenant_id, "web"), Action.PLATFORM_START, "platform:web", details=details)
-    services.db.write(lambda connection: services.audit_log.record(connection, entry))
+    actor = system_actor(tenant_id, "web")
+    services.db.write(
+        lambda connection: record_start(connection, services.audit_log, actor, services.settings, details)
+    )
 
 
 def _close_at_exit(services: wiring.Services) -> None:

@@ -10,9 +10,9 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from cloche_guest import control, kernel
+from cloche_guest import control, kernel, preload_names
 from cloche_guest.cell_runner import run_slot
 
 CONTROL = "/run/cloche/agent.sock"
@@ -33,9 +33,9 @@ def main() -> NoReturn:
     try:
         while True:
             order, fds = control.receive(stream)
-            _start_slot(stream, int(order["slot"]), slots, fds[0])
+            _start_slot(stream, int(order["slot"]), slots, fds[0], _preload(order))
             os.close(fds[0])
-    except (EOFError, OSError):
+    except (EOFError, OSError, ValueError):
         os._exit(0)
 
 
@@ -57,12 +57,23 @@ def _allow_no_further_namespaces() -> None:
         (_SYSCTLS / f"max_{kind}_namespaces").write_text("0", "ascii")
 
 
-def _start_slot(stream: socket.socket, slot: int, slots: int, fd: int) -> None:
+def _preload(order: dict[str, Any]) -> list[str]:
+    """
+    Raises:
+        ValueError: what sandboxd never asks for.
+    """
+    names = order.get("preload", [])
+    if problem := preload_names.problem(names):
+        raise ValueError(f"preload {problem}")
+    return list(names)
+
+
+def _start_slot(stream: socket.socket, slot: int, slots: int, fd: int, preload: list[str]) -> None:
     """A runner as first process of a pid namespace of its slot. The process between us and it ends at once."""
     if os.fork() != 0:
         return
     stream.close()
     kernel.unshare(kernel.NEWPID)
     if os.fork() == 0:
-        run_slot(slot, slots, socket.socket(fileno=fd))
+        run_slot(slot, slots, socket.socket(fileno=fd), preload)
     os._exit(0)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cloche_guest import first
+from cloche_guest import first, job_secrets
 from cloche_guest.link import Link
 from cloche_guest.main import INPUTS, OUT, Agent, python_version, start, wait_for_the_end, way_out
 from cloche_guest.protocol import PROTOCOL, ProtocolError, parse
@@ -51,7 +51,7 @@ class CommandAgent(Agent):
     def __init__(
         self, link: Link, relay: Relay, order: Order, job: Path = JOB, inputs: Path = INPUTS, out: Path = OUT
     ) -> None:
-        super().__init__(link, relay, inputs, out)
+        super().__init__(link, relay, inputs, out, job / Path(job_secrets.PLACE).name)
         self._order = order
         self._folder = job
         self._process: subprocess.Popen[bytes] | None = None
@@ -69,6 +69,7 @@ class CommandAgent(Agent):
         network = way_out(frame.get("egress"))
         try:
             self._write_job(frame)
+            job_secrets.write(self._secrets, self._place)
             code = self._run_command({} if network is None else network.environment)
             if code < 0:
                 self._flush()

@@ -48,7 +48,10 @@ def receive(stream: socket.socket) -> tuple[dict[str, Any], list[int]]:
             raise EOFError
         if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
             raise ValueError("a message was cut off")
-        message = json.loads(data)
+        try:
+            message = json.loads(data)
+        except RecursionError:
+            raise ValueError("a message is nested too deeply") from None
         if not isinstance(message, dict):
             raise ValueError("a message is an object")
     except BaseException:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from cloche_guest.job_secrets import Secrets
 
 
 class Reporter(Protocol):
@@ -28,7 +30,8 @@ class Job:
     """One attempt of one job.
 
     ``payload``: its parameters, already valid against the plugin's schema. ``inputs``: files to read, in the order the job named them.
-    ``out``: the folder to write results to; regular files only, sub-folders are kept.
+    ``out``: the folder to write results to; regular files only, sub-folders are kept. ``secrets``: those that ``plugin.toml`` names, by name;
+    the same are files below ``/job/secrets``.
     """
 
     def __init__(
@@ -41,12 +44,14 @@ class Job:
         out: Path,
         reporter: Reporter,
         outside: Outside | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> None:
         self.id = id
         self.attempt = attempt
         self.payload = payload
         self.inputs = list(inputs)
         self.out = out
+        self.secrets = Secrets(secrets or {})
         self._reporter = reporter
         self._outside = outside
 

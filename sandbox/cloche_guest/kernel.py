@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import platform
+import signal
 import socket
 import struct
 import sys
 import threading
+from collections.abc import Iterable
 
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 # Exactly these values pass the seccomp profile (sandbox/image/seccomp_profile.py says what each is for).
@@ -28,6 +31,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _plain = ctypes.PyDLL(None)  # keeps the interpreter's lock during a call
 # Looked up once, in the process that forks cells: a cell that did it would write to many pages that it shares until then.
 _capset, _capget, _prctl, _fork = _libc.capset, _libc.capget, _libc.prctl, _plain.fork
+_clone = _plain.clone
+_clone.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+_PAUSE = ctypes.cast(_libc.pause, ctypes.c_void_p)
+_CLONE_VM, _CLONE_FS = 0x100, 0x200
+_STACK = 16 << 10  # bytes; what waits on it needs a few hundred
 _HEADER = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), 8)
 _NONE, _ANSWER = bytes(24), ctypes.create_string_buffer(24)
 
@@ -50,6 +58,29 @@ def fork() -> int:
     return pid
 
 
+class Sleeper:
+    """A process that does nothing at all, as first of the pid namespace that the next child is born into. What else dies in there is
+    reaped by the kernel.
+
+    It shares this process's memory instead of having a copy, which is most of what a process costs: it sleeps in ``pause`` on a stack of
+    its own and never comes back from there. So it is as closed to others as this process is. It keeps the descriptors that are open now.
+    """
+
+    def __init__(self) -> None:
+        # Private: the plugin's process is forked with this in its memory, and what is shared stays so, this time and for the cells after it.
+        self._stack = mmap.mmap(-1, _STACK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        top = ctypes.addressof(ctypes.c_char.from_buffer(self._stack)) + _STACK
+        former = signal.signal(
+            signal.SIGCHLD, signal.SIG_IGN
+        )  # which it keeps, and so never has a dead child to wait for
+        try:
+            self.pid: int = _clone(_PAUSE, top, _CLONE_VM | _CLONE_FS | signal.SIGCHLD, None)
+        finally:
+            signal.signal(signal.SIGCHLD, former)
+        if self.pid < 0:
+            raise OSError("clone")
+
+
 def forget_parent() -> None:
     """In a child of :func:`fork` that runs other people's code: random numbers of its own, and its own number for its thread."""
     if (random := sys.modules.get("random")) is not None:
@@ -61,9 +92,9 @@ def unshare(flags: int) -> None:
     _call(_libc.unshare(ctypes.c_int(flags)), "unshare")
 
 
-def enter_pid_namespace(fd: int) -> None:
-    """Children are made there from now on; the caller stays where it is."""
-    _call(_libc.setns(fd, NEWPID), "setns")
+def enter(fd: int, kind: int) -> None:
+    """Into a namespace, given by a descriptor. For NEWPID: children are made there from now on; the caller stays where it is."""
+    _call(_libc.setns(fd, kind), "setns")
 
 
 def make_private() -> None:
@@ -129,6 +160,12 @@ def drop_capabilities() -> None:
     _call(_capset(_HEADER, _NONE), "capset")
 
 
+def hold_capabilities(numbers: Iterable[int], *, effective: bool) -> None:
+    """Of what this thread has, these alone stay permitted; in force at once, or not until it is asked again. The first 32 only."""
+    bits = sum(1 << number for number in numbers)
+    _call(_capset(_HEADER, struct.pack("=6I", bits if effective else 0, bits, 0, 0, 0, 0)), "capset")
+
+
 def has_capability() -> bool:
     """Whether any capability is left in the permitted or effective set."""
     _call(_capget(_HEADER, _ANSWER), "capget")
@@ -147,19 +184,46 @@ class _Program(ctypes.Structure):
 
 # name → numbers on x86_64 and aarch64 (linux/unistd.h)
 _NUMBERS = {
-    "x86_64": (0xC000003E, {"unshare": 272, "pivot_root": 155, "prctl": 157, "setsockopt": 54}),
-    "aarch64": (0xC00000B7, {"unshare": 97, "pivot_root": 41, "prctl": 167, "setsockopt": 208}),
+    "x86_64": (
+        0xC000003E,
+        {
+            "unshare": 272,
+            "pivot_root": 155,
+            "prctl": 157,
+            "setsockopt": 54,
+            "getsockopt": 55,
+            "mount": 165,
+            "umount2": 166,
+        },
+    ),
+    "aarch64": (
+        0xC00000B7,
+        {
+            "unshare": 97,
+            "pivot_root": 41,
+            "prctl": 167,
+            "setsockopt": 208,
+            "getsockopt": 209,
+            "mount": 40,
+            "umount2": 39,
+        },
+    ),
 }
 _SOL_SOCKET = 1
+_PEER_PIDFD = 77  # SO_PEERPIDFD
 _ATTACH_FILTERS = (26, 50, 51, 52)  # SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF
 _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
 
 
-def filter_program(machine: str) -> bytes:
+def filter_program(machine: str, *, further: bool = False, makes_cells: bool = True) -> bytes:
     """What a runner refuses to itself and to every cell it makes: what the agent, and its own start, needed and no cell does.
 
+    ``further``: one more filter may follow, which is what a runner needs that has a preloader. ``makes_cells`` False: nothing is mounted or
+    unshared any more, which is the preloader's.
+
     Another root. A user namespace, which would bring capabilities. A network namespace, another filter: the kernel frees those through
-    one work queue, so that a job that made thousands could hurt the whole host.
+    one work queue, so that a job that made thousands could hurt the whole host. A descriptor of the process that made the channel, which
+    is sandboxd: the kernel lets a cell do nothing with it, and it is nobody's business.
 
     Raises:
         OSError: an architecture whose numbers are not known here.
@@ -172,20 +236,23 @@ def filter_program(machine: str) -> bytes:
         *_when(numbers["unshare"], [_load(first), _jump_set(NEWUSER | NEWNET, 0, 1), _answer(_REFUSE)]),
     ]
     steps += [_load(number), *_when(numbers["pivot_root"], [_answer(_REFUSE)])]
-    steps += [
-        _load(number),
-        *_when(numbers["prctl"], [_load(first), _jump_equal(_PR_SET_SECCOMP, 0, 1), _answer(_REFUSE)]),
-    ]
-    refused = [step for option in _ATTACH_FILTERS for step in (_jump_equal(option, 0, 1), _answer(_REFUSE))]
-    level = [_load(second), _jump_equal(_SOL_SOCKET, 0, len(refused) + 1), _load(third), *refused]
-    steps += [_load(number), *_when(numbers["setsockopt"], level)]
+    if not further:
+        refusal = [_load(first), _jump_equal(_PR_SET_SECCOMP, 0, 1), _answer(_REFUSE)]
+        steps += [_load(number), *_when(numbers["prctl"], refusal)]
+    if not makes_cells:
+        for name in ("mount", "umount2", "unshare"):
+            steps += [_load(number), *_when(numbers[name], [_answer(_REFUSE)])]
+    for name, options in (("setsockopt", _ATTACH_FILTERS), ("getsockopt", (_PEER_PIDFD,))):
+        refused = [step for option in options for step in (_jump_equal(option, 0, 1), _answer(_REFUSE))]
+        level = [_load(second), _jump_equal(_SOL_SOCKET, 0, len(refused) + 1), _load(third), *refused]
+        steps += [_load(number), *_when(numbers[name], level)]
     return b"".join([*steps, _answer(_ALLOW)])
 
 
-def install_filter() -> None:
+def install_filter(*, further: bool = False, makes_cells: bool = True) -> None:
     """Add :func:`filter_program` to this process; it cannot be taken off again, and children inherit it."""
     _call(_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
-    code = filter_program(platform.machine())
+    code = filter_program(platform.machine(), further=further, makes_cells=makes_cells)
     program = _Program(len(code) // 8, code)
     _call(_prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0), "prctl(PR_SET_SECCOMP)")
 

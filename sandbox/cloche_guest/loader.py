@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import marshal
+import pkgutil
 import re
 import sys
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pluggy
 
@@ -19,7 +24,41 @@ class LoadError(Exception):
     """The bundle is no usable plugin. The message is meant for its author."""
 
 
-def load(plugin: Path, wheels: Path) -> pluggy.PluginManager:
+@dataclass
+class Prepared:
+    """What loading needs and no plugin's code is part of, made once in a process that forks others, each of which loads once.
+
+    ``source``: the entry module's file, and ``module`` the empty module for it, when no other module could be meant by its name. ``code``:
+    what the file compiles to, marshalled, once a process without rights has said so.
+    """
+
+    name: str
+    manager: pluggy.PluginManager
+    source: Path | None = None
+    module: ModuleType | None = None
+    code: bytes | None = None
+
+
+def prepare(plugin: Path, wheels: Path) -> Prepared | None:
+    """Without running anything of the plugin's. None: its folder is not as it should be, which loading will explain."""
+    try:
+        name = _entry(plugin)
+    except (LoadError, OSError, ValueError, RecursionError):
+        return None
+    found = Prepared(name, _new_manager())
+    source = plugin / f"{name}.py"
+    # Looking the name up has the finders of every folder read it, which each load would do again.
+    if "." not in name and importlib.util.find_spec(name) is None and source.is_file():
+        for folder in (plugin, wheels):
+            if (finder := pkgutil.get_importer(str(folder))) is not None:
+                finder.find_spec(name)
+        spec = importlib.util.spec_from_file_location(name, source)
+        if spec is not None and not (plugin / name).is_dir():
+            found.source, found.module = source, importlib.util.module_from_spec(spec)
+    return found
+
+
+def load(plugin: Path, wheels: Path, prepared: Prepared | None = None) -> pluggy.PluginManager:
     """A manager that holds the one plugin in folder ``plugin``; its wheels' packages lie unpacked in ``wheels``.
 
     Raises:
@@ -28,12 +67,13 @@ def load(plugin: Path, wheels: Path) -> pluggy.PluginManager:
     """
     # Behind the standard library: a bundle's json.py cannot replace the one the agent uses.
     sys.path += [str(plugin), str(wheels)]
-    name = _entry(plugin)
-    module = importlib.import_module(name)
+    if prepared is None:
+        prepared = Prepared(_entry(plugin), _new_manager())
+    name, manager = prepared.name, prepared.manager
+    module = _run_module(prepared) if prepared.module is not None else importlib.import_module(name)
     origin = getattr(module, "__file__", None)
     if origin is None or not Path(origin).is_relative_to(plugin):
         raise LoadError(f"module {name!r} was not found in the bundle (another module of that name exists)")
-    manager = _made.pop() if _made else _new_manager()
     try:
         manager.register(module, name=name)
         manager.check_pending()
@@ -45,12 +85,21 @@ def load(plugin: Path, wheels: Path) -> pluggy.PluginManager:
     return manager
 
 
-_made: list[pluggy.PluginManager] = []
-
-
-def make_ready() -> None:
-    """Do what every load needs and no plugin is part of: for a process that forks others, each of which loads once."""
-    _made.append(_new_manager())
+def _run_module(prepared: Prepared) -> ModuleType:
+    """What importing it does, without looking for it."""
+    module = prepared.module
+    if module is None or module.__spec__ is None or module.__spec__.loader is None:
+        raise LoadError(f"module {prepared.name!r} cannot be loaded")
+    sys.modules[prepared.name] = module
+    try:
+        if prepared.code is not None:
+            exec(marshal.loads(prepared.code), module.__dict__)  # noqa: S102, S302 - the plugin itself, where it is to run # nosec B102, B302
+        else:
+            module.__spec__.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(prepared.name, None)
+        raise
+    return sys.modules.get(prepared.name, module)
 
 
 def _new_manager() -> pluggy.PluginManager:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pluggy
 
-from cloche_guest import first, loader
+from cloche_guest import first, job_secrets, loader
 from cloche_guest.job import Job
 from cloche_guest.link import Link, take_standard_streams
 from cloche_guest.protocol import HEADER, MAX_MESSAGE, MAX_TRACEBACK, PROTOCOL, FrameTooLarge, ProtocolError, encode
@@ -26,6 +26,7 @@ PLUGIN = Path("/cloche/plugin")
 WHEELS = Path("/cloche/wheels")
 INPUTS = Path("/job/in")
 OUT = Path("/job/out")
+SECRETS = Path(job_secrets.PLACE)
 GATE_WORD = "gate"  # the only argument there is, where limits cannot hold from the start
 _AROUND_RESULT = len(encode({"value": None})) - len("null")  # bytes of a frame that are not the result's own JSON
 
@@ -33,21 +34,23 @@ _AROUND_RESULT = len(encode({"value": None})) - len("null")  # bytes of a frame 
 class Agent:
     """One sandbox's worth of work. The main thread runs the plugin; another reads frames."""
 
-    def __init__(self, link: Link, relay: Relay, inputs: Path, out: Path) -> None:
+    def __init__(self, link: Link, relay: Relay, inputs: Path, out: Path, place: Path = SECRETS) -> None:
         self._link = link
         self._relay = relay
         self._inputs = inputs
         self._out = out
+        self._place = place  # of the secrets' files
+        self._secrets: dict[str, str] = {}
         self._manager: pluggy.PluginManager | None = None
         self._frame: dict[str, Any] = {}
         self._job: Job | None = None
         self._arrived = threading.Event()
 
-    def serve(self, plugin: Path, wheels: Path) -> None:
+    def serve(self, plugin: Path, wheels: Path, prepared: loader.Prepared | None = None) -> None:
         """Load, wait for the job, run it. Returns after the result or error frame."""
         threading.Thread(target=self._read, name="frames", daemon=True).start()
         try:
-            manager = loader.load(plugin, wheels)
+            manager = loader.load(plugin, wheels, prepared)
             manager.hook.setup()
         except BaseException as error:  # noqa: BLE001 - a plugin may raise anything, SystemExit included
             self._fail("plugin_failed", f"the plugin could not be loaded: {_say(error)}", error)
@@ -71,9 +74,11 @@ class Agent:
             out=self._out,
             reporter=self._relay,
             outside=outside,
+            secrets=self._secrets,
         )
         self._job = job
         try:
+            job_secrets.write(self._secrets, self._place)
             value = manager.hook.run(job=job)
         except SystemExit as error:
             self._fail("no_result", f"the plugin called exit({error.code!r}) instead of returning a result", error)
@@ -121,6 +126,8 @@ class Agent:
                 if frame.get("type") == "job" and not self._arrived.is_set():
                     self._frame = frame
                     self._arrived.set()
+                elif frame.get("type") == "secret" and not self._arrived.is_set():
+                    self._secrets[str(frame["name"])] = str(frame["value"])
                 elif frame.get("type") == "cancel":
                     self._cancel()
         except (EOFError, OSError, ProtocolError):
@@ -148,14 +155,14 @@ def main() -> NoReturn:
     work(*start(gated=sys.argv[1:] == [GATE_WORD]))
 
 
-def serve() -> NoReturn:
+def serve(prepared: loader.Prepared | None) -> NoReturn:
     """Be the agent of a cell: frames on standard input and output, which become private."""
-    work(*take_streams())
+    work(*take_streams(), prepared)
 
 
-def work(link: Link, relay: Relay) -> NoReturn:
+def work(link: Link, relay: Relay, prepared: loader.Prepared | None = None) -> NoReturn:
     """Serve one job, then wait to be killed."""
-    Agent(link, relay, INPUTS, OUT).serve(PLUGIN, WHEELS)
+    Agent(link, relay, INPUTS, OUT).serve(PLUGIN, WHEELS, prepared)
     wait_for_the_end()
 
 

@@ -16,10 +16,12 @@ PROTOCOL = 1
 MAX_FRAME = 8 << 20  # bytes of one frame's JSON, whatever the job's limits say
 MAX_LOG_TEXT = 64 << 10  # bytes of UTF-8 in one log frame's text
 MAX_TRACEBACK = 64 << 10  # bytes of UTF-8
+LOG_TRUNCATED = "\n[log truncated: its limit is reached]\n"  # ends the last frame of a log
 MAX_MESSAGE = 2_000  # characters of an error's or a progress' message
 MAX_DEPTH = 64  # nested arrays and objects
 MAX_DIGITS = 64  # decimal digits of one integer
 _MAX_BITS = 213  # of an integer of MAX_DIGITS digits
+_SCALARS = frozenset((int, bool, float, type(None)))
 
 # The container's process 1 writes this and the agent's exit code to standard error, which no plugin inherits.
 EXIT_LINE = "cloche-guest: exited "
@@ -90,7 +92,15 @@ def check_value(value: Any) -> None:
     stack: list[tuple[Any, int]] = [(value, 0)]
     while stack:
         item, depth = stack.pop()
-        if isinstance(item, (Mapping, list, tuple)):
+        kind = type(item)
+        if kind is str:
+            if not item.isascii():
+                _check_text(item)
+        elif kind in _SCALARS:
+            _check_scalar(item)
+        elif kind is dict and depth < MAX_DEPTH and all(type(key) is str and key.isascii() for key in item):
+            stack += [(part, depth + 1) for part in item.values()]
+        elif isinstance(item, (Mapping, list, tuple)):
             if depth >= MAX_DEPTH:
                 raise ProtocolError(f"nested more than {MAX_DEPTH} levels deep (or within itself)")
             if isinstance(item, Mapping):

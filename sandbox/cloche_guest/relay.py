@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 from cloche_guest.link import Link
-from cloche_guest.protocol import MAX_MESSAGE
+from cloche_guest.protocol import LOG_TRUNCATED, MAX_MESSAGE
 
 SETUP_BUDGET = 64 << 10  # bytes of log before the job and its own limit are known
 _CHUNK = 16 << 10  # bytes; replacement characters may triple it, which still fits one log frame
@@ -124,9 +124,7 @@ class Relay:
             kept = text.encode("utf-8")[: self._budget].decode("utf-8", "ignore")
             self._budget = 0
             self._truncated = True
-            self._link.send(
-                {"type": "log", "stream": stream, "text": kept + "\n[log truncated: its limit is reached]\n"}
-            )
+            self._link.send({"type": "log", "stream": stream, "text": kept + LOG_TRUNCATED})
 
     def _send_progress(self, now: bool = False) -> bool:
         if self._pending is None:

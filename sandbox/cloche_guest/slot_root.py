@@ -13,7 +13,9 @@ from cloche_guest import kernel
 
 _PLACE = "/tmp"  # noqa: S108 - of the container, where only our own processes are
 _OWN = frozenset(("cloche", "dev", "job", "run", "sys", "tmp"))  # laid out here; everything else comes from the image
-_FOLDERS = ("cloche/plugin", "cloche/wheels", "cloche/slot", "dev/shm", "job/in", "job/out", "run/cloche", "sys", "tmp")
+_FOLDERS = tuple(
+    "cloche/plugin cloche/wheels cloche/slot dev/shm job/in job/out job/secrets run/cloche sys tmp".split()
+)
 _DEVICES = ("full", "null", "random", "tty", "urandom", "zero")
 _LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 

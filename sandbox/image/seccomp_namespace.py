@@ -26,7 +26,15 @@ ADDED: tuple[tuple[str, int, int, str], ...] = (
     ("ioctl", 1, 0x8914, "SIOCSIFFLAGS: a runner, once: sets lo up in its own network namespace"),
     ("unshare", 0, _NS["pid"], "the agent for a slot, a runner for a cell"),
     ("unshare", 0, _NS["mnt"] | _NS["ipc"] | _NS["uts"], "a cell"),
-    ("setns", 1, _NS["pid"], "a runner comes back from the pid namespace of a new cell"),
+    (
+        "setns",
+        1,
+        _NS["pid"],
+        "a runner comes back from the pid namespace of a new cell; a preloader goes into it and comes back",
+    ),
+    ("setns", 1, _NS["mnt"], "the plugin's process of a cell, where a preloader made it"),
+    ("setns", 1, _NS["ipc"], "the same"),
+    ("setns", 1, _NS["uts"], "the same"),
     ("prctl", 0, 24, "PR_CAPBSET_DROP: a runner empties its bounding set"),
     # flags: read-only 1, nosuid 2, nodev 4, noexec 8, remount 32, bind 4096, recursive 16384, private 1 << 18
     ("mount", 3, 2 | 4 | 8, "a slot's root; /tmp, /dev/shm and /proc of a cell"),

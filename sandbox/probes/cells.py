@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
+import mmap
 import os
 import signal
 import socket
@@ -16,6 +18,8 @@ from .base import act, here, libc, say, syscall, tried, wait, wall
 
 _NS = {"mnt": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000}
 _MARK = "of-a-neighbour"
+_SO_PEERPIDFD = 77
+_SEGMENT = 1 << 20
 _kept: list[Any] = []
 
 
@@ -104,6 +108,7 @@ def cell_surroundings(_: Job) -> Any:
             continue
         if stat.S_ISSOCK(facts.st_mode):
             sockets.add(facts.st_ino)
+    mappings = [line.split() for line in Path("/proc/self/maps").read_text("utf-8", "replace").splitlines()]
     return {
         "seen": [number for number in seen if number not in numbers],
         "users": sorted({os.stat(f"/proc/{number}").st_uid for number in numbers if os.path.exists(f"/proc/{number}")}),
@@ -114,6 +119,7 @@ def cell_surroundings(_: Job) -> Any:
         "slot": sorted(os.listdir("/cloche/slot")),
         "control": os.listdir("/run/cloche"),
         "sockets": len(sockets),
+        "shared memory": [" ".join(rights) for _, *rights in mappings if set("ws") <= set(rights[0])],
     }
 
 
@@ -132,7 +138,19 @@ def cell_channel(_: Job) -> Any:
         "peer": [int.from_bytes(peer[at : at + 4], "little") for at in (0, 4, 8)],
         "name": [repr(channel.getsockname()), repr(channel.getpeername())],
         "listen": tried(channel.listen),
+        "descriptor": tried(channel.getsockopt, socket.SOL_SOCKET, _SO_PEERPIDFD, 4),
     }
+
+
+@wall
+def cell_maps(_: Job) -> Any:
+    """The maps of the user namespace, which is the whole container's: what a cell could write, cells of later jobs could read."""
+
+    def write(name: str, text: str) -> None:
+        Path("/proc/self", name).write_text(text)
+
+    maps = {name: tried(write, name, "0 0 1\n") for name in ("uid_map", "gid_map", "projid_map")}
+    return {**maps, "setgroups": tried(write, "setgroups", "allow")}
 
 
 @act
@@ -173,6 +191,48 @@ def take_port(_: Job) -> Any:
     accepted, _ = server.accept()
     _kept.extend((server, client, accepted))
     return "taken"
+
+
+@act
+def beforehand(_: Job) -> Any:
+    """What a package found out while the slot's preloader imported it; see ``beforehand.py``."""
+    return importlib.import_module("beforehand").found
+
+
+@act
+def leave_memory(job: Job) -> Any:
+    """Memory that the kernel frees only some time after the death of the last process: System V segments."""
+    libc.shmat.restype = ctypes.c_void_p
+    for _ in range(job.payload["megabytes"]):
+        segment = syscall(here(29, 194), 0, _SEGMENT, 0o1600)
+        ctypes.memset(libc.shmat(segment, None, 0), 1, _SEGMENT)
+    return "left"
+
+
+@act
+def use_memory(job: Job) -> Any:
+    """So much of one's own, at once."""
+    area = mmap.mmap(-1, job.payload["megabytes"] << 20)
+    for page in range(0, len(area), mmap.PAGESIZE):
+        area[page] = 1
+    return len(area) >> 20
+
+
+@act
+def smaller_than_the_runner(_: Job) -> Any:
+    """Memory in files that no process maps, filled by a program smaller than all of ours. The channel stays open, so the end is waited for."""
+    for number in range(3, 64):
+        try:
+            os.set_inheritable(number, True)
+        except OSError:
+            continue
+    Path("/proc/self/oom_score_adj").write_text("0")
+    files = [os.memfd_create("kept", 0) for _ in range(60)]
+    for file in files:
+        os.write(file, b"x" * (300 << 10))
+    double = "v=xxxxxxxxxxxxxxxx; for i in 1 2 3 4 5 6 7 8; do v=$v$v; done; "
+    fill = f"for f in {' '.join(map(str, files))}; do while echo $v >>/proc/self/fd/$f; do :; done; done; exit 9"
+    os.execv("/bin/sh", ["/bin/sh", "-c", double + fill])
 
 
 @act

@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from bench.stack import stack
+from cloche.clock import now_ms, to_rfc3339
 from tests.support.stores import until
 
 SLOW = Path(__file__).parent / "plugins"
@@ -91,6 +92,24 @@ def test_a_failing_plugin_is_retried_with_its_own_budget(running):
     done = running.finished(job["id"], 60)
     assert (done["status"], done["reason"], done["attempt"]) == ("failed", "plugin_failed", 3)
     assert "asked to fail" in done["error"]["message"]
+
+
+def test_jobs_wait_for_times_and_jobs_and_run_anew_by_hand(running):
+    at = to_rfc3339(now_ms() + 1_500)
+    first = running.submit({"type": "slow", "payload": {"seconds": 0}, "schedule_at": at})
+    second = running.submit({"type": "slow", "payload": {"seconds": 0}, "depends_on": [first["id"]]})
+    broken = running.submit({"type": "slow", "payload": {"fail": True}, "retry": {"max_retries": 0}})
+    never = running.submit({"type": "slow", "payload": {"seconds": 0}, "depends_on": [broken["id"], second["id"]]})
+    assert [job["status"] for job in (first, second, never)] == ["scheduled", "blocked", "blocked"]
+    assert running.finished(never["id"], 60)["reason"] == "upstream_failed"
+    done = running.finished(second["id"], 60)
+    assert done["status"] == "completed"
+    assert at <= running.finished(first["id"], 60)["started_at"] <= done["started_at"]
+    assert broken["id"] in [item["id"] for item in running.client.get("/dead-letters").json()["items"]]
+    assert running.client.post(f"/jobs/{broken['id']}/retry").json()["run"] == 2
+    assert running.finished(broken["id"], 60)["status"] == "failed"
+    attempts = running.client.get(f"/jobs/{broken['id']}/attempts").json()["items"]
+    assert [(item["number"], item["run"]) for item in attempts] == [(1, 1), (2, 2)]
 
 
 def test_a_killed_sandboxd_costs_the_job_nothing(running):

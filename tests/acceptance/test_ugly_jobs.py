@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bench import held as counts
 from bench.stack import Stack, stack
 from cloche.isolation.spec import LABEL
 from cloche.sandboxd import syscalls, uids
@@ -136,13 +137,13 @@ def test_nothing_is_left(running: Stack, request: pytest.FixtureRequest) -> None
     run_many(running, 8)  # connections and threads that are kept for the next job are there now
     until(lambda: idle(running), 30, "the worker is idle")
     before = held(running)
-    orphans = orphaned_cgroups()
+    orphans = counts.orphaned_cgroups()
     run_many(running, count)
     until(lambda: idle(running), 30, "the worker is idle")
     until(lambda: not any(leftovers(running).values()), 30, f"nothing is left: {leftovers(running)}")
-    until(lambda: not orphaned_cgroups() - orphans, 30, "no cgroup is left")
+    until(lambda: not counts.orphaned_cgroups() - orphans, 30, "no cgroup is left")
     until(lambda: not more(before, held(running)), 30, f"no more is held than before: {more(before, held(running))}")
-    told(count, {**leftovers(running), "cgroups": list(orphaned_cgroups() - orphans)}, before, held(running))
+    told(count, {**leftovers(running), "cgroups": list(counts.orphaned_cgroups() - orphans)}, before, held(running))
 
 
 def told(
@@ -172,65 +173,27 @@ def leftovers(running: Stack) -> dict[str, list[str]]:
     """Containers, mounts, folders, loop devices and user ids of this home's sandboxes."""
     home = running.home
     command = ["docker", "ps", "--all", "--quiet", "--filter", f"label={LABEL}.home={home_digest(home)}"]
+    files = counts.open_files(counts.processes(running)["sandboxd"])
     return {
         "containers": subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(),
         "mounts": list(map(str, syscalls.mounts_below(home))),
         "folders": [str(path) for path in (home / "sandboxes").iterdir()],
-        "loop devices": loops(home),
-        "user ids": [path.name for path in open_files(processes(running)["sandboxd"]) if path.parent == uids.LOCKS],
+        "loop devices": counts.loops(home),
+        "user ids": [path.name for path in files if path.parent == uids.LOCKS],
     }
-
-
-def loops(home: Path) -> list[str]:
-    found = []
-    for place in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            if place.read_text().startswith(str(home)):
-                found.append(place.parts[3])
-        except OSError:
-            continue  # freed while we looked
-    return found
-
-
-def orphaned_cgroups() -> set[str]:
-    """Groups of the engine without a container, of which only the name is left; under either version and either driver."""
-    root = Path("/sys/fs/cgroup")
-    paths = [*root.glob("docker/*"), *root.glob("*/docker/*"), *root.glob("**/system.slice/docker-*.scope")]
-    names = {path.name.removeprefix("docker-").removesuffix(".scope") for path in paths if path.is_dir()}
-    known = subprocess.run(["docker", "ps", "-aq", "--no-trunc"], capture_output=True, text=True, check=True).stdout
-    return {name for name in names if len(name) == 64} - set(known.split())
-
-
-def processes(running: Stack) -> dict[str, int]:
-    """The stack's sandboxd and its one worker."""
-    found = {}
-    for pid in children(running.pid):
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        found |= {role: pid for role in ("sandboxd", "worker") if role.encode() in command}
-    assert found.keys() == {"sandboxd", "worker"}
-    return found
 
 
 def held(running: Stack) -> dict[str, dict[str, int]]:
     """Descriptors, threads and kilobytes of memory of sandboxd and of the worker."""
     return {
         role: {
-            "descriptors": len(open_files(pid)),
+            "descriptors": len(counts.open_files(pid)),
             "threads": len(list(Path(f"/proc/{pid}/task").iterdir())),
-            "memory": memory_kb(pid),
+            "memory": counts.memory_kb(pid),
         }
-        for role, pid in processes(running).items()
+        for role, pid in counts.processes(running).items()
+        if role in ("sandboxd", "worker")
     }
-
-
-def open_files(pid: int) -> list[Path]:
-    found = []
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            found.append(link.readlink())
-        except OSError:
-            continue  # closed while we looked
-    return found
 
 
 def more(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]) -> list[str]:
@@ -246,12 +209,3 @@ def more(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]) ->
         for name in room
         if after[role][name] > before[role][name] + room[name]
     ]
-
-
-def memory_kb(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
-
-
-def children(pid: int) -> list[int]:
-    return [int(part) for part in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -10,12 +10,14 @@ import pytest
 from cloche.domain.permissions import Permission
 from cloche.web.app import API_PREFIX, api_routes, system_routes
 from cloche.web.routing import Access
+from tests.security import route_table
 from tests.support.web import running_site
 
 DOCS = Path(__file__).parents[2] / "docs" / "rest.md"
 # Public on purpose; a new name here needs a reason.
 PUBLIC = {
     "POST /api/v1/session",  # how one signs in
+    "POST /api/v1/password-resets",  # how one comes in again; takes a code of 256 bits
     "GET /health",
     "GET /healthz",
     "GET /readyz",
@@ -23,6 +25,8 @@ PUBLIC = {
     "GET /openapi.json",
     "GET /docs",
 }
+
+RENAMES: set[str] = set()  # routes whose body gives the object a new name, while the path has the old one
 
 
 def declared():
@@ -39,6 +43,24 @@ def test_only_these_are_public():
         f"{route.method} {prefix}{route.template}" for prefix, route in declared() if route.permission is Access.PUBLIC
     }
     assert found == PUBLIC
+
+
+def test_every_route_has_its_lines_in_the_table_of_who_may_do_what():
+    table = route_table.load()
+    wanted = {(key, owner) for key, (_, route) in route_table.declared().items() for owner in route_table.whose(route)}
+    how = "run `python -m tests.security.route_table --draw`, then read each new line of tests/security/route_table.csv"
+    assert not wanted - table.keys(), f"no line for {sorted(wanted - table.keys())}: {how}"
+
+
+def test_an_objects_id_comes_from_the_path_alone():
+    """One that came a second time, in body or query, could be checked in one place and used from the other."""
+    for _, route in declared():
+        named = set(route.parameters) | {"id", *(f"{name}_id" for name in route.parameters)}
+        for model in (route.body, route.query):
+            if isinstance(model, type):
+                names = {field.alias or name for name, field in model.model_fields.items()}
+                again = (names & named) - ({"name"} if f"{route.method} {route.template}" in RENAMES else set())
+                assert not again or not route.parameters, f"{route.method} {route.path} also reads {again}"
 
 
 def test_no_view_was_added_past_the_declarations(tmp_path):

@@ -71,4 +71,8 @@ def test_durations_and_sizes_are_written_as_people_write_them(monkeypatch):
 
 def test_printing_shows_no_secret(monkeypatch):
     monkeypatch.setenv("CLOCHE_ADMIN_PASSWORD", "correct horse battery")
-    assert "horse" not in repr(config.load())
+    monkeypatch.setenv("CLOCHE_DATABASE_URL", "postgresql://u:battery@host/x")
+    monkeypatch.setenv("CLOCHE_REDIS_URL", "redis://:staple@host")
+    settings = config.load()
+    assert not {word for word in ("horse", "battery", "staple") if word in f"{settings!r} {settings.model_dump()}"}
+    assert settings.database_url == "postgresql://u:battery@host/x"

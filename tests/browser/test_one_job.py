@@ -33,7 +33,9 @@ def test_a_jobs_whole_life_on_one_page_without_a_reload(visit, site, person):
     page = open_job(visit, person, job["id"])
     expect(page.locator("[data-live=on]")).to_be_visible()
     page.evaluate("window.notReloaded = true")
-    expect(page.locator("#reason")).to_contain_text("Accepted and waiting in its queue.")
+    expect(page.locator("#reason")).to_contain_text(
+        "Accepted and waiting in its queue; no worker takes jobs from its queue now."
+    )
     expect(page.locator("#log")).to_have_text("Nothing yet.")
 
     hand = site.claim(job["id"])

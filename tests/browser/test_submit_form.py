@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 from playwright.sync_api import expect
+
+from cloche.domain.permissions import PLATFORM_PERMISSIONS
 
 CSV = {"name": "table.csv", "mimeType": "text/csv", "buffer": b"a,b\n1,2\n"}
 TXT = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"some notes"}
@@ -113,6 +116,24 @@ def test_the_same_form_sent_twice_makes_one_job(visit, site, person):
     assert places == [f"/ui/jobs/{the_job(site, person)['id']}"] * 2
     changed = page.request.post("/ui/submit", multipart=form | {"priority": "6"}, max_redirects=0)
     assert changed.headers["location"] != places[0]
+
+
+def test_a_queue_is_offered_where_there_is_a_choice(visit, site, person):
+    page = visit(person, SUBMIT)
+    expect(page.get_by_label("Queue")).to_have_count(0)
+    platform = replace(person, permissions=person.permissions | PLATFORM_PERMISSIONS)
+    site.services.queues.create(platform, "nightly", None, None)
+    try:
+        page.reload()
+        page.get_by_label("Payload").fill('{"title": "x"}')
+        page.get_by_label("Queue").select_option("nightly")
+        send(page)
+        expect(page.get_by_text("no worker takes jobs from its queue now")).to_be_visible()
+        job = the_job(site, person)
+        assert job["queue"] == "nightly"
+        site.services.jobs.cancel(person, job["id"])
+    finally:
+        site.services.queues.delete(platform, "nightly")
 
 
 def test_who_may_only_look_is_offered_no_form(visit, site, person):

@@ -6,10 +6,11 @@ import pytest
 import redis
 
 from cloche.errors import Unavailable
-from cloche.queueing.broker import NoIndex, Ready
+from cloche.queueing.broker import NoIndex, Ready, Running
 from cloche.queueing.memory_broker import MemoryBroker
 from cloche.queueing.redis_broker import RedisBroker
 from cloche.queueing.scripts import EVENTS
+from tests.support.queues import make_whole, take
 
 
 @pytest.fixture(params=["redis", "memory"])
@@ -27,73 +28,73 @@ def flush(broker, request):
 
 
 def test_nothing_is_taken_before_the_index_is_whole(broker):
-    broker.push([Ready("a", "q", 1)])
+    broker.push([Ready("a", "q", "t", 1)])
     with pytest.raises(NoIndex):
-        broker.take("q", 1)
-    broker.rebuild([Ready("a", "q", 1), Ready("b", "q", 2)])
-    assert list(broker.take("q", 5)) == ["a", "b"]
+        take(broker, "q", 1)
+    make_whole(broker, [Ready("a", "q", "t", 1), Ready("b", "q", "t", 2)], ["q"])
+    assert take(broker, "q", 5) == ["a", "b"]
 
 
 def test_lowest_score_goes_first_and_each_once(broker):
-    broker.rebuild([])
-    broker.push([Ready("late", "q", 30), Ready("early", "q", 10), Ready("mid", "q", 20)])
-    assert list(broker.take("q", 2)) == ["early", "mid"]
-    assert list(broker.take("q", 2)) == ["late"]
-    assert list(broker.take("q", 2)) == []
+    make_whole(broker, queues=["q"])
+    broker.push([Ready("late", "q", "t", 30), Ready("early", "q", "t", 10), Ready("mid", "q", "t", 20)])
+    assert take(broker, "q", 2) == ["early", "mid"]
+    assert take(broker, "q", 2) == ["late"]
+    assert take(broker, "q", 2) == []
 
 
 def test_pushing_again_changes_nothing(broker):
-    broker.rebuild([])
+    make_whole(broker, queues=["q"])
     for _ in range(3):
-        broker.push([Ready("a", "q", 10)])
-    broker.push([Ready("a", "q", 99), Ready("b", "q", 50)])
+        broker.push([Ready("a", "q", "t", 10)])
+    broker.push([Ready("a", "q", "t", 99), Ready("b", "q", "t", 50)])
     assert broker.depth("q") == 2
-    assert list(broker.take("q", 5)) == ["a", "b"]
+    assert take(broker, "q", 5) == ["a", "b"]
 
 
 def test_queues_do_not_mix(broker):
-    broker.rebuild([Ready("a", "one", 1), Ready("b", "two", 1)])
-    assert list(broker.take("one", 9)) == ["a"]
+    make_whole(broker, [Ready("a", "one", "t", 1), Ready("b", "two", "t", 1)], ["one", "two"])
+    assert take(broker, "one", 9) == ["a"]
     assert broker.depth("two") == 1
 
 
 def test_removed_jobs_are_not_taken(broker):
-    broker.rebuild([Ready("a", "q", 1), Ready("b", "q", 2)])
-    broker.remove("q", ["a", "never"])
-    assert list(broker.take("q", 5)) == ["b"]
+    make_whole(broker, [Ready("a", "q", "t", 1), Ready("b", "q", "t", 2)], ["q"])
+    broker.remove("q", "t", ["a", "never"])
+    assert take(broker, "q", 5) == ["b"]
 
 
 def test_a_push_wakes_a_waiting_worker(broker):
-    broker.rebuild([])
+    make_whole(broker, queues=["q"])
     woken = []
-    waiting = threading.Thread(target=lambda: woken.append(broker.wait("q", 5)))
+    waiting = threading.Thread(target=lambda: woken.append(broker.wait(["q"], 5)))
     waiting.start()
-    broker.push([Ready("a", "q", 1)])
+    broker.push([Ready("a", "q", "t", 1)])
     waiting.join(10)
     assert woken == [True]
 
 
 def test_nobody_sleeps_beside_work_that_was_left(broker):
-    broker.rebuild([])
-    broker.push([Ready(str(n), "q", n) for n in range(5)])
-    assert len(broker.take("q", 1)) == 1
-    assert broker.wait("q", 2)
+    make_whole(broker, queues=["q"])
+    broker.push([Ready(str(n), "q", "t", n) for n in range(5)])
+    assert len(take(broker, "q", 1)) == 1
+    assert broker.wait(["q"], 2)
 
 
 def test_wait_ends_without_work(broker):
-    broker.rebuild([])
-    assert not broker.wait("q", 0.05)
+    make_whole(broker, queues=["q"])
+    assert not broker.wait(["q"], 0.05)
 
 
 def test_a_flushed_index_says_so_and_is_rebuilt(broker, request):
-    broker.rebuild([Ready("a", "q", 1)])
+    make_whole(broker, [Ready("a", "q", "t", 1)], ["q"])
     assert broker.whole()
     flush(broker, request)
     assert not broker.whole()
     with pytest.raises(NoIndex):
-        broker.take("q", 1)
-    broker.rebuild([Ready("a", "q", 1)])
-    assert list(broker.take("q", 1)) == ["a"]
+        take(broker, "q", 1)
+    make_whole(broker, [Ready("a", "q", "t", 1)], ["q"])
+    assert take(broker, "q", 1) == ["a"]
 
 
 def test_events_come_in_order_after_an_id(broker):
@@ -121,28 +122,74 @@ def test_a_stream_entry_that_is_not_ours_is_an_event_of_no_type(broker, valkey):
 def test_a_server_out_of_memory_is_unavailable_and_not_a_crash(broker, valkey):
     if isinstance(broker, MemoryBroker):
         return
-    broker.rebuild([])
+    make_whole(broker, queues=["q"])
     with redis.Redis(unix_socket_path=str(valkey.socket)) as raw:
         raw.config_set("maxmemory", "100kb")
         try:
             with pytest.raises(Unavailable):
-                broker.push([Ready("a", "q", 1)])
+                broker.push([Ready("a", "q", "t", 1)])
         finally:
             raw.config_set("maxmemory", "0")
-    broker.push([Ready("a", "q", 1)])
-    assert list(broker.take("q", 1)) == ["a"]
+    broker.push([Ready("a", "q", "t", 1)])
+    assert take(broker, "q", 1) == ["a"]
+
+
+def tell(broker, item):
+    with broker.together() as said:
+        said.push([item])
+        said.publish({"n": 1})
+
+
+def test_hints_given_together_are_said_in_their_order(broker):
+    make_whole(broker, [Ready("gone", "q", "t", 1), Ready("here", "q", "t", 2)], ["q"])
+    broker.keep([Running("running", "q", 60_000)])
+    last = broker.last_event_id()
+    with broker.together() as said:
+        said.free([("q", "running")])
+        said.remove("q", "t", ["gone"])
+        said.push([Ready("new", "q", "t", 3)])
+        for number in range(2):
+            said.publish({"n": number})
+    assert broker.in_flight("q") == []
+    assert [event for _, event in broker.events(last, 1)] == [{"n": 0}, {"n": 1}]
+    assert take(broker, "q", 9) == ["here", "new"]
+    with broker.together():
+        pass  # nothing to say
+
+
+def test_hints_given_together_reach_a_server_that_has_just_begun(broker, valkey):
+    if isinstance(broker, MemoryBroker):
+        return
+    make_whole(broker, queues=["q"])
+    with redis.Redis(unix_socket_path=str(valkey.socket)) as raw:
+        raw.script_flush()
+    tell(broker, Ready("new", "q", "t", 3))
+    assert take(broker, "q", 9) == ["new"]
+
+
+def test_hints_given_together_are_unavailable_where_the_server_is(broker, valkey):
+    if isinstance(broker, MemoryBroker):
+        return
+    make_whole(broker, queues=["q"])
+    with redis.Redis(unix_socket_path=str(valkey.socket)) as raw:
+        raw.config_set("maxmemory", "100kb")
+        try:
+            with pytest.raises(Unavailable):
+                tell(broker, Ready("a", "q", "t", 1))
+        finally:
+            raw.config_set("maxmemory", "0")
 
 
 def test_two_takers_never_get_the_same_job(broker):
-    broker.rebuild([Ready(f"{n:03}", "q", n) for n in range(200)])
+    make_whole(broker, [Ready(f"{n:03}", "q", "t", n) for n in range(200)], ["q"])
     taken, lock = [], threading.Lock()
 
-    def take():
-        while ids := broker.take("q", 3):
+    def work():
+        while ids := take(broker, "q", 3):
             with lock:
                 taken.extend(ids)
 
-    threads = [threading.Thread(target=take) for _ in range(4)]
+    threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

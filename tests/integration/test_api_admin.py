@@ -24,9 +24,9 @@ DAV = {"url": "https://192.0.2.10/dav", "user": "u", "pass": "secret-of-the-remo
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(tmp_path_factory, module_database_url):
     home = tmp_path_factory.mktemp("home")
-    with running_site(home) as running:
+    with running_site(home, database=module_database_url) as running:
         running.add("anna", "submitter")
         running.add("olaf", "auditor")
         yield running
@@ -131,10 +131,18 @@ def test_health_tells_people_and_readiness_tells_machines(site):
     health = client.get("/health").json
     assert (health["status"], health["workers"]) == ("degraded", {"running": False, "count": 0})
     ready = client.get("/readyz")
-    assert (ready.status_code, ready.json) == (503, {"ready": False, "reasons": ["no worker is alive"]})
+    body = ready.json
+    (part,) = body.pop("parts")
+    assert (ready.status_code, body) == (
+        503,
+        {"ready": False, "reasons": ["no worker is alive"], "warnings": []},
+    )
+    assert (part["part"], part["reason"]) == ("workers", "no worker is alive")
+    assert "cloche worker" in part["advice"]
+    assert client.get("/readyz").json["parts"] == [part]  # since is when it was first so, not now
     worker = "01900000-0000-7000-8000-000000000001"
     site.services.workers.register(worker, "host", 1, ["default"], 2)
-    assert client.get("/readyz").json == {"ready": True, "reasons": []}
+    assert client.get("/readyz").json == {"ready": True, "reasons": [], "parts": [], "warnings": []}
     assert client.get("/health").json["status"] == "ok"
     why = "the container engine does not answer"
     site.services.db.write(lambda c: site.services.workers.beat(c, worker, "alive", why, now_ms()))
@@ -148,7 +156,7 @@ def test_a_full_disk_is_said_at_once(tmp_path):
         with running_site(tmp_path) as site:
             site.services.workers.register("01900000-0000-7000-8000-000000000002", "host", 1, ["default"], 2)
             client = site.client()
-            assert client.get("/readyz").json == {"ready": True, "reasons": []}
+            assert client.get("/readyz").json == {"ready": True, "reasons": [], "parts": [], "warnings": []}
             with (tmp_path / "big").open("wb") as big:
                 os.posix_fallocate(big.fileno(), 0, 20 << 20)
                 assert client.get("/readyz").json["reasons"] == ["the home's disk is full: less than 32 MB are free"]

@@ -9,12 +9,13 @@ from sqlalchemy import select, update
 
 from cloche.clock import now_ms
 from cloche.db import tables as t
+from cloche.services.actors import changed
 from tests.support.web import ADMIN_PASSWORD, API, PASSWORD, problem, running_site, where
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    with running_site(tmp_path_factory.mktemp("home")) as running:
+def site(tmp_path_factory, module_database_url):
+    with running_site(tmp_path_factory.mktemp("home"), database=module_database_url) as running:
         running.add("anna", "submitter")
         running.add("vera", "viewer")
         yield running
@@ -140,16 +141,24 @@ def test_bad_credentials_have_codes_of_their_own(site, value, code):
 
 def test_expired_and_revoked_tokens(site):
     body = {"name": "short", "expires_in": "30s"}
-    problem(site.request("POST", "/tokens", "anna", json=body), 403)
+    assert "scopes name it" in problem(site.request("POST", "/tokens", "anna", json=body), 403)["detail"]
     made = site.client().post(f"{API}/tokens", json=body, auth=("anna", PASSWORD)).json
     headers = {"Authorization": f"Bearer {made['token']}"}
     assert site.client().get(f"{API}/me", headers=headers).status_code == 200
     mine = t.token.c.id == made["id"]
-    site.services.db.write(lambda c: c.execute(update(t.token).where(mine).values(expires_at=now_ms() - 1)))
+
+    def ends(connection):
+        connection.execute(update(t.token).where(mine).values(expires_at=now_ms() - 1))
+        changed(connection)
+
+    site.services.db.write(ends)
     problem(site.client().get(f"{API}/me", headers=headers), 401, "token-expired")
-    assert site.request("DELETE", f"/tokens/{made['id']}", "anna").status_code == 204
+    problem(site.request("DELETE", f"/tokens/{made['id']}", "anna"), 403)  # its token does not name token:manage
+    naming = {"Authorization": f"Bearer {site.token('anna', scopes=['token:manage'])}"}
+    assert site.client().delete(f"{API}/tokens/{made['id']}", headers=naming).status_code == 204
     problem(site.client().get(f"{API}/me", headers=headers), 401, "token-revoked")
-    problem(site.request("DELETE", f"/tokens/{made['id']}", "vera"), 404)
+    client, csrf = site.browser("vera")
+    problem(client.delete(f"{API}/tokens/{made['id']}", headers={"X-CSRFToken": csrf}), 404)
 
 
 def test_a_denial_is_audited_with_who_and_what(site):

@@ -10,10 +10,12 @@ from cloche.db import tables as t
 from cloche.errors import Unavailable
 from tests.support.web import API, PASSWORD, problem, running_site, where
 
+NOBODYS = "0190a0b0-0000-7000-8000-000000000000"  # a valid id, of nothing
+
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    with running_site(tmp_path_factory.mktemp("home"), max_body=20_000) as running:
+def site(tmp_path_factory, module_database_url):
+    with running_site(tmp_path_factory.mktemp("home"), max_body=20_000, database=module_database_url) as running:
         running.add("anna", "submitter")
         yield running
 
@@ -55,11 +57,39 @@ def test_malformed_json(site, raw):
         ({}, {"/type"}),
         ({"type": 5}, {"/type"}),
         ({"type": "csv_profile", "colour": 1}, {"/colour"}),
-        ({"type": "csv_profile", "schedule_at": "2030-01-01T00:00:00Z"}, {"/schedule_at"}),
-        ({"type": "csv_profile", "depends_on": []}, {"/depends_on"}),
-        ({"type": "csv_profile", "sensitive": True}, {"/sensitive"}),
+        ({"type": "csv_profile", "schedule_at": "2030-01-01T00:00:00"}, {"/schedule_at"}),
+        ({"type": "csv_profile", "schedule_at": "2030-01-01"}, {"/schedule_at"}),
+        ({"type": "csv_profile", "schedule_at": "soon"}, {"/schedule_at"}),
+        ({"type": "csv_profile", "schedule_at": 1893456000}, {"/schedule_at"}),
+        ({"type": "csv_profile", "expires_at": "2030-01-01"}, {"/expires_at"}),
+        ({"type": "csv_profile", "expires_in": "-5s"}, {"/expires_in"}),
+        ({"type": "csv_profile", "expires_in": "1e9"}, {"/expires_in"}),
+        ({"type": "csv_profile", "depends_on": "x"}, {"/depends_on"}),
+        ({"type": "csv_profile", "depends_on": [1]}, {"/depends_on/0"}),
+        ({"type": "csv_profile", "depends_on": ["x"]}, {"/depends_on/0"}),
+        ({"type": "csv_profile", "depends_on": [None]}, {"/depends_on/0"}),
+        ({"type": "csv_profile", "depends_on_condition": "some"}, {"/depends_on_condition"}),
+        ({"type": "csv_profile", "on_upstream_failure": "fail"}, {"/on_upstream_failure"}),
+        ({"type": "csv_profile", "sensitive": 1}, {"/sensitive"}),
+        ({"type": "csv_profile", "sensitive": "true"}, {"/sensitive"}),
+        ({"type": "csv_profile", "sensitive": None}, {"/sensitive"}),
         ({"type": "csv_profile", "callback": "http://x"}, {"/callback"}),
-        ({"type": "csv_profile", "queue": "fast"}, {"/queue"}),
+        ({"type": "csv_profile", "callback": {}}, {"/callback/url"}),
+        ({"type": "csv_profile", "callback": {"url": "ftp://a.example"}}, {"/callback/url"}),
+        ({"type": "csv_profile", "callback": {"url": "https://user@a.example"}}, {"/callback/url"}),
+        ({"type": "csv_profile", "callback": {"url": "https://a.example/#x"}}, {"/callback/url"}),
+        ({"type": "csv_profile", "callback": {"url": "https://a.example", "events": []}}, {"/callback/events"}),
+        ({"type": "csv_profile", "callback": {"url": "https://a.example", "events": ["due"]}}, {"/callback/events/0"}),
+        ({"type": "csv_profile", "callback": {"url": "https://a.example", "secret": "x"}}, {"/callback/secret"}),
+        ({"type": "text_stats", "callback": {"url": "http://127.0.0.1:8080/"}}, {"/callback/url", "/inputs"}),
+        ({"type": "text_stats", "callback": {"url": "http://169.254.169.254/"}}, {"/callback/url", "/inputs"}),
+        ({"type": "text_stats", "callback": {"url": "http://localhost/"}}, {"/callback/url", "/inputs"}),
+        ({"type": "csv_profile", "queue": "fast"}, {"/queue", "/inputs"}),
+        ({"type": "csv_profile", "queue": ""}, {"/queue"}),
+        ({"type": "csv_profile", "queue": "a:b"}, {"/queue"}),
+        ({"type": "csv_profile", "queue": "default\n"}, {"/queue"}),
+        ({"type": "csv_profile", "queue": "q" * 65}, {"/queue"}),
+        ({"type": "csv_profile", "queue": 1}, {"/queue"}),
         ({"type": "csv_profile", "priority": "9"}, {"/priority"}),
         ({"type": "csv_profile", "priority": 10}, {"/priority"}),
         ({"type": "csv_profile", "priority": True}, {"/priority"}),
@@ -68,7 +98,16 @@ def test_malformed_json(site, raw):
         ({"type": "csv_profile", "timeout": "soon"}, {"/timeout"}),
         ({"type": "csv_profile", "timeout": -1}, {"/timeout"}),
         ({"type": "csv_profile", "timeout": True}, {"/timeout"}),
-        ({"type": "csv_profile", "retry": {"backoff": "linear"}}, {"/retry/backoff"}),
+        ({"type": "csv_profile", "retry": {"backoff": "fibonacci"}}, {"/retry/backoff"}),
+        ({"type": "csv_profile", "retry": {"max_retries": -1}}, {"/retry/max_retries"}),
+        ({"type": "csv_profile", "retry": {"max_retries": 101}}, {"/retry/max_retries"}),
+        ({"type": "csv_profile", "retry": {"initial_delay": 0}}, {"/retry/initial_delay"}),
+        ({"type": "csv_profile", "retry": {"initial_delay": -1}}, {"/retry/initial_delay"}),
+        ({"type": "csv_profile", "retry": {"max_delay": "8d"}}, {"/retry/max_delay"}),
+        ({"type": "csv_profile", "retry": {"max_delay": True}}, {"/retry/max_delay"}),
+        ({"type": "csv_profile", "retry": {"retry_on": []}}, {"/retry/retry_on"}),
+        ({"type": "csv_profile", "retry": {"retry_on": ["lease_lapsed"]}}, {"/retry/retry_on/0"}),
+        ({"type": "csv_profile", "retry": {"retry_on": ["timed_out", "tired"]}}, {"/retry/retry_on/1"}),
         ({"type": "csv_profile", "retry": {"initial_delay": "x"}}, {"/retry/initial_delay"}),
         ({"type": "csv_profile", "limits": {"memory": "lots"}}, {"/limits/memory"}),
         ({"type": "csv_profile", "limits": {"gpu": 1}}, {"/limits/gpu"}),
@@ -102,7 +141,7 @@ def test_a_payload_against_the_plugins_schema(site):
     "source",
     [
         "artifact:nonsense",
-        f"artifact:{uuid7()}",
+        f"artifact:{NOBODYS}",
         ":local:/etc/hostname",
         "/etc/hostname",
         "box:../other",
@@ -170,8 +209,9 @@ def test_addresses_without_body_take_none(site):
     problem(site.request("POST", f"/jobs/{uuid7()}/cancel", json={}), 404)
 
 
-@pytest.mark.parametrize("job_id", ["nonsense", uuid7(), "%00", "..%2f..", "'%20OR%201=1", "%F0%9F%98%80"])
+@pytest.mark.parametrize("job_id", ["nonsense", NOBODYS, "%00", "..%2f..", "'%20OR%201=1", "%F0%9F%98%80"])
 def test_jobs_that_are_not_there(site, job_id):
+    status = 400 if job_id == "%00" else 404  # a zero byte is in no path at all
     for path in (
         f"/jobs/{job_id}",
         f"/jobs/{job_id}/logs",
@@ -179,7 +219,7 @@ def test_jobs_that_are_not_there(site, job_id):
         f"/trace/{job_id}",
         f"/jobs/{job_id}/outputs/x",
     ):
-        problem(site.request("GET", path), 404)
+        problem(site.request("GET", path), status)
 
 
 @pytest.mark.parametrize("wait", ["61s", "-1", "soon", "1e9", "nan"])

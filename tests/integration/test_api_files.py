@@ -16,8 +16,8 @@ LIMIT = 200_000
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    with running_site(tmp_path_factory.mktemp("home"), max_upload=LIMIT) as running:
+def site(tmp_path_factory, module_database_url):
+    with running_site(tmp_path_factory.mktemp("home"), max_upload=LIMIT, database=module_database_url) as running:
         running.add("anna", "submitter")
         running.add("vera", "viewer")
         yield running

@@ -8,14 +8,14 @@ import threading
 import pytest
 from sqlalchemy import insert, select, update
 
-from cloche.clock import now_ms, uuid7
+from cloche.clock import now_ms, to_rfc3339, uuid7
 from cloche.db import tables as t
 from tests.support.web import API, problem, running_site
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    with running_site(tmp_path_factory.mktemp("home"), max_waits=2) as running:
+def site(tmp_path_factory, module_database_url):
+    with running_site(tmp_path_factory.mktemp("home"), max_waits=2, database=module_database_url) as running:
         running.add("anna", "submitter")
         running.add("bert", "submitter")
         running.add("olga", "operator")
@@ -215,6 +215,35 @@ def test_the_live_stream_tells_all_and_ends(site, job):
     assert [data["text"] for name, _, data in got if name == "log"] == ["one\n", "two\n", "three\n"]
     resumed = events(site.request("GET", f"/jobs/{job['id']}/events", headers={"Last-Event-ID": got[1][1]}).text)
     assert [data["text"] for name, _, data in resumed if name == "log"] == ["three\n"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"name": "näme ☃", "labels": {"a": "b"}, "priority": 9, "payload": {"max_distinct": 5}},
+        {"schedule_at": to_rfc3339(now_ms() + 3_600_000)},
+        {"expires_in": "1h", "retry": {"max_retries": 2}, "limits": {"memory": "128MB", "cpu": 0.5}},
+        {"sensitive": True},
+    ],
+    ids=["plain", "described", "later", "bounded", "sensitive"],
+)
+def test_what_a_submit_answers_is_what_is_there(site, body):
+    """The answer is made before the job is stored, and not read back."""
+    made = submit(site, **body)
+    assert site.request("GET", f"/jobs/{made['id']}", "anna").json == made
+
+
+def test_the_stream_of_a_job_that_is_removed_meanwhile_ends(site, job):
+    response = site.request("GET", f"/jobs/{job['id']}/events", buffered=False)
+    stream = response.iter_encoded()
+    text = ""
+    while "event: job" not in text:
+        text += next(stream).decode()
+    finish(site, job)
+    assert site.request("DELETE", f"/jobs/{job['id']}").status_code == 204
+    text += b"".join(stream).decode()
+    assert events(text)[-1] == ("end", None, {"status": "removed"})
 
 
 def test_the_stream_gives_its_slot_back(site, job):

@@ -2,63 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.support.server import Server, raw
 from tests.support.stores import short_folder, until
 from tests.support.web import ADMIN_PASSWORD
-
-
-class Server:
-    """`cloche web` on a free port in a home of its own."""
-
-    def __init__(self, home: Path, port: int = 0, **environment: str) -> None:
-        self.home = home
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("CLOCHE_")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "cloche", "web", "--home", str(home), "--port", str(port)],
-            env={**kept, "CLOCHE_ADMIN_PASSWORD": ADMIN_PASSWORD, "CLOCHE_LOGGING_FORMAT": "console", **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    @property
-    def place(self) -> Path:
-        return self.home / "run" / "web.json"
-
-    def ready(self) -> Server:
-        until(lambda: self.place.exists() or self.process.poll() is not None, 30, "the server answers")
-        assert self.process.poll() is None, self.process.stdout.read()
-        return self
-
-    @property
-    def address(self) -> tuple[str, int]:
-        told = json.loads(self.place.read_text())
-        return told["host"], told["port"]
-
-    @property
-    def url(self) -> str:
-        return "http://{}:{}".format(*self.address)
-
-    def children(self) -> list[int]:
-        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(number) for number in listed.split()]
-
-    def stop(self) -> None:
-        for number in [*self.children(), self.process.pid] if self.process.poll() is None else []:
-            os.kill(number, signal.SIGKILL)
-        self.process.wait()
-        self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +48,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
-
-
-def raw(server, head: str, body: bytes, *, finish: bool = True) -> bytes:
-    with socket.create_connection(server.address, timeout=10) as sock:
-        sock.sendall(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
-        if finish:
-            sock.shutdown(socket.SHUT_WR)
-        received = b""
-        while chunk := sock.recv(65_536):
-            received += chunk
-        return received
 
 
 def test_uploads_and_downloads_stream(server, client):

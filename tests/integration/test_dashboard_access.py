@@ -11,7 +11,7 @@ from cloche.web.dashboard.blueprint import PAGES
 from cloche.web.routing import Access
 from tests.support.web import running_site
 
-PUBLIC = {"/ui/sign-in", "/ui/sign-out"}
+PUBLIC = {"/ui/sign-in", "/ui/sign-out", "/ui/password-reset"}
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from cloche.isolation.plugin_image import ENVIRONMENT
 from cloche.isolation.spec import memory_limit
 from cloche.sandboxd import entered, image_parts, own_image, syscalls
 from cloche.sandboxd.main import Sandboxd
-from cloche.worker.execute import _verdict
+from cloche.worker.verdict import verdict
 from tests.support import images
 from tests.support import sandbox as support
 
@@ -79,7 +79,7 @@ def reason_of(outcome: support.Outcome, limits: Limits | None = None) -> tuple[s
     if outcome.last is not None and outcome.last["type"] == "error" and not outcome.remains.oom_killed:
         return outcome.last["reason"], outcome.last["message"]
     assert outcome.last is None or outcome.last["type"] == "error"
-    failure = _verdict(EOFError(), outcome.remains, limits or Limits())
+    failure = verdict(EOFError(), outcome.remains, limits or Limits())
     return failure.reason, failure.message
 
 
@@ -301,7 +301,8 @@ GOOD = {
         "/usr/lib/python3/dist-packages/x.pth": b"import os; os._exit(66)",
     },
     "an odd /etc": {
-        "/etc/passwd": b"root:x:0:0::/:\n" + b"".join(b"%d:x:0:0::/:/bin/sh\n" % uid for uid in range(200_000, 216_000)),
+        "/etc/passwd": b"root:x:0:0:" + b"x" * 65_000 + b":/:\n"
+        + b"".join(b"%d:x:0:0::/:/bin/sh\n" % uid for uid in range(200_000, 216_000)),
         "/etc/group": b"root:x:0:root,200000\nall:x:1:" + b"job," * 1_000 + b"\n",
         "/etc/ld.so.cache": b"garbage",
         "/etc/hosts": None,
@@ -384,9 +385,19 @@ def test_an_image_that_gives_users_another_group_is_refused(run: Callable[..., s
         run(DONE, image=image)
 
 
+@pytest.mark.parametrize("size", [65_536, 5 << 20])
+def test_a_line_that_the_engine_cannot_read_is_refused(run: Callable[..., support.Outcome], size: int) -> None:
+    long = images.loaded(images.layer_of({"/etc/group": b"root:x:0:\n" + b"x" * size + b"\n"}))
+    with long as image, pytest.raises(PlatformFailure, match=r"/etc/group has a line of \d+ bytes") as caught:
+        run(DONE, image=image)
+    assert caught.value.reason == Reason.BUNDLE_UNAVAILABLE
+
+
 def test_an_image_that_the_engine_cannot_start_leaves_nothing(
-    daemon: Sandboxd, run: Callable[..., support.Outcome]
+    daemon: Sandboxd, run: Callable[..., support.Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whatever the reason: the look that would have found this one is switched off."""
+    monkeypatch.setattr(own_image, "_paths", lambda *_: own_image.Finding("paths", True, ""))
     long = images.loaded(images.layer_of({"/etc/passwd": b"x" * 70_000}))
     with long as image, pytest.raises(PlatformFailure, match="could not be started"):
         run(DONE, image=image)

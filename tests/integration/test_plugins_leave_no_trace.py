@@ -13,9 +13,11 @@ from cloche.db.audit_log import AuditLog
 from cloche.domain.egress import PlatformEgress
 from cloche.registry.catalog import Catalog
 from cloche.registry.store import BundleStore
-from cloche.services.admission import Defaults, admit
+from cloche.services.admission import admit
+from cloche.services.asked import Defaults
 from cloche.services.egress import EgressService
 from cloche.services.plugins import PluginService
+from cloche.services.sealing import JobVault
 from tests.support.plugins import lock_for, make_wheel, write_bundle
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -120,7 +122,8 @@ def test_a_submit_runs_nothing(db, admin, tenant: str, folder: Path, marker: Pat
     plugins.sync(tenant)
     defaults = Defaults(max_retries=0, timeout_ms=60_000)
     egress = EgressService(db, AuditLog(b"k" * 32), PlatformEgress())
-    row = db.read(lambda c: admit(c, admin, {"type": "snare", "payload": {"n": 2}}, plugins, egress, defaults))
+    vault = JobVault(tmp_path / "keys", db)
+    row = db.read(lambda c: admit(c, admin, {"type": "snare", "payload": {"n": 2}}, plugins, egress, defaults, vault))
     store = BundleStore(tmp_path / "home", catalog)
     bundle = store.bundle("snare", row["plugin_version"], row["plugin_digest"])
     assert bundle is not None

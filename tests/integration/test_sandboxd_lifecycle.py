@@ -22,7 +22,8 @@ from cloche.domain.states import Reason
 from cloche.errors import EnvironmentProblem, PlatformFailure
 from cloche.isolation import wire
 from cloche.isolation.backend import Sandbox
-from cloche.isolation.spec import LABEL, spec_to_json
+from cloche.isolation.spec import LABEL
+from cloche.isolation.spec_json import spec_to_json
 from cloche.sandboxd import main, syscalls
 from cloche.sandboxd.main import Sandboxd
 from cloche.sandboxd.places import home_digest

@@ -18,7 +18,7 @@ from cloche.domain.limits import CEILINGS, FLOORS, Limits
 from cloche.domain.states import Reason
 from cloche.isolation import wire
 from cloche.isolation.backend import SandboxSpec
-from cloche.isolation.spec import spec_to_json
+from cloche.isolation.spec_json import spec_to_json
 from cloche.sandboxd import collect, running, server
 from cloche.sandboxd.main import Sandboxd
 from tests.support import sandbox as support
@@ -124,7 +124,7 @@ def test_the_figures_are_told() -> None:
         f"at most {wire.MAX_REQUEST >> 10} KiB from the client, {wire.MAX_REPLY >> 20} MiB to it",
         f"At most {server.MAX_CONNECTIONS} connections",
         f"no greeting within {server.HELLO_SECONDS} s",
-        f"waits for its death ({running.DEATH_SECONDS} s at most)",
+        f"waits for its death ({running.DEATH_SECONDS} s at most, {running.LONGEST_DEATH_SECONDS} s while it gets on)",
         f"of what was left out, {collect.MAX_REFUSED} at most",
     ):
         assert words in DOCUMENT, words

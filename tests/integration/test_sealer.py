@@ -5,22 +5,21 @@ import sys
 import threading
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 
 from cloche.audit.event import TamperedTrail
-from cloche.db import tables
+from cloche.db import tables, unsealed
 from cloche.db.audit_log import AuditEntry
 from cloche.db.engine import Database
 from cloche.domain.events import Action
-from cloche.services import sealer as sealer_module
-from cloche.services.auditing import AuditService, verify_database
+from cloche.services.auditing import AuditService
 from cloche.services.sealer import Sealer
 from tests.support.audit import ALICE, Platform, attacker
 
 
 @pytest.fixture
-def platform(tmp_path):
-    platform = Platform(tmp_path / "home")
+def platform(tmp_path, database_url):
+    platform = Platform(tmp_path / "home", database_url)
     yield platform
     platform.db.close()
 
@@ -35,7 +34,7 @@ def _acts(platform: Platform, count: int) -> None:
 
 
 def _valid(platform: Platform) -> bool:
-    return verify_database(platform.path, keys=platform.keys).exit_code == 0
+    return platform.verify().exit_code == 0
 
 
 def test_a_pass_seals_what_is_there_in_order_and_nothing_twice(platform):
@@ -64,7 +63,7 @@ def test_a_backlog_becomes_batches_of_a_thousand(platform):
 
 
 def test_a_long_backlog_does_not_keep_the_caller(platform, monkeypatch):
-    monkeypatch.setattr(sealer_module, "_PASS", 1)
+    monkeypatch.setattr("cloche.services.sealer._PASS", 1)
     _acts(platform, 1_500)
     assert [platform.sealer.run_once() for _ in range(3)] == [1_000, 500, 0]
 
@@ -103,8 +102,8 @@ def test_a_batch_computed_from_an_old_head_is_dropped(platform, monkeypatch):
     _acts(platform, 5)
     second, prepare = Sealer(platform.db, platform.keyring, "sealer-2"), platform.sealer._prepare
 
-    def overtaken(connection):
-        sealing = prepare(connection)
+    def overtaken(connection, *said):
+        sealing = prepare(connection, *said)
         assert second.run_once() == 5
         second.close()
         return sealing
@@ -145,19 +144,19 @@ def test_two_sealers_at_once_while_events_come_in(platform):
     other.close()
     platform.sealer.run_once()
     assert failures == []
-    verdict = verify_database(platform.path, keys=platform.keys)
+    verdict = platform.verify()
     assert (verdict.exit_code, verdict.leaves, verdict.unsealed) == (0, 180, 0)
 
 
 def test_processes_seal_one_tree(platform):
     """Real processes, each recording and sealing by itself."""
     code = (
-        "import pathlib, sys; from tests.support.audit import Platform; p = Platform(pathlib.Path(sys.argv[1]));"
+        "import pathlib, sys; from tests.support.audit import Platform; p = Platform(pathlib.Path(sys.argv[1]), sys.argv[3]);"
         "from cloche.services.sealer import Sealer; s = Sealer(p.db, p.keyring, sys.argv[2], interval_ms=1);"
         "[(p.job(), s.run_once()) for _ in range(25)]; p.db.close()"
     )
     command = [sys.executable, "-c", code, str(platform.home)]
-    processes = [subprocess.Popen([*command, f"sealer-{number}"], cwd=_root()) for number in range(3)]
+    processes = [subprocess.Popen([*command, f"sealer-{number}", platform.url], cwd=_root()) for number in range(3)]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     Sealer(platform.db, platform.keyring, "last").run_once()
     assert _valid(platform)
@@ -172,9 +171,9 @@ def _root() -> str:
 def test_a_tampered_event_stops_sealing_and_says_so(platform):
     platform.filled(1)
     _acts(platform, 3)
-    with attacker(platform.path) as connection:
+    with attacker(platform) as connection:
         (event_id,) = connection.execute(
-            "SELECT id FROM audit_event WHERE object = 'file:1' ORDER BY rowid DESC"
+            "SELECT id FROM audit_event WHERE object = 'file:1' ORDER BY id DESC"
         ).fetchone()
         (original,) = connection.execute("SELECT outcome FROM audit_event WHERE id = ?", (event_id,)).fetchone()
         connection.execute("UPDATE audit_event SET outcome = 'denied' WHERE id = ?", (event_id,))
@@ -185,7 +184,7 @@ def test_a_tampered_event_stops_sealing_and_says_so(platform):
         assert event_id in (platform.sealer.problem or "")
     assert _batches(platform) == [7]
     assert AuditService(platform.db, platform.keyring).backlog()["unsealed"] == 3
-    with attacker(platform.path) as connection:
+    with attacker(platform) as connection:
         connection.execute("UPDATE audit_event SET outcome = ? WHERE id = ?", (original, event_id))
     assert platform.sealer.run_once() == 3
     assert platform.sealer.problem is None
@@ -202,7 +201,7 @@ def test_a_tampered_event_stops_sealing_and_says_so(platform):
 )
 def test_a_tree_that_was_changed_is_not_built_on(platform, statement, why):
     platform.filled(2)
-    with attacker(platform.path) as connection:
+    with attacker(platform) as connection:
         connection.execute(statement)
     platform.sealer.close()
     fresh = Sealer(platform.db, platform.keyring, "sealer-2")
@@ -222,21 +221,54 @@ def test_lost_keys_do_not_go_unnoticed(platform, tmp_path):
     other.db.close()
 
 
-def test_row_numbers_may_change_under_vacuum(platform):
+def test_numbers_of_rows_and_transactions_may_change(platform):
+    """VACUUM numbers SQLite's rows anew; a dump brings PostgreSQL the transactions' numbers of another cluster."""
     platform.filled(2)
-    with attacker(platform.path) as connection:
-        connection.execute("UPDATE audit_event SET rowid = rowid + 1000")
-        connection.commit()
-        connection.execute("VACUUM")
+    with attacker(platform) as connection:
+        if platform.db.kind == "sqlite":
+            connection.execute("UPDATE audit_event SET rowid = rowid + 1000")
+            connection.commit()
+            connection.execute("VACUUM")
+        else:
+            connection.execute("UPDATE audit_event SET txid = txid + 1000000")
     _acts(platform, 2)
     assert platform.sealer.run_once() == 2
+    assert Sealer(platform.db, platform.keyring, platform.sealer._owner).run_once() == 0
+    assert _valid(platform)
+
+
+def test_an_event_that_is_committed_late_is_sealed(postgres_server, tmp_path):
+    """A transaction that began first and ends last: what it wrote lies before what the sealer has already seen."""
+    with postgres_server.database() as url:
+        platform = Platform(tmp_path / "home", url).filled(1)
+        _seal_around_a_late_one(platform)
+        platform.db.close()
+
+
+def _seal_around_a_late_one(platform):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(connection):
+        platform.log.record(connection, AuditEntry(ALICE, Action.FILE_CREATE, "file:late"))
+        begun.set()
+        assert go_on.wait(30)
+
+    late = threading.Thread(target=platform.db.write, args=(slowly,))
+    late.start()
+    assert begun.wait(30)
+    _acts(platform, 2)
+    assert platform.sealer.run_once() == 2
+    assert platform.sealer.run_once() == 0
+    go_on.set()
+    late.join()
+    assert platform.sealer.run_once() == 1
     assert _valid(platform)
 
 
 def test_a_restarted_sealer_finds_an_event_that_was_left_behind(platform):
     """A leaf taken away with its batch by restoring rows: everything without a leaf is sealed, wherever its row lies."""
     platform.filled(2)
-    with attacker(platform.path) as connection:
+    with attacker(platform) as connection:
         connection.execute("DELETE FROM audit_leaf WHERE seq >= 7")
         connection.execute("DELETE FROM audit_batch WHERE number = 1")
     platform.sealer.close()
@@ -246,12 +278,28 @@ def test_a_restarted_sealer_finds_an_event_that_was_left_behind(platform):
 
 def test_the_pending_query_does_not_read_the_sealed_events(platform):
     platform.filled(1)
-    compiled = sealer_module._PENDING.compile(platform.db._engine).string
-    plan = platform.db.read(
-        lambda connection: connection.exec_driver_sql(
-            "EXPLAIN QUERY PLAN " + compiled, ("x", 1000, 0)[: compiled.count("?")]
-        ).all()
-    )
-    steps = [row[-1] for row in plan]
-    assert any("SEARCH audit_event USING INTEGER PRIMARY KEY (rowid>?)" in step for step in steps), steps
-    assert not any("TEMP B-TREE" in step or step.startswith("SCAN") for step in steps), steps
+    asked = []
+    engine = platform.db._store._engine
+    event.listen(engine, "before_cursor_execute", lambda _c, _cursor, text, values, *_: asked.append((text, values)))
+    first = platform.db.read(lambda connection: unsealed.find(connection, None, 1_000))
+    platform.db.read(lambda connection: unsealed.find(connection, first.mark, 1_000))
+    text, values = next(one for one in reversed(asked) if "NOT (EXISTS" in one[0])
+    if platform.db.kind == "sqlite":
+        plan = platform.db.read(lambda c: c.exec_driver_sql("EXPLAIN QUERY PLAN " + text, values).all())
+        steps = [row[-1] for row in plan]
+        assert any("SEARCH audit_event USING INTEGER PRIMARY KEY (rowid>?)" in step for step in steps), steps
+        assert not any("TEMP B-TREE" in step or step.startswith("SCAN") for step in steps), steps
+    else:
+
+        def explain(connection):
+            # Of a table with few rows the planner, once it has counted them, rather reads all or gathers them first.
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            connection.exec_driver_sql("SET LOCAL enable_bitmapscan = off")
+            connection.exec_driver_sql("ANALYZE audit_event, audit_leaf")
+            return connection.exec_driver_sql("EXPLAIN " + text, values).all()
+
+        plan = platform.db.write(explain)
+        steps = [row[0] for row in plan]
+        assert any("using ix_audit_event_txid" in step for step in steps), steps
+        assert any("Index Cond: ((txid >=" in step for step in steps), steps
+        assert not any("Seq Scan" in step for step in steps), steps

@@ -183,7 +183,7 @@ def test_a_remote_shows_no_secret_anywhere(db, remotes: RemoteService, admin, ho
     for path in home.rglob("*"):
         if path.is_file():
             assert b"geheim" not in path.read_bytes()
-    assert b"geheim" not in db.path.read_bytes() + db.path.with_name(db.path.name + "-wal").read_bytes()
+    assert b"geheim" not in stores.everything(db)
 
 
 def test_another_tenants_remote_does_not_exist(remotes: RemoteService, admin, stranger) -> None:

@@ -1,12 +1,15 @@
 """The life of a job in the database: guarded, fenced, with a trace and a record at every step."""
 
 import threading
+import time
 
 import pytest
 from sqlalchemy import select, update
 
 from cloche.clock import now_ms
 from cloche.db import tables as t
+from cloche.db.engine import Database
+from cloche.db.engine import now_ms as db_now_ms
 from cloche.domain.jobs import OutputFile, Success
 from cloche.domain.states import Reason
 from cloche.errors import Conflict, PlatformFailure, PluginFailure, StaleAttempt
@@ -16,6 +19,7 @@ from cloche.services.relay import Relay
 from cloche.services.sweeper import Sweeper
 from cloche.services.workers import WorkerService
 from tests.support import jobs, stores
+from tests.support.queues import make_whole, take
 
 HASH = "a" * 64
 
@@ -23,7 +27,7 @@ HASH = "a" * 64
 @pytest.fixture
 def broker():
     made = MemoryBroker()
-    made.rebuild([])
+    make_whole(made)
     return made
 
 
@@ -42,7 +46,7 @@ def test_an_accepted_job_is_recorded_and_queued(db, broker, admin):
     assert (row["state"], row["reason"], row["attempt"]) == ("pending", "submitted", 0)
     assert jobs.audit_actions(db, job_id) == ["job:submit"]
     assert jobs.trace(db, job_id) == ["accepted"]
-    assert list(broker.take("default", 9)) == [job_id]
+    assert take(broker, "default", 9) == [job_id]
     assert db.read(lambda c: c.execute(select(t.outbox.c.job_id)).scalars().all()) == [job_id]
 
 
@@ -76,12 +80,8 @@ def test_success_stores_result_outputs_and_one_terminal_record(db, broker, admin
     jobs.claim(db, broker, [job_id])
     finish(db, job_id, 1, result={"n": 3}, outputs=(OutputFile("a.txt", 4, HASH, None, "store:a.txt"),))
     row = jobs.job(db, job_id)
-    assert (row["state"], row["result"], row["usage"], row["lease_owner"]) == (
-        "completed",
-        {"n": 3},
-        {"cpu_ms": 12},
-        None,
-    )
+    assert (row["state"], row["result"], row["lease_owner"]) == ("completed", {"n": 3}, None)
+    assert (row["usage"]["cpu_ms"], row["usage"]["total"]["cpu_ms"], row["usage"]["total"]["attempts"]) == (12, 12, 1)
     assert jobs.audit_actions(db, job_id) == ["job:submit", "job:start", "job:complete"]
     with pytest.raises(StaleAttempt):
         finish(db, job_id, 1)
@@ -163,7 +163,8 @@ def test_a_poison_job_is_set_aside_after_three_workers(db, broker, admin):
         assert jobs.claim(db, broker, [job_id], f"w{attempt}")[0]["attempt"] == attempt
         assert leases.take_back(f"w{attempt}", Reason.LEASE_LAPSED, "test") == 1
     row = jobs.job(db, job_id)
-    assert (row["state"], row["reason"], row["worker_deaths"]) == ("failed", "lease_lapsed", 3)
+    assert (row["state"], row["reason"], row["worker_deaths"]) == ("failed", "quarantined", 3)
+    assert row["error"]["reason"] == "lease_lapsed"
 
 
 def sweeper(db, broker, dead=None):
@@ -173,13 +174,13 @@ def sweeper(db, broker, dead=None):
 
 def test_the_sweeper_confirms_the_dead_before_it_takes_their_leases(db, broker, admin):
     job_id = jobs.submit(db, broker, admin)
-    broker.take("default", 1)
+    take(broker, "default", 1)
     jobs.claim(db, broker, [job_id], lease_ms=-1)
     dead = []
     sweeper(db, broker, dead).take_back_lapsed(100)
     assert dead == ["w1"]
     assert jobs.job(db, job_id)["state"] == "pending"
-    assert list(broker.take("default", 1)) == [job_id]
+    assert take(broker, "default", 1) == [job_id]
 
 
 def test_a_lease_that_lapses_during_the_confirmation_waits_for_its_own(db, broker, admin):
@@ -200,15 +201,37 @@ def test_a_flushed_index_is_rebuilt_with_every_pending_job(db, broker, admin):
     ids = {jobs.submit(db, broker, admin) for _ in range(50)}
     broker.flush()
     sweeper(db, broker).run_once(100)
-    assert set(broker.take("default", 100)) == ids
+    assert set(take(broker, "default", 100)) == ids
 
 
 def test_an_id_that_was_taken_and_never_claimed_comes_back(db, broker, admin):
     job_id = jobs.submit(db, broker, admin)
-    broker.take("default", 1)
+    take(broker, "default", 1)
     db.write(lambda c: c.execute(update(t.job).values(ready_at=now_ms() - 10_000)))
     sweeper(db, broker).run_once(100)
-    assert list(broker.take("default", 1)) == [job_id]
+    assert take(broker, "default", 1) == [job_id]
+
+
+def test_what_a_dead_worker_took_and_never_claimed_is_back_at_once(db, broker, admin):
+    job_id = jobs.submit(db, broker, admin)
+    take(broker, "default", 1)
+    Leases(db, broker, jobs.transitions()).put_back_taken()
+    assert take(broker, "default", 1) == [job_id]
+
+
+def test_an_interrupted_job_keeps_its_place_in_the_queue(db, broker, admin):
+    first = jobs.submit(db, broker, admin)
+    db.write(lambda c: c.execute(update(t.job).values(ready_at=now_ms() - 60_000)))
+    take(broker, "default", 1)
+    jobs.claim(db, broker, [first])
+    later = jobs.submit(db, broker, admin)
+    Leases(db, broker, jobs.transitions()).take_back("w1", Reason.LEASE_LAPSED, "supervisor")
+    assert take(broker, "default", 2) == [first, later]
+    jobs.claim(db, broker, [first], "w2")
+    claims = select(t.trace_event.c.details).where(
+        t.trace_event.c.event_type == "claimed", t.trace_event.c.attempt == 2
+    )
+    assert db.read(lambda c: c.scalar(claims))["waited_ms"] < 60_000, "counted from its return, not from its first wait"
 
 
 def test_an_urgent_job_that_the_index_lost_does_not_wait_behind_the_backlog(db, broker, admin):
@@ -222,7 +245,7 @@ def test_an_urgent_job_that_the_index_lost_does_not_wait_behind_the_backlog(db, 
     urgent = jobs.submit(db, MemoryBroker(), admin, priority=9)
     db.write(lambda c: c.execute(update(t.job).where(t.job.c.id == urgent).values(ready_at=now_ms() - 10_000)))
     sweeper(db, broker).run_once(100)
-    assert list(broker.take("default", 1)) == [urgent]
+    assert take(broker, "default", 1) == [urgent]
 
 
 def test_the_relay_pushes_what_its_writer_could_not_and_forgets_it(db, broker, admin):
@@ -233,13 +256,13 @@ def test_the_relay_pushes_what_its_writer_could_not_and_forgets_it(db, broker, a
     assert relay.run_once(100) == 0, "the writer gets a moment for its own push"
     db.write(lambda c: c.execute(update(t.outbox).values(created_at=now_ms() - 5_000)))
     assert relay.run_once(100) == 2
-    assert list(broker.take("default", 9)) == [pending]
+    assert take(broker, "default", 9) == [pending]
     assert relay.run_once(100) == 0
 
 
 def test_two_sweepers_at_once_do_the_work_once(db, broker, admin):
     ids = [jobs.submit(db, broker, admin) for _ in range(10)]
-    broker.take("default", 100)
+    take(broker, "default", 100)
     jobs.claim(db, broker, ids, lease_ms=-1)
     threads = [threading.Thread(target=sweeper(db, broker).take_back_lapsed, args=(100,)) for _ in range(2)]
     for thread in threads:
@@ -252,7 +275,7 @@ def test_two_sweepers_at_once_do_the_work_once(db, broker, admin):
 
 def test_priorities_order_the_queue(db, broker, admin):
     low, high = jobs.submit(db, broker, admin, priority=0), jobs.submit(db, broker, admin, priority=9)
-    assert list(broker.take("default", 2)) == [high, low]
+    assert take(broker, "default", 2) == [high, low]
 
 
 def test_workers_name_no_job_of_another_tenant(db, broker, admin):
@@ -263,3 +286,36 @@ def test_workers_name_no_job_of_another_tenant(db, broker, admin):
     jobs.claim(db, broker, [mine, theirs])
     assert [(w["busy"], w["current_job_ids"]) for w in workers.list(admin)] == [(2, [mine])]
     assert [(w["busy"], w["current_job_ids"]) for w in workers.list(other)] == [(2, [theirs])]
+
+
+@pytest.mark.parametrize("hours", [2, -2])
+def test_a_hosts_wrong_clock_costs_no_lease_on_postgresql(postgres_server, broker, monkeypatch, hours):
+    """Claimed, renewed and looked at by programs whose clocks differ by hours: the server's alone counts."""
+    with postgres_server.database() as url:
+        db = Database(url)
+        admin = stores.add_actor(db, stores.add_tenant(db), "alma")
+        workers = WorkerService(db)
+        workers.register("w1", "host", 1, ["default"], 2)
+        workers.register("w2", "host", 2, ["default"], 2)
+        silent = update(t.worker).where(t.worker.c.id == "w2")
+        db.write(lambda c: c.execute(silent.values(last_heartbeat_at=db_now_ms(c) - 120_000)))
+        job_id = jobs.submit(db, broker, admin)
+        sweeper = Sweeper(db, broker, jobs.transitions(), workers, lambda _worker: None, "sweeper")
+        real = time.time_ns
+        monkeypatch.setattr("cloche.clock.time.time_ns", lambda: real() + hours * 3_600_000_000_000)
+        db.write(lambda c: jobs.transitions().claim(c, [job_id], "w1", db_now_ms(c), 15_000))
+        lease = jobs.job(db, job_id)["lease_until"]
+        assert abs(lease - 15_000 - real() // 1_000_000) < 60_000
+        assert workers.mark_stale() == ["w2"]
+        monkeypatch.undo()
+        assert sweeper.take_back_lapsed(10) == 0
+        assert workers.mark_stale() == []
+        monkeypatch.setattr("cloche.clock.time.time_ns", lambda: real() - hours * 3_600_000_000_000)
+        assert sweeper.take_back_lapsed(10) == 0
+        assert workers.mark_stale() == []
+        assert {w["id"]: w["status"] for w in workers.list(admin)} == {"w1": "alive", "w2": "dead"}
+        assert workers.summary()["count"] == 1
+        monkeypatch.undo()
+        db.write(lambda c: c.execute(update(t.job).values(lease_until=db_now_ms(c) - 1)))
+        assert sweeper.take_back_lapsed(10) == 1
+        db.close()

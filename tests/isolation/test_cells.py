@@ -307,6 +307,7 @@ def test_a_runner_taken_for_memory_costs_no_neighbour() -> None:
                 assert container_of(daemon, neighbour) == container
                 counted = running.slot_cgroup.usage
                 running.slot_cgroup.usage = lambda: {**counted(), "oom_kills": 1}  # type: ignore[method-assign]
+                running.slot_cgroup.oom_kills = lambda: 1  # type: ignore[method-assign]
                 os.kill(_runner(running.cgroup), signal.SIGKILL)
                 support.wait_until(lambda: running.is_dead(), "its cell died with its runner")
             assert neighbour.usage()["memory_peak"] > 0
@@ -331,13 +332,35 @@ def test_no_room_for_another_cell_ends_no_neighbour(monkeypatch: pytest.MonkeyPa
         support.wait_until(lambda: container not in support.containers_of(home), "it went when the last job had ended")
 
 
-def test_cells_that_work_without_a_job_do_not_wait_for_one() -> None:
-    busy = "import threading\nfrom cloche_guest import hookimpl\n\ndef work():\n    while True:\n        pass\n\n"
-    busy += "@hookimpl\ndef setup():\n    threading.Thread(target=work, daemon=True).start()\n\n@hookimpl\ndef run(job):\n    return 1\n"
+@pytest.mark.parametrize("rest", [0, 3])
+def test_cells_that_work_without_a_job_do_not_wait_for_one(rest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that rest now and then, so that no two looks in a row find them at work."""
+    monkeypatch.setattr(
+        "cloche.sandboxd.cells.slot._SETUP_CPU_MS", 500
+    )  # a busy machine may not give it more in the test's time
+    monkeypatch.setattr("cloche.sandboxd.cells.slot._IDLE_SHARE", 0.01)
+    source = f"""
+import os, time
+from cloche_guest import hookimpl
+
+@hookimpl
+def setup():
+    for _ in range(6):
+        if os.fork() == 0:
+            while True:
+                until = time.monotonic() + 3
+                while time.monotonic() < until:
+                    pass
+                time.sleep({rest})
+
+@hookimpl
+def run(job):
+    return 1
+"""
     with cells() as (home, daemon, backend):
-        with sandbox(backend, spec(support.write_bundle(home, busy))) as made:
+        with sandbox(backend, spec(support.write_bundle(home, source))) as made:
             container = container_of(daemon, made)
-        support.wait_until(lambda: container not in support.containers_of(home), "the container is gone", 40)
+        support.wait_until(lambda: container not in support.containers_of(home), "the container is gone", 90)
 
 
 @pytest.fixture
@@ -364,3 +387,49 @@ def test_resizing_a_cell_is_bounded_by_what_its_slot_was_made_for(
         group = running.cgroup
         file = group.unified / "memory.max" if group.unified else group.controllers["memory"] / "memory.limit_in_bytes"
         assert int(file.read_text()) == slot_memory(spec("0" * 64).limits), "the next cell has the whole again"
+
+
+def test_what_dies_slowly_gets_all_the_cpu_and_the_next_cell_its_share_again(
+    shared: tuple[Path, Sandboxd, Backend], hung: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job can leave so much for the kernel to take apart that its death, at its share of the CPU, would count as none."""
+    _, daemon, backend = shared
+    monkeypatch.setattr("cloche.sandboxd.running._QUICK_SECONDS", -1)  # every death is slow: the poll is not waited for
+    bundle = hung()
+    seen: list[str] = []
+    with sandbox(backend, spec(bundle)) as made:
+        running = daemon.host.find(made.id)
+        assert isinstance(running, RunningCell)
+        group = running.slot_cgroup.group
+        file = group.unified / "cpu.max" if group.unified else group.controllers["cpu"] / "cpu.cfs_quota_us"
+        bound = file.read_text()
+        monkeypatch.setattr(
+            RunningCell, "is_dead", lambda self, seconds=0: seconds > 0 and RunningCell._has_ended(self, seconds)
+        )
+        made.finish()
+        seen.append(file.read_text().split()[0])
+        monkeypatch.undo()
+    assert seen in (["-1"], ["max"])
+    with sandbox(backend, spec(bundle)) as again:
+        running = daemon.host.find(again.id)
+        assert isinstance(running, RunningCell)
+        assert running.slot_cgroup.group == group, "the same slot"
+        assert file.read_text() == bound
+
+
+def test_cells_that_take_much_memory_while_they_wait_are_given_up() -> None:
+    """All that wait have one budget together, whatever each may take when it has a job."""
+    greedy = "from cloche_guest import hookimpl\nkept = []\n\n@hookimpl\ndef setup():\n    kept.append(bytearray(b'x' * (40 << 20)))\n\n"
+    greedy += "@hookimpl\ndef run(job):\n    return len(kept[0])\n"
+    with support.temporary_home() as home, support.running_sandboxd(home, pool={"memory": 30 * MIB}) as daemon:
+        backend = support.client(home)
+        try:
+            modest, bundle = support.write_bundle(home, WHERE), support.write_bundle(home, greedy)
+            support.run_job(backend, spec(modest))
+            assert support.run_job(backend, spec(bundle)).value == 40 << 20
+            support.wait_until(lambda: support.pool_of(backend, bundle).get("evictions"), "it is given up", 60)
+            support.wait_until(lambda: not support.pool_of(backend, bundle), "its container goes", 60)
+            assert support.pool_of(backend, modest)["warm"] == 1
+            assert daemon.host.health()["cells"]["containers"] == 1
+        finally:
+            backend.close()

@@ -199,3 +199,20 @@ def _until_logged(box: Sandbox, word: str) -> None:
         frame = box.channel.receive(30)
         assert frame is not None, text
         text += frame.get("text", "") if frame["type"] == "log" else ""
+
+
+def test_secrets_come_into_a_file_system_in_memory(bench: Bench) -> None:
+    body = """
+        path = Path('/job/secrets/API_KEY')
+        lines = [line.split() for line in open('/proc/mounts')]
+        [mount] = [line for line in lines if line[1] == '/job/secrets']
+        info = path.stat()
+        return [mount[2], path.read_text(), job.secrets['API_KEY'], oct(info.st_mode & 0o777), info.st_uid == os.getuid()]
+    """
+    of = replace(bench.spec(body), secrets=True)
+
+    def send(made: Sandbox) -> None:
+        assert made.channel.send({"type": "secret", "name": "API_KEY", "value": "ü-value"})
+
+    outcome = support.run_job(bench.backend, of, look=send)
+    assert outcome.value == ["tmpfs", "ü-value", "ü-value", "0o400", True]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
+
 from cloche.audit.keys import KeyRing
+from cloche.audit.offline import Trust, verify_store
+from cloche.audit.verify import Verdict
 from cloche.clock import uuid7
 from cloche.db import migrate
 from cloche.db.audit_log import AuditEntry, AuditLog
@@ -16,6 +20,7 @@ from cloche.db.engine import Database
 from cloche.domain.events import Action
 from cloche.domain.permissions import Actor, system_actor
 from cloche.services.sealer import Sealer
+from tests.support import postgres
 
 TENANT = "tenant-1"
 ALICE = Actor("user-alice", "alice", TENANT, frozenset(), token_id="token-1", ip="203.0.113.9", request_id="request-1")
@@ -24,13 +29,15 @@ ALICE = Actor("user-alice", "alice", TENANT, frozenset(), token_id="token-1", ip
 class Platform:
     """What writes audit events: one home directory with database and keys."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, url: str | None = None) -> None:
+        """``url``: a database with the schema, else an SQLite file in ``home``."""
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
         self.path = home / "cloche.db"
         self.keys = home / "keys"
-        self.url = f"sqlite:///{self.path}"
-        migrate.upgrade(self.url)
+        self.url = url or f"sqlite:///{self.path}"
+        if url is None:
+            migrate.upgrade(self.url)
         self.keyring = KeyRing.load_or_create(self.keys)
         self.db = Database(self.url)
         self.log = AuditLog(self.keyring.hmac_key)
@@ -55,6 +62,11 @@ class Platform:
             assert self.sealer.run_once() == 3 * jobs + 1
         return self
 
+    def verify(self) -> Verdict:
+        """The verdict over the database as it is now, with all of the platform's keys."""
+        keys = self.keyring
+        return verify_store(self.url, Trust(keys.verifier, keys.hmac_keys()))
+
     def copy(self, target: Path) -> Path:
         """The database's file as it is now, complete in one file."""
         with sqlite3.connect(self.path) as source, sqlite3.connect(target) as copy:
@@ -64,9 +76,25 @@ class Platform:
         return target
 
 
+class _Session:
+    """A PostgreSQL session that takes SQLite's placeholders."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self._connection = connection
+
+    def execute(self, statement: str, values: Sequence[object] = ()) -> psycopg.Cursor:
+        return self._connection.execute(statement.replace("?", "%s"), values or None)
+
+
 @contextmanager
-def attacker(path: Path) -> Iterator[sqlite3.Connection]:
-    """Somebody with write access to the file, who knows SQL but holds no key: the triggers are no obstacle."""
+def attacker(target: Path | Platform) -> Iterator[sqlite3.Connection | _Session]:
+    """Somebody with write access to the database, who knows SQL but holds no key: the triggers are no obstacle."""
+    if isinstance(target, Platform) and target.db.kind == "postgresql":
+        with postgres.connect(target.url) as session:
+            session.execute("SET session_replication_role = replica")
+            yield _Session(session)
+        return
+    path = Path(target.url.removeprefix("sqlite:///")) if isinstance(target, Platform) else target
     connection = sqlite3.connect(path)
     try:
         for statement in DROP_SQLITE:

@@ -107,7 +107,8 @@ class Hand:
         self._seq = 0
 
     def traced(self, event: Trace, **details: Any) -> None:
-        AttemptRecorder(self._site.services.db, self._worker).traced(self.job, "running", [(event, details)])
+        recorder = AttemptRecorder(self._site.services.db, self._worker)
+        recorder.writing(self.job, recorder.told(self.job, [(event, details)]), "running", None).result()
 
     def write(self, *texts: str, stream: str = "stdout", progress: dict[str, Any] | None = None) -> None:
         """Pieces of the log, and what is told of them."""

@@ -52,7 +52,9 @@ class Engine:
             _signal(pid)
         self._process.wait(30)
         self._process = None
-        (self.folder / "pid").unlink(missing_ok=True)
+        # As after a host's death. Until somebody has reaped the dead, a new engine would wait for the containerd of the old.
+        for left in (self.folder / "pid", self.folder / "exec" / "containerd" / "containerd.pid"):
+            left.unlink(missing_ok=True)
 
     def answers(self) -> bool:
         try:

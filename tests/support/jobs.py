@@ -10,8 +10,11 @@ from cloche.audit.canonical import digest
 from cloche.clock import now_ms, uuid7
 from cloche.db import tables as t
 from cloche.db.audit_log import AuditLog
+from cloche.domain.jobs import Success
 from cloche.domain.limits import Limits
 from cloche.domain.retries import PlatformBudget
+from cloche.domain.states import Reason
+from cloche.errors import PluginFailure
 from cloche.services import effects
 from cloche.services.transitions import Transitions
 
@@ -41,9 +44,16 @@ def row(actor, **changes: Any) -> dict[str, Any]:
         "outputs": [],
         "limits": Limits().to_dict(),
         "retry": {"max_retries": 0, "backoff": "exponential", "initial_delay_ms": 1, "max_delay_ms": 10},
+        "callback": None,
+        "batch_id": None,
         "submitted_by": actor.user_id,
         **changes,
     }
+
+
+def after(*upstreams: str, condition: str = "all_completed", on_failure: str = "cancel") -> dict[str, Any]:
+    """Columns of a job that depends on these."""
+    return {"depends_on": list(upstreams), "depends_on_condition": condition, "on_upstream_failure": on_failure}
 
 
 def submit(db, broker, actor, **changes: Any) -> str:
@@ -57,6 +67,25 @@ def claim(db, broker, job_ids, worker: str = "w1", lease_ms: int = 15_000):
     rows, done = db.write(lambda c: transitions().claim(c, job_ids, worker, now_ms(), lease_ms))
     effects.apply(broker, done)
     return rows
+
+
+def succeed(db, broker, job_id: str, attempt: int = 1, worker: str = "w1", result: Any = None) -> None:
+    outcome = Success(result={"ok": True} if result is None else result, usage={"cpu_ms": 12})
+    done = db.write(lambda c: transitions().succeed(c, job_id, attempt, worker, outcome, now_ms()))
+    effects.apply(broker, done)
+
+
+def fail(db, broker, job_id: str, attempt: int = 1, worker: str = "w1", reason: Reason = Reason.PLUGIN_FAILED) -> None:
+    failure = PluginFailure(reason, "boom")
+    effects.apply(broker, db.write(lambda c: transitions().fail(c, job_id, attempt, worker, failure, now_ms())))
+
+
+def cancel(db, broker, actor, job_id: str) -> None:
+    effects.apply(broker, db.write(lambda c: transitions().cancel(c, actor, job_id, now_ms())))
+
+
+def rerun(db, broker, actor, job_id: str) -> None:
+    effects.apply(broker, db.write(lambda c: transitions().rerun(c, actor, job_id, now_ms())))
 
 
 def job(db, job_id: str):

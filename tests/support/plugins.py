@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cloche.registry.lockfile import LockedWheel, format_lock
+from cloche.registry.wheels import modules_of
 
 RUN = """
 from cloche_guest import Job, hookimpl
@@ -65,7 +66,8 @@ def make_wheel(
 def locked(wheel: Path, sha256: str | None = None) -> LockedWheel:
     """The lock's entry for a wheel file; ``sha256`` to lie about it."""
     name, version = wheel.name.split("-")[:2]
-    return LockedWheel(name, version, wheel.name, sha256 or hashlib.sha256(wheel.read_bytes()).hexdigest())
+    digest = sha256 or hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return LockedWheel(name, version, wheel.name, digest, modules_of(wheel))
 
 
 def lock_for(*wheels: Path) -> str:

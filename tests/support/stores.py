@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import redis
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
 from cloche.clock import now_ms, uuid7
 from cloche.db import migrate
@@ -97,10 +98,28 @@ def short_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def sqlite_template(folder: Path) -> Path:
+    """A file with the schema and no row, complete in one file and used by nobody."""
+    path = folder / "template.db"
+    migrate.upgrade(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return path
+
+
 def migrated(folder: Path) -> Database:
+    """The SQLite database of the home ``folder``."""
     url = f"sqlite:///{folder / 'cloche.db'}"
     migrate.upgrade(url)
     return Database(url)
+
+
+def everything(db: Database) -> bytes:
+    """All that the database holds, as somebody would see it who has the file, or every row."""
+    if db.kind == "sqlite":
+        return db.path.read_bytes() + db.path.with_name(db.path.name + "-wal").read_bytes()
+    tables = t.metadata.sorted_tables
+    return repr(db.read(lambda c: [c.execute(select(table)).all() for table in tables])).encode()
 
 
 def add_tenant(db: Database, name: str = "default") -> str:

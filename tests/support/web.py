@@ -15,6 +15,7 @@ from flask.testing import FlaskClient
 from cloche import config, wiring
 from cloche.db import migrate
 from cloche.db.engine import check_home
+from cloche.domain.permissions import Permission
 from cloche.queueing.memory_broker import MemoryBroker
 from cloche.services.container import Services
 from cloche.web.app import create_app
@@ -43,13 +44,20 @@ class Site:
         return str(answer.get_json()["token"])
 
     def add(self, username: str, *roles: str) -> None:
-        answer = self.request("POST", "/users", json={"username": username, "password": PASSWORD, "roles": list(roles)})
+        body = {"username": username, "password": PASSWORD, "roles": list(roles)}
+        answer = self.client().post(f"{API}/users", json=body, headers=self.naming())
         assert answer.status_code == 201, answer.text
 
     def headers(self, username: str = "admin") -> dict[str, str]:
         if username not in self.tokens:
             self.tokens[username] = self.token(username)
         return {"Authorization": f"Bearer {self.tokens[username]}"}
+
+    def naming(self) -> dict[str, str]:
+        """Admin's, with a token that names every scope: what hands on power a token has only so."""
+        if "admin, naming" not in self.tokens:
+            self.tokens["admin, naming"] = self.token(scopes=sorted(Permission))
+        return {"Authorization": f"Bearer {self.tokens['admin, naming']}"}
 
     def request(self, method: str, path: str, user: str = "admin", **options: Any) -> Any:
         """One request below ``/api/v1`` with the user's token."""
@@ -72,18 +80,34 @@ class Site:
 
 @contextmanager
 def running_site(
-    home: Path, plugins: Path | None = None, egress: dict[str, Any] | None = None, **server: Any
+    home: Path,
+    plugins: Path | None = None,
+    egress: dict[str, Any] | None = None,
+    sandbox: dict[str, Any] | None = None,
+    callbacks: dict[str, Any] | None = None,
+    quota: dict[str, Any] | None = None,
+    *,
+    rate: dict[str, Any] | None = None,
+    database: str | None = None,
+    **server: Any,
 ) -> Iterator[Site]:
-    """A site in an empty ``home``; ``server`` changes its server settings."""
+    """A site in an empty ``home``; ``database`` is the URL of one with the schema, else an SQLite file there; ``server`` changes its
+    server settings."""
     settings = config.load(
         home=str(home),
         server=server,
         admin={"password": ADMIN_PASSWORD},
         egress=egress or {},
+        sandbox=sandbox or {},
+        callbacks=callbacks or {},
+        rate=rate or {},
+        quota=quota or {},
+        **({"database": {"url": database}} if database else {}),
         **({"plugin": {"path": str(plugins)}} if plugins else {}),
     )
     check_home(settings.home)
-    migrate.upgrade(settings.database_url)
+    if database is None:
+        migrate.upgrade(settings.database_url)
     services = wiring.build(settings, "test", broker=MemoryBroker())
     try:
         services.access.bootstrap()

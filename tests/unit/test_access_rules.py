@@ -1,34 +1,72 @@
-"""Names, passwords and the lockout, without a database."""
+"""Names and passwords, without a database."""
 
 from __future__ import annotations
 
 import pytest
 
-from cloche.errors import Invalid, RateLimited
-from cloche.services import lockout
-from cloche.services.lockout import PER_ACCOUNT, PER_ADDRESS, WINDOW_MS, Lockout
-from cloche.services.passwords import PasswordVault, check_password, check_username
+from cloche.domain.names import checked_username
+from cloche.errors import Invalid
+from cloche.services.passwords import PasswordVault, check_password
 
 
 @pytest.mark.parametrize(
     ("given", "kept"), [("Anna", "anna"), ("ＡＮＮＡ", "anna"), ("a.b_c-9", "a.b_c-9"), ("9x", "9x")]
 )
 def test_names_are_folded(given, kept):
-    assert check_username(given) == kept
+    assert checked_username(given) == kept
 
 
 @pytest.mark.parametrize("given", ["", "a", "-ab", ".ab", "a b", "a\x00b", "a/b", "änne", "x" * 64, "a\n", "аdmin"])
 def test_names_that_are_refused(given):
     with pytest.raises(Invalid) as caught:
-        check_username(given)
+        checked_username(given)
     assert caught.value.problems[0].pointer == "/username"
 
 
-@pytest.mark.parametrize("given", ["", "short", "x" * 11, "x" * 1_025])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        "short",
+        "x" * 11,
+        "ä" * 513,  # more than 1,024 bytes
+        "long enough \ud800",  # no text of Unicode
+        "password12345",
+        "P@ssw0rd-2026!",
+        "PASSWORDPASSWORD",
+        "drowssap12345",
+        "qwertyuiop123",
+        "correct horse battery staple",
+        "aaaaaaaaaaaa",
+        "abcabcabcabcab",
+        "123456789012345",
+        "9876543210987",
+        "abcdefghijklmno",
+    ],
+)
 def test_passwords_that_are_refused(given):
     with pytest.raises(Invalid) as caught:
         check_password(given)
     assert given == "" or given not in str(caught.value) + caught.value.problems[0].detail
+
+
+@pytest.mark.parametrize("given", ["anna.meier", "Anna.Meier-2026", "xANNA.MEIERx", "anna.meieranna.meier"])
+def test_a_password_is_more_than_the_users_name(given):
+    with pytest.raises(Invalid):
+        check_password(given, minimum=8, username="anna.meier")
+
+
+@pytest.mark.parametrize(
+    "given", ["another long password", "x7Kq2mVb9wPz", "é" * 6 + "ö" * 6, "anna.meier likes rain", "word " * 200]
+)
+def test_passwords_that_are_taken(given):
+    check_password(given, username="anna.meier")
+
+
+def test_how_long_a_password_is_at_least_is_a_setting():
+    check_password("x7Kq2mVb", minimum=8)
+    with pytest.raises(Invalid, match="password"):
+        check_password("x7Kq2mVb9wPz", minimum=16)
 
 
 def test_the_vault_knows_its_own_and_nothing_else():
@@ -41,48 +79,18 @@ def test_the_vault_knows_its_own_and_nothing_else():
     assert not vault.verify("damaged", "correct horse battery")
 
 
-class Clock:
-    now = 0
+def test_the_vault_hashes_for_nobody_as_for_somebody(monkeypatch):
+    vault = PasswordVault(1)
+    stored, looked_at = vault.hash("correct horse battery"), []
+    hasher = vault._hasher
 
-    def __call__(self):
-        return self.now
+    class Counting:
+        def verify(self, encoded, password):
+            looked_at.append(encoded)
+            return hasher.verify(encoded, password)
 
-
-def test_ten_failures_lock_one_account_from_one_address():
-    clock = Clock()
-    guard = Lockout(clock)
-    for _ in range(PER_ACCOUNT):
-        guard.check("anna", "192.0.2.1")
-        guard.failed("anna", "192.0.2.1")
-    with pytest.raises(RateLimited) as caught:
-        guard.check("anna", "192.0.2.1")
-    assert caught.value.retry_after == WINDOW_MS // 1000
-    guard.check("anna", "192.0.2.2")
-    guard.check("berta", "192.0.2.1")
-    clock.now = WINDOW_MS
-    guard.check("anna", "192.0.2.1")
-
-
-def test_a_success_forgets_the_accounts_failures():
-    guard = Lockout(Clock())
-    for _ in range(PER_ACCOUNT - 1):
-        guard.failed("anna", "a")
-    guard.succeeded("anna", "a")
-    guard.failed("anna", "a")
-    guard.check("anna", "a")
-
-
-def test_an_address_that_tries_many_names_is_locked_too():
-    guard = Lockout(Clock())
-    for n in range(PER_ADDRESS):
-        guard.failed(f"name-{n}", "a")
-    with pytest.raises(RateLimited):
-        guard.check("never-tried", "a")
-
-
-def test_the_lockouts_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(lockout, "_MAX_KEYS", 50)
-    guard = Lockout(Clock())
-    for n in range(500):
-        guard.failed(f"name-{n}", f"address-{n}")
-    assert len(guard._failures) == 50
+    monkeypatch.setattr(vault, "_hasher", Counting())
+    for known, given in ((stored, "wrong"), (None, "wrong"), ("!", "wrong"), (stored, "x" * 2_000), (stored, "\ud800")):
+        assert not vault.verify(known, given)
+    assert len(looked_at) == 5
+    assert all(encoded.startswith("$argon2id$v=19$m=19456,t=2,p=1$") for encoded in looked_at)

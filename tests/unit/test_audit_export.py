@@ -187,7 +187,10 @@ class _Made:
             )
             yield event._replace(mac=mac(self._platform.keyring.hmac_key, canonical_bytes(event)))
 
-    def leaves(self):
+    def prunes(self):
+        return iter(())
+
+    def leaves(self, start=0):
         for seq, event in enumerate(self._events()):
             yield Leaf(seq, event.id, leaf_hash(leaf_bytes(canonical_bytes(event), event.mac)).hex(), event)
 
@@ -218,7 +221,7 @@ class _Made:
     def persons(self):
         return iter(())
 
-    def finish(self, key):
+    def finish(self, key, until):
         return iter(())
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cloche.audit.keys import HMAC_FILE, PRIVATE_FILE, PUBLIC_FILE, KeyRing, read_hmac_key, read_public_key
+from cloche.audit.keys import HMAC_FILE, PRIVATE_FILE, PUBLIC_FILE, KeyRing, read_hmac_keys, read_public_key
 from cloche.errors import EnvironmentProblem
 
 
@@ -19,7 +19,7 @@ def test_keys_are_made_once_and_private(tmp_path):
     for name in os.listdir(folder):
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
     assert read_public_key(folder / PUBLIC_FILE).verify(first.sign(b"text"), b"text")
-    assert read_hmac_key(folder) == first.hmac_key
+    assert read_hmac_keys(folder) == [first.hmac_key]
 
 
 def test_two_platforms_are_two_logs(tmp_path):
@@ -97,7 +97,7 @@ def test_links_and_folders_are_not_keys(tmp_path):
 
 
 def test_an_auditor_s_files_are_explained(tmp_path):
-    assert read_hmac_key(tmp_path) is None
+    assert read_hmac_keys(tmp_path) == []
     with pytest.raises(EnvironmentProblem, match="No such file"):
         read_public_key(tmp_path / "none")
     (tmp_path / "bad").write_text("not a key")

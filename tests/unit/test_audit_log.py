@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 
 from cloche.audit.event import Event, canonical_bytes, commitment, is_commitment, mac
 from cloche.db import tables
@@ -18,8 +19,8 @@ from tests.support.audit import ALICE, TENANT, Platform
 
 
 @pytest.fixture
-def platform(tmp_path):
-    platform = Platform(tmp_path / "home")
+def platform(tmp_path, database_url):
+    platform = Platform(tmp_path / "home", database_url)
     yield platform
     platform.db.close()
 
@@ -115,7 +116,7 @@ def test_what_cannot_be_recorded_undoes_the_change(platform, details):
 
 def test_a_number_used_twice_undoes_the_change(platform):
     platform.record(AuditEntry(ALICE, Action.JOB_SUBMIT, "job:1", object_seq=1))
-    with pytest.raises(Exception, match="append-only"):
+    with pytest.raises(IntegrityError, match=r"append-only|uq_audit_event_object_object_seq"):
         platform.record(AuditEntry(ALICE, Action.JOB_CANCEL, "job:1", object_seq=1))
     assert len(_events(platform)) == 1
 

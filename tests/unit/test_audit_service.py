@@ -16,8 +16,8 @@ BOB = Actor("user-bob", "bob", "tenant-2", frozenset(), ip="198.51.100.7")
 
 
 @pytest.fixture
-def platform(tmp_path):
-    platform = Platform(tmp_path / "home")
+def platform(tmp_path, database_url):
+    platform = Platform(tmp_path / "home", database_url)
     yield platform
     platform.db.close()
 
@@ -37,7 +37,8 @@ def test_an_item_has_the_documented_shape(platform, service):
     assert len(item.pop("id")) == 36
     assert item == {
         "seq": 0, "actor": "alice", "action": "remote:create", "object": "remote:box", "outcome": "failed", "ip": "203.0.113.9",
-        "request_id": "request-1", "token_id": "token-1", "reason": "no answer", "details": {"type": "webdav"},
+        "request_id": "request-1", "token_id": "token-1", "reason": "no answer", "before_sha256": None,
+        "after_sha256": None, "details": {"type": "webdav"},
     }  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def test_verify_answers_as_a_document(platform, service):
         2,
         None,
     )
-    with attacker(platform.path) as connection:
+    with attacker(platform) as connection:
         connection.execute(
             "UPDATE audit_event SET outcome = 'denied' WHERE id = (SELECT event_id FROM audit_leaf WHERE seq = 5)"
         )
@@ -134,7 +135,7 @@ def test_verify_answers_as_a_document(platform, service):
 
 def test_a_page_shows_an_event_whose_details_were_spoilt(platform, service):
     platform.filled(1)
-    with attacker(platform.path) as connection:
+    with attacker(platform) as connection:
         connection.execute("UPDATE audit_event SET details = 'spoilt' WHERE action = 'file:create'")
     assert service.list(ALICE, {"action": "file:create"})["items"][0]["details"] == "spoilt"
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from cloche.errors import Invalid, PlatformFailure
-from cloche.registry.catalog import Catalog
+from cloche.registry.catalog import Catalog, load
 from cloche.registry.digest import bundle_digest
 from cloche.registry.store import BundleStore
-from tests.support.plugins import manifest_text, write_bundle
+from cloche.registry.tables import ManifestError
+from tests.support.plugins import lock_for, make_wheel, manifest_text, write_bundle
 
 ROOT = Path(__file__).parents[2]
 
@@ -211,3 +212,28 @@ def test_a_manifest_that_is_too_large_is_a_problem_not_a_burden(tmp_path: Path):
     source = write_bundle(tmp_path, "vast")
     (source / "plugin.toml").write_text(manifest_text("vast") + "#" * (1 << 20))
     assert "larger than" in Catalog([tmp_path]).problems[0]
+
+
+CELLS = "[requires]\npython = ['sampled==1.0']\n[sandbox]\nisolation = 'namespace'\npreload = ['sampled']\n"
+
+
+def test_what_is_preloaded_is_in_the_locked_wheels(tmp_path: Path):
+    good = lock_for(make_wheel(tmp_path, files={"sampled/__init__.py": ""}))
+    assert load(write_bundle(tmp_path / "good", more=CELLS, files={"wheels.lock": good})).manifest.preload == (
+        "sampled",
+    )
+    (tmp_path / "other").mkdir()
+    other = lock_for(make_wheel(tmp_path / "other", files={"other.py": "", "another.py": ""}))
+    of_before = "".join(line for line in good.splitlines(keepends=True) if not line.startswith("modules"))
+    for number, (files, hint) in enumerate(
+        [
+            ({"wheels.lock": other}, "'sampled' is no module of the locked wheels; they provide another, other"),
+            ({"wheels.lock": of_before}, "make it anew with 'python -m cloche.registry.wheels FOLDER'"),
+            ({"wheels.lock": good, "sampled.py": ""}, "'sampled' is in the bundle itself"),
+            ({"wheels.lock": good, "sampled/x.py": ""}, "'sampled' is in the bundle itself"),
+        ]
+    ):
+        with pytest.raises(ManifestError) as caught:
+            load(write_bundle(tmp_path / str(number), more=CELLS, files=files))
+        assert caught.value.key == "sandbox.preload"
+        assert hint in caught.value.detail

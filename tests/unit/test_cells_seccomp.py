@@ -87,9 +87,35 @@ def run(program: bytes, arch: int, number: int, *arguments: int) -> int:
 
 
 CALLS = {
-    "x86_64": (X86, {"unshare": 272, "pivot_root": 155, "prctl": 157, "setsockopt": 54, "clone": 56, "mount": 165})
+    "x86_64": (
+        X86,
+        {
+            "unshare": 272,
+            "pivot_root": 155,
+            "prctl": 157,
+            "setsockopt": 54,
+            "getsockopt": 55,
+            "clone": 56,
+            "mount": 165,
+            "umount2": 166,
+            "setns": 308,
+        },
+    )
 }
-CALLS["aarch64"] = (ARM, {"unshare": 97, "pivot_root": 41, "prctl": 167, "setsockopt": 208, "clone": 220, "mount": 40})
+CALLS["aarch64"] = (
+    ARM,
+    {
+        "unshare": 97,
+        "pivot_root": 41,
+        "prctl": 167,
+        "setsockopt": 208,
+        "getsockopt": 209,
+        "clone": 220,
+        "mount": 40,
+        "umount2": 39,
+        "setns": 268,
+    },
+)
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
@@ -111,8 +137,38 @@ def test_the_runners_filter(machine: str) -> None:
     assert [answer("setsockopt", 26, 6, 26), answer("setsockopt", 3, 1, 9), answer("setsockopt", 3, 0, 26)] == [
         ALLOW
     ] * 3
+    assert answer("getsockopt", 3, 1, 77) == answer("getsockopt", 3, 1 | 1 << 32, 77) == REFUSE, (
+        "as the kernel reads an int"
+    )
+    assert [answer("getsockopt", 3, 1, 17), answer("getsockopt", 3, 6, 77)] == [ALLOW] * 2
     assert answer("clone", 17) == answer("mount") == ALLOW
     assert run(program, 0x40000003, 1) == KILL, "another architecture's numbers"
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_filters_of_a_slot_with_a_preloader(machine: str) -> None:
+    """The runner's lets one more filter follow, and nothing else pass that it refused; the preloader's refuses that too, and whatever makes cells."""
+    arch, numbers = CALLS[machine]
+    calls = [("unshare", flags) for flags in (0, kernel.NEWPID, kernel.CELL_NAMESPACES, kernel.NEWUSER)]
+    calls += [
+        ("pivot_root", 1, 2),
+        ("mount", 0),
+        ("umount2", 0),
+        ("prctl", 22, 2),
+        ("prctl", 4),
+        ("setsockopt", 3, 1, 26),
+        ("clone", 17),
+        ("setns", 3),
+    ]
+    found = {}
+    for name, options in {"plain": {}, "runner": {"further": True}, "preloader": {"makes_cells": False}}.items():
+        program = kernel.filter_program(machine, **options)
+        found[name] = {call: run(program, arch, numbers[call[0]], *call[1:]) for call in calls}
+    differ = {call for call in calls if found["plain"][call] != found["runner"][call]}
+    assert differ == {("prctl", 22, 2)}
+    allowed = {call for call in calls if found["preloader"][call] == ALLOW}
+    assert allowed == {("prctl", 4), ("clone", 17), ("setns", 3)}
+    assert all(found["preloader"][call] == REFUSE for call in set(calls) - allowed)
 
 
 def test_an_architecture_without_numbers_has_no_cells() -> None:

@@ -13,7 +13,8 @@ from cloche.domain.limits import Limits
 from cloche.isolation import cell_spec
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import CellFolders, CellPlacement, cell_container_config, id_map, key_of
-from cloche.isolation.spec import BadSpec, check_spec, memory_limit, parse_spec, spec_to_json, template
+from cloche.isolation.spec import BadSpec, check_spec, memory_limit, template
+from cloche.isolation.spec_json import parse_spec, spec_to_json
 from cloche.sandboxd.cells.level import may_have_cell
 
 IMAGE = "sha256:" + "c" * 64
@@ -156,3 +157,43 @@ def test_which_jobs_have_cells() -> None:
 def test_a_waiting_container_serves_whoever_has_no_cell() -> None:
     one, two = (replace(SPEC, level="namespace", tenant=f"01890000-0000-7000-8000-00000000000{n}") for n in (1, 2))
     assert template(one) == template(two) == template(replace(SPEC, level="container", tenant=None))
+
+
+PRELOADS = replace(SPEC, wheels="b" * 64, preload=("numpy", "PIL"))
+
+
+def test_what_is_preloaded_belongs_to_a_container_of_its_own() -> None:
+    assert parse_spec(spec_to_json(PRELOADS)) == PRELOADS
+    assert key_of(PRELOADS, IMAGE) != key_of(replace(PRELOADS, preload=("numpy",)), IMAGE)
+    assert template(PRELOADS) == template(replace(PRELOADS, preload=())), "at level container nothing is"
+    assert host(PRELOADS)["PidsLimit"] == host()["PidsLimit"] + 8, "two processes more in each slot"
+    assert cell_spec.slot_pids(SPEC.limits, preloads=True) == SPEC.limits.pids + 3
+
+
+@pytest.mark.parametrize(
+    "preload",
+    [
+        "numpy",
+        None,
+        1,
+        {"numpy": 1},
+        ["numpy", 1],
+        [["numpy"]],
+        ["numpy.linalg"],
+        ["a/b"],
+        ["a\n"],
+        [""],
+        ["a", "a"],
+        ["pluggy"],
+        ["m"] * 9,
+    ],
+)
+def test_what_cannot_be_preloaded(preload: Any) -> None:
+    with pytest.raises(BadSpec, match="preload"):
+        parse_spec(spec_to_json(PRELOADS) | {"preload": preload})
+
+
+@pytest.mark.parametrize("change", [{"level": "container"}, {"wheels": None}])
+def test_where_nothing_is_preloaded(change: dict[str, Any]) -> None:
+    with pytest.raises(BadSpec, match="preload is for level namespace"):
+        check_spec(replace(PRELOADS, **change))

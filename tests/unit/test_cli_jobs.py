@@ -69,6 +69,8 @@ def test_submit_sends_what_the_options_say_and_uploads_local_files(api: FakeApi,
             "*.md",
             "--output",
             "*.png=archive:thumbs",
+            "--queue",
+            "fast",
             "--priority",
             "9",
             "--label",
@@ -90,6 +92,7 @@ def test_submit_sends_what_the_options_say_and_uploads_local_files(api: FakeApi,
         "type": "csv_profile",
         "version": "~=1.2",
         "name": "profile",
+        "queue": "fast",
         "priority": 9,
         "timeout": "30s",
         "payload": {"width": 300, "title": "a=b", "deep": {"x": [1]}},
@@ -269,3 +272,39 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 def test_an_id_cannot_lead_elsewhere(api: FakeApi, cli: Cli) -> None:
     assert cli("job", "get", "../users").code == 2
     assert api.asked == []
+
+
+def test_a_callback_is_sent_and_its_deliveries_are_listed(api: FakeApi, cli: Cli) -> None:
+    api.routes["POST /jobs"] = Answer(job(callback={"url": "https://a.example/hook?…", "events": ["failed"]}), 202)
+    address = "https://a.example/hook?order=17"
+    ran = cli(
+        "job", "submit", "text_stats", "--callback", address, "--callback-on", "failed", "--callback-on", "failed"
+    )
+    assert api.asked[-1].json["callback"] == {"url": address, "events": ["failed"]}
+    assert "https://a.example/hook?…" in ran.out
+    cli("job", "submit", "text_stats", "--callback", address)
+    assert api.asked[-1].json["callback"] == {"url": address}
+    assert cli("job", "submit", "text_stats", "--callback-on", "failed").code == 2
+    delivery = {
+        "id": JOB_ID,
+        "event": "failed",
+        "receiver": "a.example:443",
+        "status": "pending",
+        "attempts": 3,
+        "last_attempt_at": "2026-01-01T00:00:00.000Z",
+        "last_outcome": "http_error",
+        "last_error": "the receiver answered 500\x1b[2J",
+        "next_try_at": "2026-01-01T00:01:00.000Z",
+    }
+    api.routes[f"GET /jobs/{JOB_ID}/callbacks"] = Answer({"items": [delivery]})
+    shown = cli("job", "callbacks", JOB_ID).out
+    assert "a.example:443" in shown
+    assert "answered 500\\x1b[2J" in shown
+
+
+def test_the_callback_secret(api: FakeApi, cli: Cli) -> None:
+    secret = {"secret": "whsec_abc", "version": 2, "created_at": "2026-01-01T00:00:00.000Z", "previous_until": None}
+    api.routes["GET /callback-secret"] = Answer(secret)
+    api.routes["POST /callback-secret/renew"] = Answer(secret)
+    assert cli("callback-secret", "get", "-o", "name").out.strip() == "whsec_abc"
+    assert "version" in cli("callback-secret", "renew").out

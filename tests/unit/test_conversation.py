@@ -74,3 +74,11 @@ def test_the_deadline_ends_the_handing_over(made: list[Talk], monkeypatch: pytes
     with pytest.raises(PluginFailure) as caught:
         talk.talk.run([])
     assert caught.value.reason == Reason.TIMED_OUT
+
+
+def test_what_is_kept_for_a_moment_is_looked_after_while_a_guest_does_not_read(made: list[Talk]) -> None:
+    talk = Talk(time_ms=24 * 3_600_000)
+    made.append(talk)
+    talk.talk._tick = talk.hold.lost.set
+    with pytest.raises(Interrupted):
+        talk.talk.run([])

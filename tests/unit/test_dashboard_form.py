@@ -14,6 +14,7 @@ def test_a_form_becomes_the_body_that_the_api_takes():
             "payload": '{"width":\r\n 5}',
             "name": " spring ",
             "priority": "7",
+            "queue": "nightly",
             "remote_inputs": "photos:2024/*.png\r\n\r\nphotos:a.csv => b.csv",
             "outputs": "*.png => photos:thumbs",
             "nonce": "n",
@@ -25,6 +26,7 @@ def test_a_form_becomes_the_body_that_the_api_takes():
         "version": "==1.0.0",
         "payload": {"width": 5},
         "priority": 7,
+        "queue": "nightly",
         "name": "spring",
         "inputs": [
             {"from": "artifact:f1"},

@@ -19,7 +19,8 @@ from cloche.isolation.gvisor import (
     GroupLimits,
     group_limits,
 )
-from cloche.isolation.spec import BadSpec, container_config, memory_limit, parse_spec, spec_to_json
+from cloche.isolation.spec import BadSpec, container_config, memory_limit
+from cloche.isolation.spec_json import parse_spec, spec_to_json
 from cloche.sandboxd import trees
 from cloche.sandboxd.groups import Group, GroupProblem, Groups
 from cloche_guest import main

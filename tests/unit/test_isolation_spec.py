@@ -21,10 +21,9 @@ from cloche.isolation.spec import (
     memory_limit,
     out_on_disk,
     out_options,
-    parse_spec,
-    spec_to_json,
     template,
 )
+from cloche.isolation.spec_json import parse_spec, spec_to_json
 
 MIB = 1 << 20
 JOB = uuid7()

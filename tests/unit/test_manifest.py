@@ -23,6 +23,9 @@ SCHEMA = {
 }
 
 
+CELLS = "[requires]\npython = ['numpy==2.0.0']\n[sandbox]\nisolation = 'namespace'\n"
+
+
 def refused(more: str, key: str, hint: str) -> None:
     with pytest.raises(ManifestError) as caught:
         parse(manifest_text(more=more))
@@ -70,7 +73,7 @@ max_retries = 2
     )
     assert manifest.names_time
     assert manifest.requires_python == ("pillow==13.0.0",)
-    assert manifest.max_retries == 2
+    assert manifest.retry == {"max_retries": 2}
 
 
 def test_a_small_manifest_takes_no_files_and_no_parameters():
@@ -78,8 +81,26 @@ def test_a_small_manifest_takes_no_files_and_no_parameters():
     assert (manifest.inputs_min, manifest.inputs_max) == (0, 0)
     assert manifest.limits == Limits()
     assert not manifest.names_time
-    assert manifest.max_retries is None
+    assert manifest.retry == {}
     assert [p.pointer for p in validate_payload(manifest.params, {"x": 1})] == ["/payload/x"]
+
+
+def test_a_whole_retry_policy():
+    policy = """
+[retry]
+max_retries = 7
+backoff = "linear"
+initial_delay = "500ms"
+max_delay = 30
+retry_on = ["timed_out", "plugin_failed"]
+"""
+    assert parse(manifest_text(more=policy)).retry == {
+        "max_retries": 7,
+        "backoff": "linear",
+        "initial_delay_ms": 500,
+        "max_delay_ms": 30_000,
+        "retry_on": ["timed_out", "plugin_failed"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -121,13 +142,32 @@ def test_an_unknown_key_is_refused_at_every_level(more: str, key: str, hint: str
         ("[sandbox]\nisolation = 'none'", "sandbox.isolation", "write 'container' or 'namespace'"),
         ("[sandbox]\nruntime = 'crun'", "sandbox.runtime", "write 'runc', or 'runsc' for gVisor"),
         ("[sandbox]\npreload = ['numpy']", "sandbox.preload", "leave it empty"),
+        (
+            "[sandbox]\nruntime = 'runsc'\nisolation = 'namespace'\npreload = ['numpy']",
+            "sandbox.preload",
+            "leave it empty",
+        ),
+        ("[sandbox]\nisolation = 'namespace'\npreload = ['numpy']", "sandbox.preload", "and there are none"),
+        (f"{CELLS}preload = ['numpy', 'json']", "sandbox.preload", "'json' is of the standard library"),
+        (f"{CELLS}preload = ['plugin']", "sandbox.preload", "'plugin' is the plugin itself"),
+        (f"{CELLS}preload = ['numpy.linalg']", "sandbox.preload", "as they are imported"),
+        (f"{CELLS}preload = ['numpy', 'numpy']", "sandbox.preload", "names numpy twice"),
+        (f"{CELLS}preload = ['pluggy']", "sandbox.preload", "pluggy, which is ours"),
+        (f"{CELLS}preload = {[f'm{n}' for n in range(9)]}", "sandbox.preload", "at most 8 modules"),
+        (f"{CELLS}preload = [1]", "sandbox.preload[0]", "must be text"),
+        (f"{CELLS}preload = 'numpy'", "sandbox.preload", "must be a list"),
         ("[network]\nallow = ['example.com']", "network.allow[0]", "needs a port"),
         ("[network]\nallow = ['a.example:1', '*:443']", "network.allow[1]", "is no host name"),
         ("[network]\nallow = ['2130706433:80']", "network.allow[0]", "odd notation"),
         ("[network]\nallow = ['param:url']", "network.allow[0]", "property 'url' of type 'string'"),
         ("[network]\nallow = ['param:']", "network.allow[0]", "name of a parameter"),
         (f"[network]\nallow = {[f'h{n}.example:1' for n in range(33)]}", "network.allow", "more than 32"),
-        ("[requires]\nsecrets = ['KEY']", "requires.secrets", "leave it empty"),
+        ("[requires]\nsecrets = ['key']", "requires.secrets[0]", "A-Z"),
+        ("[requires]\nsecrets = ['KEY\\n']", "requires.secrets[0]", "A-Z"),
+        ("[requires]\nsecrets = ['../KEY']", "requires.secrets[0]", "A-Z"),
+        ("[requires]\nsecrets = ['KEY', 'KEY']", "requires.secrets[1]", "twice"),
+        ("[requires]\nsecrets = 'KEY'", "requires.secrets", "list"),
+        (f"[requires]\nsecrets = {[f'K{n}' for n in range(17)]}", "requires.secrets", "more than 16"),
         ("[requires]\npython = ['pillow']", "requires.python[0]", "pin one version"),
         ("[requires]\npython = ['pillow>=1']", "requires.python[0]", "pin one version"),
         ("[requires]\npython = ['pillow==13.*']", "requires.python[0]", "pin one version"),
@@ -136,6 +176,15 @@ def test_an_unknown_key_is_refused_at_every_level(more: str, key: str, hint: str
         ("[requires]\npython = ['a==1', 'A==1']", "requires.python[1]", "twice"),
         ("[requires]\npython = [1]", "requires.python[0]", "must be text"),
         ("[retry]\nmax_retries = 1000", "retry.max_retries", "between 0 and 100"),
+        ("[retry]\nbackoff = 'often'", "retry.backoff", "fixed, linear, exponential"),
+        ("[retry]\nbackoff = 1", "retry.backoff", "must be text"),
+        ("[retry]\ninitial_delay = 0", "retry.initial_delay", "at least 1ms"),
+        ("[retry]\ninitial_delay = []", "retry.initial_delay", "expected string"),
+        ("[retry]\nmax_delay = '8d'", "retry.max_delay", "longer than 7 days"),
+        ("[retry]\ninitial_delay = '2s'\nmax_delay = '1s'", "retry.initial_delay", "longer than max_delay"),
+        ("[retry]\nretry_on = []", "retry.retry_on", "max_retries = 0"),
+        ("[retry]\nretry_on = ['lease_lapsed']", "retry.retry_on[0]", "failure of the platform"),
+        ("[retry]\nretry_on = ['timed_out', 'tired']", "retry.retry_on[1]", "no reason that a job"),
         ("[params]\ntype = 'array'", "params/type", "must be 'object'"),
         ("[params]\ntype = 'object'\nproperties.a.type = 'whole'", "params/properties/a/type", "is not valid"),
         (
@@ -375,3 +424,11 @@ def test_no_pattern_stalls_the_check(pattern: str) -> None:
     schema = {"type": "object", "properties": {"x": {"type": "string", "pattern": pattern}}}
     check_schema(schema)
     assert len(validate_payload(schema, {"x": "a" * 100_000 + "!"})) == 1
+
+
+def test_modules_to_preload():
+    assert parse(manifest_text(more=f"{CELLS}preload = ['numpy', '_cffi_backend']")).preload == (
+        "numpy",
+        "_cffi_backend",
+    )
+    assert parse(manifest_text(more=CELLS)).preload == ()

@@ -11,6 +11,7 @@ import pytest
 
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
+from cloche.sandboxd.engine import Found
 from cloche.sandboxd.own_image import OwnImages, findings
 
 ID = "sha256:" + "e" * 64
@@ -18,19 +19,24 @@ ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), p
 
 
 class Shelf:
-    """An engine with one image, ``None`` for none; ``modes`` of its paths."""
+    """An engine with one image, ``None`` for none; ``modes`` of its paths, with a line of ``longest`` bytes each."""
 
-    def __init__(self, image: dict[str, Any] | None, modes: Mapping[str, int] | None = None) -> None:
+    def __init__(self, image: dict[str, Any] | None, modes: Mapping[str, int] | None = None, longest: int = 40) -> None:
         self.shown = image
         self.modes = modes or {}
+        self.longest = longest
         self.looks = 0
 
     def image(self, reference: str) -> dict[str, Any] | None:
         return self.shown if reference == ID else None
 
-    def look(self, image: str, paths: Sequence[str], labels: Mapping[str, str]) -> dict[str, int | None]:
+    def look(
+        self, image: str, paths: Sequence[str], labels: Mapping[str, str], lines: Sequence[str] = ()
+    ) -> dict[str, Found | None]:
         self.looks += 1
-        return {path: self.modes.get(path) for path in paths}
+        there = [path for path in paths if path in self.modes]
+        found = {path: Found(self.modes[path], self.longest if path in lines else 0) for path in there}
+        return {path: found.get(path) for path in paths}
 
 
 def image(**change: Any) -> dict[str, Any]:
@@ -118,6 +124,15 @@ def test_each_path(path: str, kind: int) -> None:
     found = broken(Shelf(image(), {path: kind | 0o755}))
     assert found.keys() == {"paths"}
     assert path in found["paths"]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/etc/group"])
+def test_no_line_is_longer_than_the_engine_reads(path: str) -> None:
+    """It starts no container of an image where one has 64 KiB."""
+    modes = {path: stat.S_IFREG | 0o644, "/etc": stat.S_IFDIR | 0o755}
+    assert broken(Shelf(image(), modes, longest=(64 << 10) - 1)) == {}
+    found = broken(Shelf(image(), modes, longest=64 << 10))
+    assert f"{path} has a line of 65536 bytes" in found["paths"]
 
 
 def test_an_image_is_looked_into_once() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from cloche.domain.limits import CEILINGS, FLOORS, Limits
 from cloche.isolation import plugin_image
-from cloche.isolation.spec import BadSpec, container_config, memory_limit, parse_spec, spec_to_json
+from cloche.isolation.spec import BadSpec, container_config, memory_limit
+from cloche.isolation.spec_json import parse_spec, spec_to_json
 from cloche.registry.catalog import load
 from cloche.registry.manifest import ManifestError, parse
 from tests.support.plugins import manifest_text
@@ -150,7 +151,7 @@ def test_the_container_differs_from_an_ordinary_one_only_where_it_must() -> None
     job = plugin_image.job_files(Limits())
     changed = own["HostConfig"]
     assert changed["Tmpfs"].pop("/job") == (
-        f"rw,noexec,nosuid,nodev,size={job},nr_inodes=64,uid=210007,gid=210007,mode=0700"
+        f"rw,noexec,nosuid,nodev,size={job},nr_inodes=96,uid=210007,gid=210007,mode=0700"
     )
     assert changed["Mounts"].pop()["Target"] == "/cloche/runtime"
     for key in ("Memory", "MemorySwap"):

@@ -114,3 +114,26 @@ def test_an_engine_that_lost_it(sandbox: Running) -> None:
     engine: Any = News(None)
     with pytest.raises(PlatformFailure, match="lost the container"):
         sandbox.finish(engine, (os.getuid(), os.getgid()))
+
+
+def test_a_death_that_gets_on_is_waited_for_and_one_that_does_not_is_none(
+    sandbox: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running_module, "DEATH_SECONDS", 0.01)
+    (tmp_path / "cpu.stat").write_text("usage_usec 0\n")
+    sandbox.cgroup = Cgroup(tmp_path, {})
+    assert not sandbox.dies(), "it uses no CPU time, and lives"
+    assert (tmp_path / "cpu.max").read_text() == "max"
+    looks = 0
+
+    def taken_apart(_: float = 0) -> bool:
+        nonlocal looks
+        looks += 1
+        (tmp_path / "cpu.stat").write_text(f"usage_usec {looks * 100_000}\n")
+        return looks > 5
+
+    monkeypatch.setattr(sandbox, "is_dead", taken_apart)
+    assert sandbox.dies()
+    monkeypatch.setattr(running_module, "LONGEST_DEATH_SECONDS", 0)
+    looks = 0
+    assert not sandbox.dies(), "not for ever"

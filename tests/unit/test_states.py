@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from cloche.domain import states
-from cloche.domain.states import EDGES, PLATFORM_REASONS, PLUGIN_REASONS, REASON_TEXT, TERMINAL, Reason, State
+from cloche.domain.states import (
+    EDGES,
+    PLATFORM_REASONS,
+    PLUGIN_REASONS,
+    REASON_TEXT,
+    RETRIABLE,
+    TERMINAL,
+    Reason,
+    State,
+)
 from cloche.errors import IllegalTransition
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,8 +25,16 @@ def test_every_reason_has_a_sentence():
     assert all(text and text[0].islower() and not text.endswith(".") for text in REASON_TEXT.values())
 
 
-def test_nothing_leaves_a_terminal_state():
-    assert not [edge for edge in EDGES if edge[0] in TERMINAL]
+def test_only_a_retry_by_hand_leaves_an_end_and_never_a_completed_one():
+    left = {edge: reasons for edge, reasons in EDGES.items() if edge[0] in TERMINAL}
+    assert {source for source, _ in left} == set(RETRIABLE) == {State.FAILED, State.CANCELED}
+    assert {target for _, target in left} == {State.PENDING, State.BLOCKED}
+    assert frozenset().union(*left.values()) == {Reason.RETRIED, Reason.WAITS_FOR_JOBS}
+
+
+def test_every_state_can_be_canceled_but_the_ends():
+    for state in State:
+        assert (Reason.CANCELED_BY_USER in EDGES.get((state, State.CANCELED), ())) is (state not in TERMINAL)
 
 
 def test_every_state_that_is_reached_can_be_left_or_is_terminal():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cloche.cli.up.backoff import LONGEST_S, STEADY_S, Backoff
+from cloche.cli.up.backoff import LONGEST_S, QUICK, STEADY_S, Backoff
 from cloche.cli.up.child import Service, how_it_ended
 from cloche.cli.up.supervisor import Supervisor
 
@@ -153,6 +153,23 @@ def test_what_dies_is_started_again_under_a_new_id_and_its_end_is_reported() -> 
     assert any("worker was killed by SIGKILL" in text for name, text in sink.entries if name == "supervisor")
 
 
+def test_one_of_its_own_is_killed_when_asked_for_and_a_stranger_only_told_of() -> None:
+    seen: list[str] = []
+
+    def during(supervisor: Supervisor, sink: Recorder) -> None:
+        sink.wait_for(lambda lines: ("worker", "up") in lines)
+        (worker,) = [run.process.pid for run in supervisor._runs.values()]
+        supervisor.kill(os.getpid(), "stands still")
+        supervisor.kill(worker, "stands still")
+        sink.wait_for(lambda lines: lines.count(("worker", "up")) == 2)
+
+    sink = supervise([service("worker", 12, POLITE)], during, lambda who, _run: seen.append(who.name))
+    said = [text for name, text in sink.entries if name == "supervisor"]
+    assert f"process {os.getpid()}, which is none of ours, stands still" in said
+    assert "worker stands still; killing it" in said
+    assert seen == ["worker"]
+
+
 def test_what_a_dead_process_leaves_in_its_group_is_killed() -> None:
     def during(_supervisor: Supervisor, sink: Recorder) -> None:
         sink.wait_for(lambda lines: any(text.startswith("grandchild") for _, text in lines))
@@ -226,10 +243,10 @@ def test_long_lines_are_cut_and_bytes_that_are_no_text_survive() -> None:
     assert ("loud", "�� end") in sink.entries
 
 
-def test_back_off_doubles_while_deaths_come_quickly_and_forgets_a_steady_life() -> None:
+def test_back_off_doubles_once_deaths_keep_coming_quickly_and_forgets_a_steady_life() -> None:
     backoff = Backoff()
-    waits = [backoff.after(0.1) for _ in range(12)]
-    assert waits[:4] == [0.2, 0.4, 0.8, 1.6]
+    waits = [backoff.after(0.1) for _ in range(QUICK + 12)]
+    assert waits[: QUICK + 3] == [0.2] * QUICK + [0.4, 0.8, 1.6]
     assert waits == sorted(waits)
     assert waits[-1] == LONGEST_S
     assert backoff.after(STEADY_S) == 0.2
@@ -241,3 +258,49 @@ def test_back_off_doubles_while_deaths_come_quickly_and_forgets_a_steady_life() 
 )
 def test_how_it_ended(code: int, words: str) -> None:
     assert how_it_ended(code) == words
+
+
+def test_a_place_that_is_vacated_stays_empty_whether_it_was_filled_again_or_not() -> None:
+    deaths: list[str] = []
+    dies = "raise SystemExit(3)"
+    supervisors: list[Supervisor] = []
+    known = threading.Event()
+
+    def gone(service: Service, _run: str) -> None:
+        deaths.append(service.name)
+        if service.name == "first":
+            assert known.wait(_DEADLINE_S)
+            supervisors[0].vacate("first", "is not wanted any more")
+
+    def during(supervisor: Supervisor, sink: Recorder) -> None:
+        supervisors.append(supervisor)
+        known.set()
+        sink.wait_for(lambda lines: ("supervisor", "first is not wanted any more") in lines)
+        sink.wait_for(lambda lines: ("second", "up") in lines)
+        supervisor.vacate("second", "is not wanted either")
+        sink.wait_for(lambda lines: ("supervisor", "second exited with 0") in lines)
+        sink.wait_for(lambda _: deaths.count("third") >= 3)  # others still come back
+
+    services = [service("first", 1, dies), service("second", 2, POLITE), service("third", 3, dies)]
+    sink = supervise(services, during, gone)
+    assert deaths.count("first") == 1
+    assert deaths.count("second") == 1
+    assert sink.entries.count(("second", "up")) == 1
+    assert ("second", "ends") in sink.entries, "it was asked to stop"
+
+
+def test_a_final_exit_leaves_the_place_empty_and_says_so() -> None:
+    deaths: list[str] = []
+
+    def during(_supervisor: Supervisor, sink: Recorder) -> None:
+        sink.wait_for(lambda lines: ("supervisor", "first has left for good") in lines)
+        # The other one dies and comes back meanwhile: whoever is started again is started after the first was not.
+        sink.wait_for(lambda lines: lines.count(("second", "up")) == 2)
+
+    dies = "print('up', flush=True); raise SystemExit(3)"
+    leaves = "print('up', flush=True); raise SystemExit(90)"
+    final = {90: "has left for good"}
+    services = [service("first", 1, leaves, final=final), service("second", 2, dies, final=final)]
+    sink = supervise(services, during, lambda service, _run: deaths.append(service.name))
+    assert sink.entries.count(("first", "up")) == 1
+    assert set(deaths) == {"second"}

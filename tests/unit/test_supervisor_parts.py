@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -9,15 +10,16 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
 from cloche.cli.up import checks, plan
 from cloche.cli.up.announce import Announcer, address
-from cloche.cli.up.loglines import Console, JsonLines
+from cloche.cli.up.loglines import Console, JsonLines, Sink
 from cloche.config import Settings
 from cloche.errors import EnvironmentProblem
 from tests.support.fake_api import Answer, serving
@@ -75,6 +77,30 @@ def test_the_console_colors_names_and_levels() -> None:
 def home(tmp_path: Path) -> Path:
     (tmp_path / "run").mkdir()
     return tmp_path
+
+
+@pytest.mark.parametrize("form", [JsonLines, lambda stream: Console(stream, color=False, names=("web",))])
+def test_a_log_that_cannot_be_written_costs_lines_and_nothing_else(form: Callable[[TextIO], Sink]) -> None:
+    class Full(io.StringIO):
+        full = True
+
+        def flush(self) -> None:
+            if self.full:
+                self.seek(0)
+                self.truncate()
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    stream = Full()
+    sink = form(stream)
+    for number in range(3):
+        sink.line("web", f"line {number}")
+    stream.full = False
+    sink.say("there is room")
+    sink.say("more")
+    text = stream.getvalue()
+    assert text.count("3 lines of this log could not be written") == 1
+    assert text.index("could not") < text.index("there is room") < text.index("more")
+    assert "line 0" not in text
 
 
 def test_a_second_supervisor_on_the_same_home_is_refused_and_names_the_first(home: Path) -> None:

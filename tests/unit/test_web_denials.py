@@ -67,3 +67,28 @@ def test_memory_stays_flat(monkeypatch):
     counted.close()
     assert len(recorder.seen) == 4
     assert (OTHERS, 7) in recorder.seen
+
+
+def test_thousands_of_addresses_are_a_thousand_events_at_most():
+    recorder, clock = Recorder(), Clock()
+    counted = Denials(recorder, clock)
+    for n in range(5_000):
+        counted.count(f"198.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}")
+        counted.count(f"2001:db8:0:{n:x}::1")
+    clock.now += 60_000
+    counted.flush()
+    assert len(recorder.seen) == 1_001
+    assert sum(count for _, count in recorder.seen) == 10_000
+    counted.close()
+
+
+def test_one_network_of_ipv6_is_one_address():
+    recorder = Recorder()
+    counted = Denials(recorder, Clock())
+    for n in range(3_000):
+        counted.count(f"2001:db8::{n:x}")
+    counted.count("::ffff:192.0.2.1")
+    counted.count("not an address: at all")
+    counted.close()
+    assert ("2001:db8::/64", 3_000) in recorder.seen
+    assert len(recorder.seen) == 3

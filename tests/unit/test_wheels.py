@@ -176,12 +176,41 @@ ENTRY = {"name": "a", "version": "1", "filename": "a-1-py3-none-any.whl", "sha25
         ({"version": "2"}, "filename says a 1"),
         ({"name": "A"}, "filename says a 1"),
         ({"extra": "x"}, "nothing else"),
+        ({"modules": "a"}, "a list of at most 1000"),
     ],
 )
 def test_a_malformed_lock_is_refused(change: dict[str, str], hint: str):
     lines = [f'{key} = "{value}"' for key, value in (ENTRY | change).items()]
     with pytest.raises(LockError, match=hint):
         parse_lock("format = 1\n[[wheel]]\n" + "\n".join(lines))
+
+
+def test_a_lock_says_what_its_wheels_provide(tmp_path: Path):
+    files = (
+        "one/__init__.py",
+        "one/sub/__init__.py",
+        "two.py",
+        "three.cpython-311-x86_64-linux-gnu.so",
+        "four/five.py",
+        "one.libs/x.so",
+        "a-b.py",
+        "six.pth",
+    )
+    wheel = make_wheel(
+        tmp_path,
+        files=dict.fromkeys((*files, "sampled-1.0.data/purelib/seven.py", "sampled-1.0.data/scripts/eight.py"), ""),
+    )
+    assert wheels.modules_of(wheel) == ("one", "seven", "three", "two")
+    assert parse_lock(lock_for(wheel)) == (locked(wheel),)
+    with pytest.raises(WheelError, match="cannot be read"):
+        wheels.modules_of(tmp_path / "none.whl")
+
+
+@pytest.mark.parametrize("names", ['"one.two"', '""', "1", '"a\\n"', '"é"', ", ".join(['"a"'] * 1001)])
+def test_modules_that_are_none(names: str):
+    lines = [f'{key} = "{value}"' for key, value in ENTRY.items()]
+    with pytest.raises(LockError, match="modules must"):
+        parse_lock("format = 1\n[[wheel]]\n" + "\n".join(lines) + f"\nmodules = [{names}]\n")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def _plain(value: Any, depth: int) -> Any:
         return int(value) if value.is_integer() and abs(value) <= _EXACT else value
     if depth == 0:
         raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, Mapping)):  # dict first: asking the abstract class takes longer than the rest
         for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"a JSON key is a string, not {type(key).__name__}")

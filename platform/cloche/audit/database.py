@@ -11,21 +11,25 @@ from urllib.parse import quote
 
 from cloche.audit.event import Event, TamperedTrail
 from cloche.audit.note import PublicKey
-from cloche.audit.trail import Batch, Leaf, Numbered, Person
+from cloche.audit.trail import Batch, Leaf, Numbered, Person, Prune
 from cloche.errors import EnvironmentProblem, Unavailable
 
 _TABLES = ("audit_event", "audit_leaf", "audit_batch", "audit_person")
 _EVENT = ", ".join(f"e.{name}" for name in Event._fields)
-_LEAVES = f"SELECT l.seq, l.event_id, l.hash, {_EVENT} FROM audit_leaf l LEFT JOIN audit_event e ON e.id = l.event_id ORDER BY l.seq"  # noqa: S608
-_UNSEALED = f"SELECT {_EVENT} FROM audit_event e WHERE NOT EXISTS (SELECT 1 FROM audit_leaf l WHERE l.event_id = e.id) ORDER BY e.rowid"  # noqa: S608
+_LEAVES = f"SELECT l.seq, l.event_id, l.hash, {_EVENT} FROM audit_leaf l LEFT JOIN audit_event e ON e.id = l.event_id WHERE l.seq >= ? ORDER BY l.seq"  # noqa: S608 # nosec B608
+_UNSEALED = (
+    f"SELECT {_EVENT} FROM audit_event e WHERE NOT EXISTS"  # noqa: S608 # nosec B608
+    " (SELECT 1 FROM audit_leaf l WHERE l.event_id = e.id AND l.seq >= 0) ORDER BY e.rowid"
+)
 _BATCHES = "SELECT number, size, root, previous, at, note FROM audit_batch ORDER BY number"
+_PRUNES = "SELECT number, upto, at, note FROM audit_prune ORDER BY number"
 _NUMBERED = (
     "SELECT e.object, e.object_seq, e.id, l.seq FROM audit_event e LEFT JOIN audit_leaf l ON l.event_id = e.id"
     " WHERE e.object_seq IS NOT NULL ORDER BY e.object, e.object_seq"
 )
 _SHORT = (
     "SELECT j.id, j.audit_seq, coalesce((SELECT max(e.object_seq) FROM audit_event e WHERE e.object = 'job:' || j.id), 0) AS there"
-    " FROM job j WHERE j.audit_seq > there ORDER BY j.id LIMIT 1"
+    " FROM job j WHERE j.audit_seq > there AND NOT (there = 0 AND coalesce(j.finished_at, j.created_at) <= ?) ORDER BY j.id LIMIT 1"
 )
 
 
@@ -53,6 +57,7 @@ class DatabaseTrail:
             self.close()
             raise EnvironmentProblem(f"{path} is not a Cloche database: it has no table {min(set(_TABLES) - names)}")
         self._has_jobs = "job" in names
+        self._has_marks = "audit_prune" in names  # older schemas have none
 
     def __enter__(self) -> DatabaseTrail:
         return self
@@ -70,12 +75,15 @@ class DatabaseTrail:
     def close(self) -> None:
         self._connection.close()
 
-    def leaves(self) -> Iterator[Leaf]:
-        for row in self._rows(_LEAVES):
+    def leaves(self, start: int = 0) -> Iterator[Leaf]:
+        for row in self._rows(_LEAVES, start):
             yield Leaf(row[0], row[1], row[2], None if row[3] is None else Event._make(row[3:]))
 
     def batches(self) -> Iterator[Batch]:
         return map(Batch._make, self._rows(_BATCHES))
+
+    def prunes(self) -> Iterator[Prune]:
+        return map(Prune._make, self._rows(_PRUNES)) if self._has_marks else iter(())
 
     def unsealed(self) -> Iterator[Event]:
         return map(Event._make, self._rows(_UNSEALED))
@@ -86,10 +94,10 @@ class DatabaseTrail:
     def persons(self) -> Iterator[Person]:
         return map(Person._make, self._rows("SELECT commitment, kind, value, salt FROM audit_person ORDER BY rowid"))
 
-    def finish(self, key: PublicKey) -> Iterator[str]:  # noqa: ARG002 - part of the protocol
+    def finish(self, key: PublicKey, until: int) -> Iterator[str]:  # noqa: ARG002 - part of the protocol
         """A job's row counts its events: one that is missing at the end shows there. And the file's own indexes must hold."""
         if self._has_jobs:
-            for job_id, counted, there in self._rows(_SHORT):
+            for job_id, counted, there in self._rows(_SHORT, until):
                 raise TamperedTrail(f"event {there + 1} of job:{job_id} is missing (the job counts {counted})")
         for table in _TABLES:
             for (said,) in self._rows(f"PRAGMA integrity_check({table})"):
@@ -97,9 +105,9 @@ class DatabaseTrail:
                     raise TamperedTrail(f"the database file is damaged: {said}")
         yield from ()
 
-    def _rows(self, statement: str) -> Iterator[tuple[Any, ...]]:
+    def _rows(self, statement: str, *values: int) -> Iterator[tuple[Any, ...]]:
         try:
-            yield from self._connection.execute(statement)
+            yield from self._connection.execute(statement, values)
         except (sqlite3.Error, UnicodeError) as error:
             if "locked" in str(error) or "busy" in str(error):
                 raise Unavailable(f"the database is locked ({error})") from None

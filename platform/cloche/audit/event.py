@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
-from typing import NamedTuple
+from functools import lru_cache
+from json.encoder import encode_basestring
+from typing import Any, NamedTuple
 
 from cloche.errors import ClocheError
 
 _PREFIX = "cloche-audit-event-v1\n"
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_text = encode_basestring  # a string as JSON, without escapes but those it demands; a TypeError for anything else
 
 
 class TamperedTrail(ClocheError):
@@ -48,22 +49,42 @@ class Event(NamedTuple):
     mac: str
 
 
-# Sorted once: the JSON object's keys come in the order of canonical JSON without sorting a million times.
-_SORTED = tuple(sorted((name, index) for index, name in enumerate(Event._fields) if name != "mac"))
-
-
 def canonical_bytes(event: Event) -> bytes:
-    """What the HMAC covers.
+    """What the HMAC covers. Spelled by hand, which a test compares with :mod:`cloche.audit.canonical`: it is done for every event when it is
+    written, sealed and verified, and takes a third of the time.
 
     Raises:
-        TypeError, ValueError: a column holds what format v1 has no word for (bytes, text that is not Unicode).
+        TypeError, ValueError: a column holds what format v1 has no word for (bytes, another type, text that is not Unicode).
     """
-    return (_PREFIX + _encode({name: event[index] for name, index in _SORTED})).encode("utf-8")
+    id_, at, tenant, actor, token, action, object_, number, outcome, ip, request, reason, before, after, details, _ = (
+        event
+    )
+    if type(at) is not int or (number is not None and type(number) is not int):
+        raise TypeError("a time and a number are whole numbers")
+    return (
+        f'{_PREFIX}{{"action":{_text(action)},"actor":{_text(actor)},"after_sha256":{"null" if after is None else _text(after)},'
+        f'"at":{at},"before_sha256":{"null" if before is None else _text(before)},"details":{_text(details)},"id":{_text(id_)},'
+        f'"ip":{"null" if ip is None else _text(ip)},"object":{_text(object_)},"object_seq":{"null" if number is None else number},'
+        f'"outcome":{_text(outcome)},"reason":{"null" if reason is None else _text(reason)},'
+        f'"request_id":{"null" if request is None else _text(request)},"tenant_id":{_text(tenant)},'
+        f'"token_id":{"null" if token is None else _text(token)}}}'
+    ).encode()
+
+
+@lru_cache(maxsize=16)
+def _begun(key: bytes) -> tuple[Any, Any]:
+    """HMAC's two hashes with the key taken in (RFC 2104): continuing copies of them is twice as fast as beginning anew."""
+    block = (hashlib.sha256(key).digest() if len(key) > 64 else key).ljust(64, b"\0")
+    return tuple(hashlib.sha256(bytes(byte ^ pad for byte in block)) for pad in (0x36, 0x5C))  # type: ignore[return-value]
 
 
 def mac(key: bytes, canonical: bytes) -> str:
     """HMAC-SHA256 of an event's canonical bytes, 64 hex digits."""
-    return hmac.digest(key, canonical, "sha256").hex()
+    inner, outer = _begun(key)
+    first, second = inner.copy(), outer.copy()
+    first.update(canonical)
+    second.update(first.digest())
+    return str(second.hexdigest())
 
 
 def leaf_bytes(canonical: bytes, mac_hex: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+TILE = 8  # levels between the nodes that are stored
 EMPTY_ROOT = hashlib.sha256(b"").digest()
 
 
@@ -23,23 +24,39 @@ class Frontier:
         self.size = 0
         self._nodes: list[bytes] = []
 
-    def append(self, leaf: bytes) -> None:
-        """Add one leaf hash (32 bytes)."""
-        rest = self.size
+    @classmethod
+    def at(cls, size: int, nodes: Sequence[bytes]) -> Frontier:
+        """The tree of ``size`` leaves of which only these roots are left.
+
+        Raises:
+            ValueError: so many perfect subtrees do not make that size.
+        """
+        if size < 0 or len(nodes) != size.bit_count() or any(len(node) != 32 for node in nodes):
+            raise ValueError(f"{len(nodes)} hashes are not the beginning of a tree of {size}")
+        made = cls()
+        made.size, made._nodes = size, list(nodes)
+        return made
+
+    @property
+    def nodes(self) -> list[bytes]:
+        return list(self._nodes)
+
+    def append(self, leaf: bytes, completed: list[tuple[int, int, bytes]] | None = None) -> None:
+        """Add one leaf hash (32 bytes). Perfect subtrees of 2^8, 2^16 … leaves that it completes are added to ``completed``, as level, number
+        and root."""
+        rest, level = self.size, 0
         while rest & 1:
             leaf = node_hash(self._nodes.pop(), leaf)
             rest >>= 1
+            level += 1
+            if completed is not None and level % TILE == 0:
+                completed.append((level, rest, leaf))
         self._nodes.append(leaf)
         self.size += 1
 
     def root(self) -> bytes:
         """The root over all leaves so far; of an empty tree, SHA-256 of nothing."""
-        if not self._nodes:
-            return EMPTY_ROOT
-        root = self._nodes[-1]
-        for node in reversed(self._nodes[:-1]):
-            root = node_hash(node, root)
-        return root
+        return joined(self._nodes)
 
     def copy(self) -> Frontier:
         twin = Frontier()
@@ -69,6 +86,47 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
     if index < split:
         return [*inclusion_proof(leaves[:split], index), root_of(leaves[split:])]
     return [*inclusion_proof(leaves[split:], index - split), root_of(leaves[:split])]
+
+
+def path_of(index: int, size: int) -> list[tuple[int, int]]:
+    """The leaves below each hash of :func:`inclusion_proof`, as ``(start, stop)``, nearest first.
+
+    Raises:
+        ValueError: no such leaf.
+    """
+    if not 0 <= index < size:
+        raise ValueError(f"leaf {index} is not in a tree of {size}")
+    ranges, start, stop = [], 0, size
+    while stop - start > 1:
+        middle = start + _split(stop - start)
+        if index < middle:
+            ranges.append((middle, stop))
+            stop = middle
+        else:
+            ranges.append((start, middle))
+            start = middle
+    return ranges[::-1]
+
+
+def perfect_parts(start: int, stop: int) -> list[tuple[int, int]]:
+    """The perfect subtrees, largest first, that the leaves from ``start`` (a multiple of the largest) to ``stop`` make, as
+    ``(level, number)``: leaves ``number << level`` to ``(number + 1 << level) - 1``."""
+    parts = []
+    while start < stop:
+        level = (stop - start).bit_length() - 1
+        parts.append((level, start >> level))
+        start += 1 << level
+    return parts
+
+
+def joined(roots: Sequence[bytes]) -> bytes:
+    """The root over perfect subtrees, largest first; of none, SHA-256 of nothing."""
+    if not roots:
+        return EMPTY_ROOT
+    root = roots[-1]
+    for node in reversed(roots[:-1]):
+        root = node_hash(node, root)
+    return root
 
 
 def includes(root: bytes, size: int, index: int, leaf: bytes, proof: Sequence[bytes]) -> bool:

@@ -30,6 +30,15 @@ class Batch(NamedTuple):
     note: str
 
 
+class Prune(NamedTuple):
+    """A row of ``audit_prune``: what retention deleted, as :mod:`cloche.audit.prune` signs it."""
+
+    number: int
+    upto: int
+    at: int
+    note: str
+
+
 class Person(NamedTuple):
     """A row of ``audit_person``: the value behind a commitment."""
 
@@ -62,19 +71,27 @@ class Trail(Protocol):
     def as_of(self) -> int | None:
         """The moment (ms) the view shows, where that is known to be earlier than now: an export does not grow old."""
 
-    def leaves(self) -> Iterator[Leaf]:
-        """By ``seq``."""
+    def leaves(self, start: int = 0) -> Iterator[Leaf]:
+        """By ``seq``, from ``start`` on."""
+
+    def prunes(self) -> Iterator[Prune]:
+        """By ``number``."""
 
     def batches(self) -> Iterator[Batch]:
         """By ``number``."""
 
     def unsealed(self) -> Iterator[Event]:
-        """Events without a leaf."""
+        """Events without a leaf in the tree: one whose leaf has a number that no leaf has (below 0) is not sealed."""
 
     def numbered(self) -> Iterator[Numbered]:
         """By object, then ``object_seq``."""
 
     def persons(self) -> Iterator[Person]: ...
 
-    def finish(self, key: PublicKey) -> Iterator[str]:
-        """What only this kind of store can check. Yields what is missing, raises TamperedTrail for what is wrong."""
+    def finish(self, key: PublicKey, until: int) -> Iterator[str]:
+        """What only this kind of store can check. Yields what is missing, raises TamperedTrail for what is wrong.
+
+        Args:
+            key: the one in force at the end of the trail.
+            until: events up to this moment (ms) may have been deleted by retention; -1 where none were.
+        """

@@ -1,22 +1,27 @@
 """The check of a whole trail, in one pass over its leaves, with memory that does not grow with it.
 
 For each leaf, in order: no gap in ``seq``; its event there; the event's HMAC (when the key is at hand); the leaf's hash. At each batch's
-end: the tree's root, the note's signature by the pinned key, the columns against the note, the chain to the batch before. Where a
-checkpoint was kept elsewhere, the tree must pass through its root. Then the events not sealed yet, the numbers of each job's events, the
-people's commitments, and what the store itself can check.
+end: the tree's root, the note's signature by the key in force, the columns against the note, the chain to the batch before. Where
+checkpoints were kept elsewhere, the tree must pass through their roots, unless a restore was declared. What retention deleted is replaced
+by the roots in its signed mark. Then the events not sealed yet, the numbers of each job's events, the people's commitments, and what the
+store itself can check.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from cloche.audit.chain import open_kept, read_chain
 from cloche.audit.event import Event, TamperedTrail, canonical_bytes, commitment, leaf_bytes, mac
 from cloche.audit.merkle import Frontier, leaf_hash
-from cloche.audit.note import NO_PREVIOUS, BadNote, Checkpoint, PublicKey, note_hash, open_checkpoint
-from cloche.audit.trail import Batch, Leaf, Trail
+from cloche.audit.note import NO_PREVIOUS, BadNote, Checkpoint, PublicKey, note_hash, notes_in, open_checkpoint
+from cloche.audit.prune import Mark
+from cloche.audit.trail import Batch, Leaf, Numbered, Trail
+from cloche.clock import uuid7_ms
 
 GRACE_MS = 10_000  # the sealer closes a batch within a second; ten allow for a restart
 
@@ -25,9 +30,10 @@ class Status(StrEnum):
     VALID = "valid"
     TAMPERED = "tampered"
     INCOMPLETE = "incomplete"
+    GAP = "gap"  # valid, but for what a declared restore lost
 
 
-_EXIT_CODES = {Status.VALID: 0, Status.TAMPERED: 1, Status.INCOMPLETE: 2}
+_EXIT_CODES = {Status.VALID: 0, Status.TAMPERED: 1, Status.INCOMPLETE: 2, Status.GAP: 3}
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,9 @@ class Bad:
 
 @dataclass
 class Verdict:
-    """What a verification found. ``events`` counts those seen, sealed or not; ``root`` is hex."""
+    """What a verification found. ``events`` counts those seen, sealed or not; ``leaves`` those of the tree, with the ``pruned`` ones that
+    retention deleted; ``root`` is hex, ``key`` the first public key; ``gaps``: ``{"from", "to"}``, the sequence numbers that checkpoints
+    vouch for and a declared restore lost."""
 
     status: Status = Status.VALID
     first_bad: Bad | None = None
@@ -49,9 +57,11 @@ class Verdict:
     leaves: int = 0
     batches: int = 0
     unsealed: int = 0
+    pruned: int = 0
     root: str = ""
     key: str = ""
     hmac_checked: bool = False
+    gaps: list[dict[str, int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -67,49 +77,111 @@ def verify(
     *,
     key: PublicKey,
     now_ms: int,
-    hmac_key: bytes | None = None,
-    checkpoint: Checkpoint | str | None = None,
+    hmac_key: bytes | Sequence[bytes] | None = None,
+    checkpoint: str | None = None,
+    also: Sequence[PublicKey] = (),
 ) -> Verdict:
-    """Check ``trail`` against the pinned public key; never raises for what is wrong with it.
+    """Check ``trail`` against the pinned public key, its first; never raises for what is wrong with it.
 
     Args:
-        checkpoint: a signed note kept elsewhere, or one opened before: the trail must be an extension of it.
+        hmac_key: the HMAC key; several where it was rotated.
+        checkpoint: signed notes kept elsewhere, one or several on end: the trail must be an extension of each.
+        also: keys that checkpoints may be signed with although the trail does not announce them, as it would not after its end was cut off.
     """
     check = _Check(trail, key, hmac_key, now_ms)
     verdict = check.verdict
     try:
-        opened = _opened(checkpoint, key) if isinstance(checkpoint, str) else checkpoint
-        check.sealed(opened)
+        check.read_marks()
+        check.left_behind()
+        check.keep(checkpoint, also)
+        check.sealed()
         check.unsealed()
         check.numbering()
         check.people()
-        verdict.notes.extend(check.missing(trail.finish(key)))
+        verdict.notes.extend(check.missing(trail.finish(check.chain.last, check.pruned_until)))
     except TamperedTrail as found:
         verdict.status = Status.TAMPERED
         verdict.first_bad = Bad(found.seq, found.event_id, found.why)
+    if verdict.gaps and verdict.status is Status.VALID:
+        verdict.status = Status.GAP
     return verdict
 
 
-def _opened(note: str, key: PublicKey) -> Checkpoint:
-    try:
-        return open_checkpoint(note, key)
-    except BadNote as error:
-        raise TamperedTrail(f"the checkpoint kept elsewhere does not belong to this trail's key: {error}") from None
-
-
 class _Check:
-    def __init__(self, trail: Trail, key: PublicKey, hmac_key: bytes | None, now_ms: int) -> None:
+    def __init__(self, trail: Trail, key: PublicKey, hmac_key: bytes | Sequence[bytes] | None, now_ms: int) -> None:
         self._trail = trail
-        self._key = key
-        self._hmac_key = hmac_key
+        self._hmac_keys = (hmac_key,) if isinstance(hmac_key, bytes) else tuple(hmac_key or ())
         self._now_ms = now_ms if trail.as_of is None else trail.as_of
         self._frontier = Frontier()
-        self.verdict = Verdict(key=key.text, hmac_checked=hmac_key is not None)
-        if hmac_key is None:
+        self._mark: Mark | None = None
+        self._kept: deque[Checkpoint] = deque()
+        self.chain = read_chain(trail, key)
+        self.verdict = Verdict(key=key.text, hmac_checked=bool(self._hmac_keys))
+        if not self._hmac_keys:
             self.verdict.notes.append("the HMAC key is not at hand: events not sealed yet were not checked")
 
-    def sealed(self, checkpoint: Checkpoint | None) -> None:
+    @property
+    def pruned_until(self) -> int:
+        return -1 if self._mark is None else self._mark.until
+
+    def read_marks(self) -> None:
+        """Begin where retention stopped. The newest mark counts: an older one that is put in its place leaves a gap behind it."""
+        for number, row in enumerate(self._trail.prunes()):
+            try:
+                mark = self.chain.mark(row.note)
+            except (BadNote, TypeError, AttributeError, ValueError) as error:
+                raise TamperedTrail(f"prune mark {number}: {error}", seq=0) from None
+            if (row.number, row.upto, row.at) != (mark.number, mark.upto, mark.at) or mark.number != number:
+                raise TamperedTrail(f"prune mark {number} is not what its signed note says", seq=0)
+            if self._mark is not None and mark.upto <= self._mark.upto:
+                raise TamperedTrail(f"prune mark {number} does not follow the one before it", seq=0)
+            self._mark, self._frontier = mark, mark.frontier()
+        self.verdict.pruned = self.verdict.leaves = self._frontier.size
+        if self._mark is not None:
+            self.verdict.notes.append(f"events before sequence {self._mark.upto} were deleted by retention")
+        for one in self.chain.declared:
+            lost = (
+                f"events {one.gap.first} to {one.gap.end - 1} were lost"
+                if one.gap.end > one.gap.first
+                else "nothing was lost"
+            )
+            self.verdict.notes.append(f"batch {one.batch} declares a restore: {lost}")
+
+    def left_behind(self) -> None:
+        """Rows that retention has still to delete are in no tree any more: their HMACs alone vouch for them."""
+        count = 0
+        for leaf in self._trail.leaves() if self._mark is not None else ():
+            if not isinstance(leaf.seq, int | float) or leaf.seq >= self._frontier.size:
+                break
+            count += 1
+            if leaf.event is not None:
+                self._check_mac(leaf.event, self._canonical(leaf.event, leaf.seq), leaf.seq)
+        if count and self._hmac_keys:
+            self.verdict.notes.append(f"retention has still to delete {count} events: prune again")
+        elif count:
+            what = (
+                f"{count} events before the mark are still there, and only the HMAC key can vouch for them: prune again"
+            )
+            self.verdict.notes.extend(self.missing([what]))
+
+    def keep(self, checkpoint: str | None, also: Sequence[PublicKey]) -> None:
+        """Take what was kept elsewhere."""
+        if checkpoint is None:
+            return
+        opened = (open_kept(note, self.chain, also) for note in notes_in(checkpoint))
+        self._kept = deque(sorted(opened, key=lambda one: one.size))
+        old = 0
+        while self._kept and self._kept[0].size < self._frontier.size:
+            self._kept.popleft()
+            old += 1
+        if old:
+            self.verdict.notes.append(
+                f"{old} checkpoints are older than what retention deleted: they say nothing any more"
+            )
+
+    def sealed(self) -> None:
         frontier, verdict = self._frontier, self.verdict
+        self._pass_kept()
         batches = self._opened_batches()
         batch = next(batches, None)
         for leaf in self._counted_leaves():
@@ -118,25 +190,40 @@ class _Check:
                     break
                 raise TamperedTrail("the leaf is in no signed batch", seq=frontier.size, event_id=leaf.event_id)
             self._append(leaf)
-            if checkpoint is not None and checkpoint.size == frontier.size:
-                self._expect_root(
-                    checkpoint.root, 0, "the checkpoint kept elsewhere has another root: the trail was rewritten"
-                )
+            if self._kept and self._kept[0].size == frontier.size:
+                self._pass_kept()
             if batch.size == frontier.size:
-                start = verdict.leaves
-                self._expect_root(
-                    batch.root,
-                    start,
-                    f"leaves {start} to {batch.size - 1} are not all those batch {batch.number} signed",
-                )
+                if frontier.root() != batch.root:
+                    start = verdict.leaves
+                    why = f"leaves {start} to {batch.size - 1} are not all those batch {batch.number} signed"
+                    raise TamperedTrail(why, seq=start)
                 verdict.leaves, verdict.batches = frontier.size, verdict.batches + 1
                 batch = next(batches, None)
         verdict.root = frontier.root().hex()
         if batch is not None and not self._trail.truncated:
             raise TamperedTrail(f"leaves are missing: batch {batch.number} signed {batch.size}", seq=frontier.size)
-        if checkpoint is not None and checkpoint.size > frontier.size:
-            why = f"the trail ends before the checkpoint kept elsewhere, which has {checkpoint.size} leaves: its end was cut off"
-            raise TamperedTrail(why, seq=frontier.size)
+        for kept in self._kept:
+            if not self._declared(kept):
+                why = f"the trail ends before the checkpoint kept elsewhere, which has {kept.size} leaves: its end was cut off"
+                raise TamperedTrail(why, seq=frontier.size)
+
+    def _pass_kept(self) -> None:
+        while self._kept and self._kept[0].size == self._frontier.size:
+            kept = self._kept.popleft()
+            if self._frontier.root() != kept.root and not self._declared(kept):
+                why = "the checkpoint kept elsewhere has another root: the trail was rewritten"
+                raise TamperedTrail(why, seq=0 if self._mark is None else self._mark.upto)
+
+    def _declared(self, kept: Checkpoint) -> bool:
+        found = next((one for one in self.chain.declared if one.covers(kept)), None)
+        if found is None:
+            return False
+        gap = {"from": found.gap.first, "to": kept.size - 1}
+        self.verdict.gaps.append(gap)
+        self.verdict.notes.append(
+            f"gap declared: events {gap['from']} to {gap['to']}, which a checkpoint vouches for, were lost in a restore"
+        )
+        return True
 
     def unsealed(self) -> None:
         oldest: int | None = None
@@ -157,11 +244,18 @@ class _Check:
         current, last = None, 0
         for item in self._trail.numbered():
             if item.object != current:
-                current, last = item.object, 0
+                current, last = item.object, self._before(item)
             if item.object_seq != last + 1:
                 why = f"event {last + 1} of {item.object} is missing (the next there is {item.object_seq})"
                 raise TamperedTrail(why, seq=item.seq, event_id=item.event_id)
             last += 1
+
+    def _before(self, first: Numbered) -> int:
+        """The number after which an object's events have to be there: 0, unless the object is older than what retention deleted."""
+        if self._mark is None:
+            return 0
+        made = uuid7_ms(first.object.removeprefix("job:"))
+        return first.object_seq - 1 if made is not None and made <= self._mark.until else 0
 
     def people(self) -> None:
         for person in self._trail.persons():
@@ -182,7 +276,7 @@ class _Check:
         return found
 
     def _counted_leaves(self) -> Iterator[Leaf]:
-        leaves = iter(self._trail.leaves())
+        leaves = iter(self._trail.leaves(self._frontier.size))
         while True:
             expected = self._frontier.size
             try:
@@ -198,56 +292,59 @@ class _Check:
             yield leaf
 
     def _append(self, leaf: Leaf) -> None:
-        seq = self._frontier.size
-        if leaf.foreign:
-            self._frontier.append(_digest(leaf.hash, seq))
+        frontier, event = self._frontier, leaf.event
+        if event is None:
+            if not leaf.foreign:
+                raise TamperedTrail("the event is missing", seq=frontier.size, event_id=leaf.event_id)
+            frontier.append(_digest(leaf.hash, frontier.size))
             return
-        if leaf.event is None:
-            raise TamperedTrail("the event is missing", seq=seq, event_id=leaf.event_id)
-        canonical = self._canonical(leaf.event, seq)
-        self._check_mac(leaf.event, canonical, seq)
-        computed = leaf_hash(leaf_bytes(canonical, leaf.event.mac))
+        canonical = self._canonical(event, frontier.size)
+        self._check_mac(event, canonical, frontier.size)
+        computed = leaf_hash(leaf_bytes(canonical, event.mac))
         if computed.hex() != leaf.hash:
-            raise TamperedTrail("the event is not the one that was sealed", seq=seq, event_id=leaf.event_id)
+            raise TamperedTrail("the event is not the one that was sealed", seq=frontier.size, event_id=leaf.event_id)
         self.verdict.events += 1
-        self._frontier.append(computed)
+        frontier.append(computed)
 
     def _canonical(self, event: Event, seq: int | None) -> bytes:
-        # SQLite lets any column hold any type; the sealed ones are checked by their bytes, these three are computed with
-        if not isinstance(event.mac, str) or not isinstance(event.at, int) or not isinstance(event.id, str):
-            raise TamperedTrail("a column holds a value of the wrong type", seq=seq, event_id=str(event.id))
         try:
-            return canonical_bytes(event)
+            if isinstance(event.mac, str):  # SQLite lets any column hold any type
+                return canonical_bytes(event)
         except (TypeError, ValueError):
-            raise TamperedTrail("a column holds a value of the wrong type", seq=seq, event_id=event.id) from None
+            pass
+        raise TamperedTrail("a column holds a value of the wrong type", seq=seq, event_id=str(event.id))
 
     def _check_mac(self, event: Event, canonical: bytes, seq: int | None) -> None:
-        if self._hmac_key is not None and mac(self._hmac_key, canonical) != event.mac:
+        for key in self._hmac_keys:
+            if mac(key, canonical) == event.mac:
+                return
+        if self._hmac_keys:
             raise TamperedTrail(
                 "the event was changed, or not written by the platform (HMAC)", seq=seq, event_id=event.id
             )
 
-    def _expect_root(self, root: bytes, seq: int, why: str) -> None:
-        if self._frontier.root() != root:
-            raise TamperedTrail(why, seq=seq)
-
     def _opened_batches(self) -> Iterator[Checkpoint]:
-        """The batches' notes, each checked against its row, the key and the batch before."""
-        size, previous = 0, NO_PREVIOUS
-        for number, batch in enumerate(self._trail.batches()):
-            opened = self._open(batch, number, size)
+        """The batches' notes, each checked against its row, the key and the batch before. Of those that retention deleted the ones that
+        announce something are still there: they are checked by themselves."""
+        mark = self._mark
+        size, previous, expected = (0, NO_PREVIOUS, 0) if mark is None else (mark.upto, mark.previous, mark.batch)
+        for batch in self._trail.batches():
+            if mark is not None and isinstance(batch.number, int) and batch.number < mark.batch:
+                self._open(batch, batch.number, size)
+                continue
+            opened = self._open(batch, expected, size)
             if opened.previous != previous:
-                raise TamperedTrail(f"batch {number} does not follow the batch before it", seq=size)
+                raise TamperedTrail(f"batch {expected} does not follow the batch before it", seq=size)
             if opened.size <= size:
-                raise TamperedTrail(f"batch {number} is not larger than the batch before it", seq=size)
+                raise TamperedTrail(f"batch {expected} is not larger than the batch before it", seq=size)
             yield opened
-            size, previous = opened.size, note_hash(batch.note)
+            size, previous, expected = opened.size, note_hash(batch.note), expected + 1
 
     def _open(self, batch: Batch, number: int, seq: int) -> Checkpoint:
         if batch.number != number:
             raise TamperedTrail(f"batch {number} is missing (the next there is {batch.number})", seq=seq)
         try:
-            opened = open_checkpoint(batch.note, self._key)
+            opened = open_checkpoint(batch.note, self.chain.of_batch(number))
         except (BadNote, TypeError, AttributeError, ValueError) as error:
             raise TamperedTrail(f"batch {number}: {error}", seq=seq) from None
         row = (batch.number, batch.size, batch.root, batch.previous, batch.at)

@@ -7,6 +7,7 @@ import mimetypes
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
+from urllib.parse import quote
 
 import click
 import httpx
@@ -74,10 +75,19 @@ class Api:
         return self._call("GET", path, params={key: value for key, value in params.items() if value is not None}).json()
 
     def post(self, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None) -> Any:
-        return self._call("POST", path, json=body, headers=headers).json()
+        answer = self._call("POST", path, json=body, headers=headers)
+        return answer.json() if answer.content else None
+
+    def delete(self, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None) -> Any:
+        """The answer's JSON, or None where it has no body."""
+        answer = self._call("DELETE", path, json=body, headers=headers)
+        return answer.json() if answer.content else None
 
     def put(self, path: str, body: Any, *, headers: Mapping[str, str] | None = None) -> Any:
         return self._call("PUT", path, json=body, headers=headers).json()
+
+    def patch(self, path: str, body: Any, *, headers: Mapping[str, str] | None = None) -> Any:
+        return self._call("PATCH", path, json=body, headers=headers).json()
 
     def text(self, path: str, **params: Any) -> str:
         params = {key: value for key, value in params.items() if value is not None}
@@ -127,6 +137,11 @@ class Api:
 
     def _unreachable(self, error: Exception) -> ApiFailure:
         return ApiFailure(f"no answer from {self.url}: {error}. Does `cloche up` run there? Set CLOCHE_URL or --url.")
+
+
+def segment(text: str) -> str:
+    """An id or a name as one part of a path, whatever it holds."""
+    return quote(text, safe="")
 
 
 def _chunks(stream: IO[bytes]) -> Iterator[bytes]:

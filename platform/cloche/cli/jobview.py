@@ -21,6 +21,17 @@ COLUMNS: output.Columns = (
 )
 
 
+CALLBACK_COLUMNS: output.Columns = (
+    ("EVENT", lambda row: row["event"]),
+    ("RECEIVER", lambda row: row["receiver"]),
+    ("STATUS", lambda row: row["status"]),
+    ("TRIES", lambda row: row["attempts"]),
+    ("LAST", lambda row: row["last_attempt_at"]),
+    ("OUTCOME", lambda row: row["last_error"] or row["last_outcome"]),
+    ("NEXT", lambda row: row["next_try_at"]),
+)
+
+
 def outputs_columns() -> output.Columns:
     """Columns of a table of output files."""
     return (
@@ -46,14 +57,34 @@ def job_lines(job: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("type", f"{job['type']} {plugin.get('version') or ''}".strip()),
         ("digest", plugin.get("digest")),
         ("status", f"{job['status']}: {reason}" if reason else job["status"]),
-        ("attempt", str(job.get("attempt") or "")),
+        ("attempt", _attempt(job)),
+        ("waits until", job.get("next_run_at")),
+        ("depends on", ", ".join(job.get("depends_on") or ())),
+        ("expires", job.get("expires_at")),
         ("created", job.get("created_at")),
         ("started", job.get("started_at")),
         ("finished", job.get("finished_at")),
+        ("callback", (job.get("callback") or {}).get("url")),
         ("error", _error(job.get("error"))),
         ("usage", ", ".join(f"{key} {value}" for key, value in (job.get("usage") or {}).items())),
         ("result", job.get("result")),
+        ("sensitive", _sensitive(job)),
     ]
+
+
+def _attempt(job: Mapping[str, Any]) -> str:
+    number, run = job.get("attempt"), job.get("run") or 1
+    if not number:
+        return ""
+    return str(number) if run == 1 else f"{number} (run {run})"
+
+
+def _sensitive(job: Mapping[str, Any]) -> str | None:
+    if not job.get("sensitive"):
+        return None
+    return (
+        "what it holds is not shown; --reveal shows it" if job.get("masked") else "this was recorded in the audit trail"
+    )
 
 
 def _error(error: Any) -> Any:

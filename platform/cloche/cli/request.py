@@ -28,8 +28,19 @@ def job_body(
     name: str | None,
     priority: int | None,
     labels: Sequence[str],
+    sensitive: bool,
     timeout: str | None,
     max_retries: int | None,
+    backoff: str | None,
+    initial_delay: str | None,
+    max_delay: str | None,
+    retry_on: Sequence[str],
+    schedule_at: str | None,
+    expires_at: str | None,
+    expires_in: str | None,
+    depends_on: Sequence[str],
+    depends_on_condition: str | None,
+    on_upstream_failure: str | None,
 ) -> dict[str, Any]:
     """The body of a submission; fields that were not given are absent.
 
@@ -42,15 +53,38 @@ def job_body(
         "version": version,
         "name": name,
         "priority": priority,
-        "timeout": int(timeout) if timeout and timeout.isdigit() else timeout,
+        "sensitive": True if sensitive else None,
+        "timeout": _duration(timeout),
         "payload": parameters(params, payload),
         "labels": dict(pair(item, "--label") for item in labels) or None,
         "outputs": [_output(item) for item in outputs] or None,
-        "retry": None if max_retries is None else {"max_retries": max_retries},
+        "retry": _given(
+            max_retries=max_retries,
+            backoff=backoff,
+            initial_delay=_duration(initial_delay),
+            max_delay=_duration(max_delay),
+            retry_on=list(retry_on) or None,
+        )
+        or None,
+        "schedule_at": schedule_at,
+        "expires_at": expires_at,
+        "expires_in": _duration(expires_in),
+        "depends_on": list(depends_on) or None,
+        "depends_on_condition": depends_on_condition,
+        "on_upstream_failure": on_upstream_failure,
     }
     parsed = [split_input(item) for item in inputs]  # every mistake is found before the first upload
     body["inputs"] = [_input(api, source, to) for source, to in parsed] or None
-    return {key: value for key, value in body.items() if value is not None}
+    return _given(**body)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _duration(text: str | None) -> int | str | None:
+    """Digits alone are seconds."""
+    return int(text) if text and text.isascii() and text.isdigit() else text
 
 
 def parameters(params: Sequence[str], payload: str | None) -> dict[str, Any] | None:
@@ -100,6 +134,19 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def callback_body(url: str | None, events: Sequence[str]) -> dict[str, Any] | None:
+    """A job's ``callback``; None without a URL.
+
+    Raises:
+        click.UsageError: there are events and no URL.
+    """
+    if url is None:
+        if events:
+            raise click.UsageError("--callback-on needs --callback")
+        return None
+    return {"url": url, "events": list(dict.fromkeys(events))} if events else {"url": url}
 
 
 def _output(item: str) -> dict[str, str]:

@@ -31,11 +31,12 @@ def load_settings(component: str, home: str | None, config: str | None, **groups
         SettingsError: a setting is missing, unknown or malformed.
     """
     from cloche import config as settings_source
-    from cloche import logs
+    from cloche import failpoints, logs
 
     overrides: dict[str, Any] = {"home": home, "config": config}
     for group, values in groups.items():
         overrides[group] = {name: value for name, value in values.items() if value is not None}
     settings = settings_source.load(**{name: value for name, value in overrides.items() if value})
     logs.setup(settings.logging.level, settings.logging.format, component)
+    failpoints.arm(settings.failpoints, settings.home, settings.server.host)
     return settings

@@ -11,83 +11,56 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     PrimaryKeyConstraint,
     String,
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-_ID = String(36)
-_NAME = String(64)
-_MS = BigInteger
-_SERIAL = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows only in a column of type INTEGER
-
-tenant = Table(
-    "tenant",
-    metadata,
-    Column("id", _ID, primary_key=True),
-    Column("name", _NAME, nullable=False, unique=True),
-    Column("created_at", _MS, nullable=False),
-)
-
-user = Table(
-    "account",  # "user" is a reserved word in PostgreSQL
-    metadata,
-    Column("id", _ID, primary_key=True),
-    Column("username", _NAME, nullable=False, unique=True),
-    Column("password_hash", String(256), nullable=False),
-    Column("platform_admin", Boolean, nullable=False),
-    Column("disabled", Boolean, nullable=False),
-    Column("created_at", _MS, nullable=False),
-)
-
-user_role = Table(
-    "account_role",
-    metadata,
-    Column("user_id", _ID, ForeignKey("account.id"), nullable=False),
-    Column("tenant_id", _ID, ForeignKey("tenant.id"), nullable=False),
-    Column("role", _NAME, nullable=False),
-    PrimaryKeyConstraint("user_id", "tenant_id", "role"),
-)
-
-session = Table(
-    "session",
-    metadata,
-    Column("id", String(64), primary_key=True),  # SHA-256 of the cookie's secret
-    Column("user_id", _ID, ForeignKey("account.id"), nullable=False),
-    Column("tenant_id", _ID, ForeignKey("tenant.id"), nullable=False),
-    Column("created_at", _MS, nullable=False),
-    Column("last_seen_at", _MS, nullable=False),
-    Column("ip", String(64)),
-)
-
-token = Table(
-    "token",
-    metadata,
-    Column("id", _ID, primary_key=True),
-    Column("tenant_id", _ID, ForeignKey("tenant.id"), nullable=False),
-    Column("user_id", _ID, ForeignKey("account.id"), nullable=False),
-    Column("name", _NAME, nullable=False),
-    Column("secret_sha256", String(64), nullable=False),
-    Column("scopes", JSON, nullable=False),  # list of permissions, or null for all of the user's
-    Column("created_at", _MS, nullable=False),
-    Column("expires_at", _MS),
-    Column("last_used_at", _MS),
-    Column("revoked_at", _MS),
-    Index(None, "user_id"),
-)
+from cloche.db.audit_tables import audit_batch as audit_batch
+from cloche.db.audit_tables import audit_event as audit_event
+from cloche.db.audit_tables import audit_leaf as audit_leaf
+from cloche.db.audit_tables import audit_node as audit_node
+from cloche.db.audit_tables import audit_person as audit_person
+from cloche.db.audit_tables import audit_prune as audit_prune
+from cloche.db.audit_tables import audit_sink as audit_sink
+from cloche.db.callback_tables import callback_delivery as callback_delivery
+from cloche.db.callback_tables import callback_secret as callback_secret
+from cloche.db.callback_tables import callback_total as callback_total
+from cloche.db.credential_tables import access_epoch as access_epoch
+from cloche.db.credential_tables import password_reset as password_reset
+from cloche.db.credential_tables import session as session
+from cloche.db.credential_tables import token as token
+from cloche.db.life_tables import DEAD_LETTER as DEAD_LETTER
+from cloche.db.life_tables import ENDED as ENDED
+from cloche.db.life_tables import LIVE as LIVE
+from cloche.db.life_tables import MAY_EXPIRE as MAY_EXPIRE
+from cloche.db.life_tables import job_dependency as job_dependency
+from cloche.db.life_tables import job_past as job_past
+from cloche.db.life_tables import job_release as job_release
+from cloche.db.people_tables import role as role
+from cloche.db.people_tables import tenant as tenant
+from cloche.db.people_tables import user as user
+from cloche.db.people_tables import user_role as user_role
+from cloche.db.queue_tables import queue as queue
+from cloche.db.queue_tables import queue_share as queue_share
+from cloche.db.quota_tables import quota as quota
+from cloche.db.quota_tables import quota_delta as quota_delta
+from cloche.db.quota_tables import quota_refusal as quota_refusal
+from cloche.db.quota_tables import quota_use as quota_use
+from cloche.db.quota_tables import usage_day as usage_day
+from cloche.db.quota_tables import usage_event as usage_event
+from cloche.db.schema import ID as _ID
+from cloche.db.schema import MS as _MS
+from cloche.db.schema import NAME as _NAME
+from cloche.db.schema import SERIAL as _SERIAL
+from cloche.db.schema import metadata
+from cloche.db.secret_tables import secret as secret
+from cloche.db.worker_tables import lease as lease
+from cloche.db.worker_tables import worker as worker
 
 artifact = Table(
     "artifact",
@@ -151,19 +124,36 @@ plugin_version = Table(
     PrimaryKeyConstraint("name", "version"),
 )
 
+batch = Table(
+    "batch",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("tenant_id", _ID, ForeignKey("tenant.id"), nullable=False),
+    Column("name", String(200)),
+    Column("count", Integer, nullable=False),  # jobs it was accepted with; some may have been purged since
+    Column("submitted_by", _ID, nullable=False),
+    Column("created_at", _MS, nullable=False),
+    Index(None, "tenant_id", "id"),
+)
+
 job = Table(
     "job",
     metadata,
     Column("id", _ID, primary_key=True),
     Column("tenant_id", _ID, ForeignKey("tenant.id"), nullable=False),
+    Column(
+        "batch_id", _ID
+    ),  # of table batch; no constraint, so that SQLite need not rewrite all jobs to get the column
     Column("name", String(200)),
     Column("type", _NAME, nullable=False),
     Column("version_spec", String(100)),
     Column("plugin_version", _NAME, nullable=False),
     Column("plugin_digest", String(64), nullable=False),
     Column("image_digest", String(80)),
+    Column("sensitive", Boolean, nullable=False, server_default=false()),
+    # Of a sensitive job payload, result, the words of errors and of progress, and the log's text are sealed: see services/sealing.py
     Column("payload", JSON, nullable=False),
-    Column("payload_sha256", String(64), nullable=False),
+    Column("payload_sha256", String(64), nullable=False),  # keyed, where the job is sensitive
     Column("queue", _NAME, nullable=False),
     Column("priority", Integer, nullable=False),
     Column("labels", JSON, nullable=False),
@@ -171,6 +161,7 @@ job = Table(
     Column("outputs", JSON, nullable=False),
     Column("limits", JSON, nullable=False),
     Column("retry", JSON, nullable=False),
+    Column("callback", JSON),  # {"url", "events"}
     Column("state", String(16), nullable=False),
     Column("reason", String(32), nullable=False),
     Column("attempt", Integer, nullable=False),
@@ -178,6 +169,15 @@ job = Table(
     Column("platform_failures", Integer, nullable=False),
     Column("worker_deaths", Integer, nullable=False),
     Column("ready_at", _MS, nullable=False),  # when it may run; orders the queue with the priority
+    Column("scheduled_at", _MS),  # as asked for
+    Column("expires_at", _MS),  # canceled when it has not been started by then
+    Column("run", Integer, nullable=False, server_default=text("1")),  # one more with each retry by hand
+    Column("depends_on", JSON),  # ids, as asked for; what became of them is in job_dependency
+    Column("depends_on_condition", String(16)),
+    Column("on_upstream_failure", String(16)),
+    Column(
+        "has_dependents", Boolean, nullable=False, server_default=false()
+    ),  # whether its end has to be told to others
     Column("lease_owner", _ID),
     Column("lease_until", _MS),
     Column("cancel_requested_at", _MS),
@@ -186,6 +186,7 @@ job = Table(
     Column("error", JSON),
     Column("usage", JSON),
     Column("submitted_by", _ID, nullable=False),
+    Column("quota_counted", Boolean, nullable=False, server_default=false()),  # in quota_use, until it ends
     Column("created_at", _MS, nullable=False),
     Column("started_at", _MS),
     Column("finished_at", _MS),
@@ -196,18 +197,65 @@ job = Table(
     Index("ix_job_tenant_id_submitted_by", "tenant_id", "submitted_by", "id"),
     Index("ix_job_state_ready_at", "state", "ready_at", "id"),
     Index(
+        "ix_job_batch_id",
+        "batch_id",
+        "state",
+        "id",
+        sqlite_where=text("batch_id IS NOT NULL"),
+        postgresql_where=text("batch_id IS NOT NULL"),
+    ),
+    Index(
         "ix_job_lease_until",
         "lease_until",
         sqlite_where=text("state = 'processing'"),
         postgresql_where=text("state = 'processing'"),
     ),
+    Index("ix_job_finished_at", "finished_at", "id", sqlite_where=text(ENDED), postgresql_where=text(ENDED)),
+    Index(
+        "ix_job_dead_letters",
+        "tenant_id",
+        "finished_at",
+        "id",
+        sqlite_where=text(DEAD_LETTER),
+        postgresql_where=text(DEAD_LETTER),
+    ),
+    # What services/statistics.py counts with.
+    Index("ix_job_arrived", "tenant_id", "queue", "created_at"),
+    Index(
+        "ix_job_live",
+        "tenant_id",
+        "queue",
+        "state",
+        "ready_at",
+        sqlite_where=text(LIVE),
+        postgresql_where=text(LIVE),
+    ),
+    Index(
+        "ix_job_ended",
+        "tenant_id",
+        "queue",
+        "finished_at",
+        "state",
+        sqlite_where=text(ENDED),
+        postgresql_where=text(ENDED),
+    ),
+    Index("ix_job_expires_at", "expires_at", sqlite_where=text(MAY_EXPIRE), postgresql_where=text(MAY_EXPIRE)),
 )
+
+# What follows a job's end goes by these, what a callback and the record tell of it too; what may be large is not among them.
+_BRIEF = (
+    "id tenant_id queue priority state reason attempt ready_at audit_seq has_dependents depends_on_condition on_upstream_failure callback"
+    " batch_id type plugin_version created_at started_at finished_at plugin_digest image_digest"
+    " submitted_by quota_counted"
+)
+JOB_BRIEF = tuple(job.c[name] for name in _BRIEF.split())
 
 attempt = Table(
     "attempt",
     metadata,
     Column("job_id", _ID, ForeignKey("job.id"), nullable=False),
-    Column("number", Integer, nullable=False),
+    Column("number", Integer, nullable=False),  # counts on over all runs
+    Column("run", Integer, nullable=False, server_default=text("1")),
     Column("worker_id", _ID, nullable=False),
     Column("phase", String(16), nullable=False),
     Column("outcome", String(16)),  # completed, failed, canceled, abandoned
@@ -217,6 +265,14 @@ attempt = Table(
     Column("started_at", _MS, nullable=False),
     Column("finished_at", _MS),
     PrimaryKeyConstraint("job_id", "number"),
+)
+
+sealing_key = Table(
+    "sealing_key",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),  # the highest is the one in use
+    Column("id", String(16), nullable=False, unique=True),  # of a key file; tells nothing of the key
+    Column("created_at", _MS, nullable=False),
 )
 
 job_log = Table(
@@ -276,80 +332,4 @@ idempotency = Table(
     Column("created_at", _MS, nullable=False),
     PrimaryKeyConstraint("tenant_id", "user_id", "key"),
     Index(None, "created_at"),
-)
-
-worker = Table(
-    "worker",
-    metadata,
-    Column("id", _ID, primary_key=True),
-    Column("host", String(255), nullable=False),
-    Column("pid", Integer, nullable=False),
-    Column("version", _NAME, nullable=False),
-    Column("status", String(16), nullable=False),  # alive, draining, dead
-    Column("status_reason", String(255)),
-    Column("queues", JSON, nullable=False),
-    Column("slots", Integer, nullable=False),
-    Column("pools", JSON),  # of its host, as last reported: see worker/pools.py
-    Column("started_at", _MS, nullable=False),
-    Column("last_heartbeat_at", _MS, nullable=False),
-)
-
-lease = Table(
-    "lease",
-    metadata,
-    Column("name", _NAME, primary_key=True),  # one process at a time does what the name says
-    Column("owner", _ID, nullable=False),
-    Column("until", _MS, nullable=False),
-)
-
-audit_event = Table(
-    "audit_event",
-    metadata,
-    Column("id", _ID, primary_key=True),
-    Column("at", _MS, nullable=False),
-    Column("tenant_id", _ID, nullable=False),
-    Column("actor", String(64), nullable=False),  # salted commitment, or a platform part's name
-    Column("token_id", _ID),
-    Column("action", String(64), nullable=False),
-    Column("object", String(255), nullable=False),
-    Column("object_seq", Integer),  # numbers a job's events without gaps
-    Column("outcome", String(16), nullable=False),
-    Column("ip", String(64)),  # salted commitment
-    Column("request_id", String(64)),
-    Column("reason", String(255)),
-    Column("before_sha256", String(64)),
-    Column("after_sha256", String(64)),
-    Column("details", Text, nullable=False),  # canonical JSON, exactly as it was sealed
-    Column("mac", String(64), nullable=False),
-    Index(None, "tenant_id", "id"),
-    UniqueConstraint("object", "object_seq"),
-)
-
-audit_person = Table(
-    "audit_person",
-    metadata,
-    Column("commitment", String(64), primary_key=True),
-    Column("kind", String(8), nullable=False),  # name, ip
-    Column("value", String(255), nullable=False),
-    Column("salt", String(32), nullable=False),
-    UniqueConstraint("kind", "value"),
-)
-
-audit_leaf = Table(
-    "audit_leaf",
-    metadata,
-    Column("seq", BigInteger, primary_key=True, autoincrement=False),  # from 0, without gaps
-    Column("event_id", _ID, nullable=False, unique=True),
-    Column("hash", String(64), nullable=False),
-)
-
-audit_batch = Table(
-    "audit_batch",
-    metadata,
-    Column("number", BigInteger, primary_key=True, autoincrement=False),  # from 0, without gaps
-    Column("size", BigInteger, nullable=False),  # leaves in the tree once this batch is closed
-    Column("root", String(64), nullable=False),
-    Column("previous", String(64), nullable=False),  # hash of the previous batch's signed note; zeros for the first
-    Column("at", _MS, nullable=False),
-    Column("note", Text, nullable=False),  # the signed checkpoint
 )

@@ -46,6 +46,33 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # the well-known prefix; the loc
 _SIX_TO_FOUR = ipaddress.IPv6Network("2002::/16")
 
 
+def peer(text: str | None) -> Address | None:
+    """The address that a request came from; an IPv4 one that a socket of IPv6 tells of is the IPv4 one. None: it is none, or has a zone.
+
+    Unlike :func:`within` it looks into no other kind of IPv6 address: whoever sends from one of 6to4 need not own what is wrapped in it.
+    """
+    try:
+        address = ipaddress.ip_address(text or "")
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address):
+        return None if address.scope_id is not None else address.ipv4_mapped or address
+    return address
+
+
+def covers(outer: Iterable[Network], inner: Network) -> bool:
+    """Whether all of ``inner`` lies in one of ``outer``."""
+    return any(
+        (isinstance(inner, ipaddress.IPv4Network) and isinstance(each, ipaddress.IPv4Network) and inner.subnet_of(each))
+        or (
+            isinstance(inner, ipaddress.IPv6Network)
+            and isinstance(each, ipaddress.IPv6Network)
+            and inner.subnet_of(each)
+        )
+        for each in outer
+    )
+
+
 def is_public(address: Address) -> bool:
     """Whether the address is one of the public internet; an IPv4 address wrapped in an IPv6 one counts as itself."""
     if isinstance(address, ipaddress.IPv4Address):

@@ -100,11 +100,11 @@ def platform_egress(enabled: bool, allow: str, private: str) -> PlatformEgress:
     if not enabled:
         return PlatformEgress()
     try:
-        policy = parse_policy(_entries(allow))
+        policy = parse_policy(entries(allow))
     except BadRule as error:
         raise SettingsError(f"egress.allow: an entry {error}") from None
     try:
-        return PlatformEgress(policy, tuple(parse_network(text) for text in _entries(private)))
+        return PlatformEgress(policy, tuple(parse_network(text) for text in entries(private)))
     except ValueError as error:
         raise SettingsError(f"egress.private: {error}") from None
 
@@ -254,7 +254,8 @@ def is_literal(host: str) -> bool:
     return ":" in host or host.rpartition(".")[2].isdigit()
 
 
-def _entries(text: str) -> list[str]:
+def entries(text: str) -> list[str]:
+    """The parts of a setting that is a list: between commas or spaces."""
     return [part for part in text.replace(",", " ").split() if part]
 
 

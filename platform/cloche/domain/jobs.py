@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,20 +10,24 @@ PRIORITIES = range(10)  # 9 goes first
 DEFAULT_PRIORITY = 5
 AGING_STEP_MS = 60_000  # one step of priority is worth a minute of waiting, so nothing starves
 DEFAULT_QUEUE = "default"
+SENSITIVE_QUEUE = "sensitive"  # of sensitive jobs, and of them alone
+QUEUES = (DEFAULT_QUEUE, SENSITIVE_QUEUE)  # built in: always there
+SEALED = "sealed"  # the member that stands in a sensitive job's JSON columns for what was encrypted
+DURATION_EDGES_MS = (10, 50, 100, 500, 1_000, 5_000, 10_000, 30_000, 60_000, 300_000, 1_800_000)  # of the histogram
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How failures of the plugin are retried. Delays in milliseconds. Platform failures have a budget of their own."""
+    """How failures of the plugin are retried. Delays in milliseconds. Platform failures have a budget of their own.
+
+    ``backoff`` is one of :data:`cloche.domain.retries.BACKOFFS`. ``retry_on`` names the reasons that are retried; None: all of the plugin's.
+    """
 
     max_retries: int = 3
     backoff: str = "exponential"
     initial_delay_ms: int = 1_000
     max_delay_ms: int = 300_000
-
-    def ceiling_ms(self, retries_used: int) -> int:
-        """The longest wait before the next try; the actual one is drawn evenly from 0 to it (full jitter)."""
-        return min(self.max_delay_ms, self.initial_delay_ms * 2 ** min(retries_used, 40))
+    retry_on: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class ClaimedJob:
     submitted_by: str
     name: str | None = None
     priority: int = DEFAULT_PRIORITY
+    sensitive: bool = False  # then ``payload`` is sealed until the attempt opens it
+    queue: str = DEFAULT_QUEUE
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from cloche.units import parse_size as parse_size
 
@@ -26,7 +26,7 @@ class Limits:
     result: int = 1 << 20
 
     def to_dict(self) -> dict[str, float | int]:
-        return asdict(self)
+        return dict(vars(self))
 
 
 CEILINGS = Limits(

@@ -22,17 +22,25 @@ class State(StrEnum):
 
 
 TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELED})
+WAITING = (State.SCHEDULED, State.BLOCKED, State.PENDING)  # accepted, and held by no worker
+RETRIABLE = (State.FAILED, State.CANCELED)  # by hand
 
 
 class Reason(StrEnum):
     """Why a job is in its state. Each value has one sentence in :data:`REASON_TEXT`."""
 
     SUBMITTED = "submitted"
+    WAITS_FOR_TIME = "waits_for_time"
+    WAITS_FOR_JOBS = "waits_for_jobs"
     DUE = "due"
+    DEPENDENCIES_MET = "dependencies_met"
+    RETRIED = "retried"
     CLAIMED = "claimed"
     SUCCEEDED = "succeeded"
     RETRY_BACKOFF = "retry_backoff"
     CANCELED_BY_USER = "canceled_by_user"
+    UPSTREAM_FAILED = "upstream_failed"
+    EXPIRED = "expired"
     # the plugin's fault
     PLUGIN_FAILED = "plugin_failed"
     PLUGIN_CRASHED = "plugin_crashed"
@@ -48,6 +56,8 @@ class Reason(StrEnum):
     INPUT_UNAVAILABLE = "input_unavailable"
     OUTPUT_REJECTED = "output_rejected"
     EGRESS_DENIED = "egress_denied"
+    SECRET_DENIED = "secret_denied"  # noqa: S105 - the name of a reason
+    STORAGE_QUOTA = "storage_quota"
     # ours
     LEASE_LAPSED = "lease_lapsed"
     WORKER_STOPPED = "worker_stopped"
@@ -57,15 +67,23 @@ class Reason(StrEnum):
     PLATFORM_FAILED = "platform_failed"
     BUNDLE_UNAVAILABLE = "bundle_unavailable"
     EGRESS_UNAVAILABLE = "egress_unavailable"
+    QUARANTINED = "quarantined"
+    KEY_UNAVAILABLE = "key_unavailable"
 
 
 REASON_TEXT: dict[Reason, str] = {
     Reason.SUBMITTED: "accepted and waiting in its queue",
+    Reason.WAITS_FOR_TIME: "it was asked to start later",
+    Reason.WAITS_FOR_JOBS: "jobs that it depends on have not ended yet",
     Reason.DUE: "its time has come",
+    Reason.DEPENDENCIES_MET: "the jobs that it depends on have ended",
+    Reason.RETRIED: "somebody retried it after its end",
     Reason.CLAIMED: "a worker has taken it",
     Reason.SUCCEEDED: "the plugin returned a result",
     Reason.RETRY_BACKOFF: "the last attempt failed; it waits before the next one",
     Reason.CANCELED_BY_USER: "somebody canceled it",
+    Reason.UPSTREAM_FAILED: "a job that it depends on did not complete",
+    Reason.EXPIRED: "it had not been started when it expired",
     Reason.PLUGIN_FAILED: "the plugin raised an error",
     Reason.PLUGIN_CRASHED: "the plugin's process died",
     Reason.TIMED_OUT: "the plugin ran past its time limit",
@@ -80,6 +98,8 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.INPUT_UNAVAILABLE: "an input could not be found or read",
     Reason.OUTPUT_REJECTED: "an output could not be stored where the job asked",
     Reason.EGRESS_DENIED: "it needs a host that the egress policy does not allow",
+    Reason.SECRET_DENIED: "it needs a secret that its tenant does not have, or has not granted to its plugin",
+    Reason.STORAGE_QUOTA: "its outputs do not fit into the storage quota",
     Reason.LEASE_LAPSED: "its worker stopped answering",
     Reason.WORKER_STOPPED: "its worker was stopped",
     Reason.ENGINE_UNAVAILABLE: "the container engine did not answer",
@@ -88,6 +108,8 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.PLATFORM_FAILED: "the platform failed",
     Reason.BUNDLE_UNAVAILABLE: "the plugin's frozen files, or the image it brings, are not on this host",
     Reason.EGRESS_UNAVAILABLE: "the egress proxy did not answer",
+    Reason.QUARANTINED: "it took several workers down with it and was set aside",
+    Reason.KEY_UNAVAILABLE: "what it holds is encrypted, and its worker does not have the key",
 }
 
 PLUGIN_REASONS = frozenset(
@@ -106,6 +128,8 @@ PLUGIN_REASONS = frozenset(
         Reason.INPUT_UNAVAILABLE,
         Reason.OUTPUT_REJECTED,
         Reason.EGRESS_DENIED,
+        Reason.SECRET_DENIED,
+        Reason.STORAGE_QUOTA,
     }
 )
 PLATFORM_REASONS = frozenset(
@@ -118,21 +142,33 @@ PLATFORM_REASONS = frozenset(
         Reason.PLATFORM_FAILED,
         Reason.BUNDLE_UNAVAILABLE,
         Reason.EGRESS_UNAVAILABLE,
+        Reason.KEY_UNAVAILABLE,
     }
 )
 
-# (from, to) -> reasons. `None` is "does not exist yet".
+_NOT_STARTED = frozenset({Reason.CANCELED_BY_USER, Reason.EXPIRED})  # ends of a job that nobody has begun
+
+# (from, to) -> reasons. `None` is "does not exist yet". What has completed stays so; the other ends are left by a retry by hand alone.
 EDGES: dict[tuple[State | None, State], frozenset[Reason]] = {
     (None, State.PENDING): frozenset({Reason.SUBMITTED}),
+    (None, State.SCHEDULED): frozenset({Reason.WAITS_FOR_TIME}),
+    (None, State.BLOCKED): frozenset({Reason.WAITS_FOR_JOBS}),
+    (State.BLOCKED, State.PENDING): frozenset({Reason.DEPENDENCIES_MET}),
+    (State.BLOCKED, State.SCHEDULED): frozenset({Reason.WAITS_FOR_TIME}),
+    (State.BLOCKED, State.CANCELED): _NOT_STARTED | {Reason.UPSTREAM_FAILED},
     (State.PENDING, State.PROCESSING): frozenset({Reason.CLAIMED}),
-    (State.PENDING, State.CANCELED): frozenset({Reason.CANCELED_BY_USER}),
+    (State.PENDING, State.CANCELED): _NOT_STARTED,
     (State.SCHEDULED, State.PENDING): frozenset({Reason.DUE}),
-    (State.SCHEDULED, State.CANCELED): frozenset({Reason.CANCELED_BY_USER}),
+    (State.SCHEDULED, State.CANCELED): _NOT_STARTED,
     (State.PROCESSING, State.COMPLETED): frozenset({Reason.SUCCEEDED}),
     (State.PROCESSING, State.SCHEDULED): frozenset({Reason.RETRY_BACKOFF}),
     (State.PROCESSING, State.PENDING): PLATFORM_REASONS,
-    (State.PROCESSING, State.FAILED): PLUGIN_REASONS | PLATFORM_REASONS,
+    (State.PROCESSING, State.FAILED): PLUGIN_REASONS | PLATFORM_REASONS | {Reason.QUARANTINED},
     (State.PROCESSING, State.CANCELED): frozenset({Reason.CANCELED_BY_USER}),
+    (State.FAILED, State.PENDING): frozenset({Reason.RETRIED}),
+    (State.FAILED, State.BLOCKED): frozenset({Reason.WAITS_FOR_JOBS}),
+    (State.CANCELED, State.PENDING): frozenset({Reason.RETRIED}),
+    (State.CANCELED, State.BLOCKED): frozenset({Reason.WAITS_FOR_JOBS}),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cloche.config import EgressSettings
+from cloche.host_settings import EgressSettings
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ class Connector:
             # One bad address refuses them all: which of them would be taken is the name server's choice.
             if not within(address, private) and (not is_public(address) or _is_ours(address)):
                 # The job is not told which: names of the inside would be no secret to it.
-                log.info("egress_address_refused", host=endpoint.host, address=str(address))
+                # The host may be a job's secret, and so may an address that was written in its place.
+                log.info("egress_address_refused", address=None if is_literal(endpoint.host) else str(address))
                 raise ConnectRefused(
                     Verdict.ADDRESS_REFUSED, 403, f"{endpoint.host} leads to an address that is not public"
                 )

@@ -11,11 +11,12 @@ import signal
 import threading
 
 from cloche import logs
-from cloche.config import EgressSettings, Settings
+from cloche.config import Settings
 from cloche.domain.egress import PlatformEgress, platform_egress
 from cloche.egress.bounds import Bounds
 from cloche.egress.server import EgressServer
 from cloche.errors import EnvironmentProblem
+from cloche.host_settings import EgressSettings
 
 log = logs.get(__name__)
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38

@@ -31,6 +31,11 @@ class SandboxSpec:
     runtime: str = RUNC  # what the plugin asks for; sandboxd's policy decides
     level: str = "container"  # or "namespace", where a tenant is needed
     tenant: str | None = None  # UUID; two tenants' jobs never share a container
+    preload: tuple[
+        str, ...
+    ] = ()  # at level "namespace": modules of its wheels that a slot imports once for all its cells
+    secrets: bool = False  # whether there is a place for secrets in it; what they are sandboxd never sees
+    sensitive: bool = False  # then gVisor where it is proven, whatever the plugin asks for; never level namespace
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,8 @@ class Sandbox(Protocol):
     level: str  # the one it got: "namespace" only where that was asked for and can be had
     channel: Channel
     start: str  # "warm": made before it was asked for; "cold": for this job
-    why: str | None  # of a cold start: why no warm one served
+    why: str | None  # of a cold start: why no warm one served; of level "container" where "namespace" was asked: why
+    runtime_why: str | None  # of a sensitive job: why it runs on this runtime
 
     def kill(self) -> None:
         """SIGKILL everything in it. Returns once sent; safe from any thread, at any time, more than once."""

@@ -16,6 +16,8 @@ SLOTS_PLACE = "/cloche/slots"
 AGENT_MEMORY = 48 << 20  # bytes for the agent, beyond the slots' own
 RUNNER_MEMORY = 24 << 20  # bytes for a slot's runner and the first process of its cell, beyond the job's own
 RUNNER_PIDS = 1  # the runner; the first process of the cell counts as the job's, as process 1 does at level `container`
+# The preloader, where there is one, and its cell's maker. Its memory counts as the job's, which would have imported the same itself.
+PRELOADER_PIDS = 2
 _AGENT_PIDS = 16  # the agent, and what stands for a moment between it and a new runner
 _TMP_INODES = 4_096
 _SHM_INODES = 4_096
@@ -29,6 +31,7 @@ class CellKey:
     tenant: str
     bundle: str
     wheels: str | None
+    preload: tuple[str, ...]
     image: str
     cpu: float
     memory: int
@@ -38,6 +41,7 @@ class CellKey:
     tmp: int
     shm: int
     nofile: int
+    secrets: bool = False  # whether its cells have a place for them
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,25 @@ def key_of(spec: SandboxSpec, image: str) -> CellKey:
         raise BadSpec("level namespace needs a tenant")
     limits = spec.limits.to_dict()
     shared: dict[str, Any] = {name: limits[name] for name in CellKey.__dataclass_fields__ if name in limits}
-    return CellKey(tenant=spec.tenant, bundle=spec.bundle, wheels=spec.wheels, image=image, **shared)
+    return CellKey(
+        tenant=spec.tenant,
+        bundle=spec.bundle,
+        wheels=spec.wheels,
+        preload=spec.preload,
+        image=image,
+        secrets=spec.secrets,
+        **shared,
+    )
 
 
 def slot_memory(limits: Limits) -> int:
     """Bytes for a slot's cgroup."""
     return memory_limit(limits) + RUNNER_MEMORY
+
+
+def slot_pids(limits: Limits, *, preloads: bool) -> int:
+    """Processes and threads for a slot's cgroup."""
+    return limits.pids + RUNNER_PIDS + (PRELOADER_PIDS if preloads else 0)
 
 
 def tmp_options(limits: Limits, uid: int) -> str:
@@ -129,7 +146,7 @@ def cell_container_config(spec: SandboxSpec, place: CellPlacement) -> dict[str, 
         "OpenStdin": False,
         "NetworkDisabled": True,
         "Labels": _labels(spec, place),
-        "HostConfig": _host_config(spec.limits, place),
+        "HostConfig": _host_config(spec, place),
     }
 
 
@@ -143,12 +160,13 @@ def _labels(spec: SandboxSpec, place: CellPlacement) -> Mapping[str, str]:
     }
 
 
-def _host_config(limits: Limits, place: CellPlacement) -> dict[str, Any]:
+def _host_config(spec: SandboxSpec, place: CellPlacement) -> dict[str, Any]:
+    limits = spec.limits
     memory = place.slots * slot_memory(limits) + AGENT_MEMORY
     cpus = min(limits.cpu * place.slots, float(place.host_cpus))
     config = host_config(limits, memory, cpus, place.seccomp, place.counts_swap)
     return config | {
-        "PidsLimit": place.slots * (limits.pids + RUNNER_PIDS) + _AGENT_PIDS,
+        "PidsLimit": place.slots * slot_pids(limits, preloads=bool(spec.preload)) + _AGENT_PIDS,
         "MaskedPaths": [],
         "ReadonlyPaths": [],
         # Each cell has its own; these are the agent's.

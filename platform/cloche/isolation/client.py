@@ -17,7 +17,8 @@ from cloche.isolation import wire
 from cloche.isolation.backend import Channel, CollectedFile, Remains, Sandbox, SandboxSpec
 from cloche.isolation.channel import GuestChannel
 from cloche.isolation.egress import BadMessage, EgressReport, parse_report
-from cloche.isolation.spec import CONTAINER, spec_to_json
+from cloche.isolation.spec import CONTAINER
+from cloche.isolation.spec_json import spec_to_json
 from cloche_guest.protocol import ProtocolError
 
 log = logs.get(__name__)
@@ -123,6 +124,7 @@ class SandboxdSandbox:
         self.level = str(reply["level"])
         self.start = str(reply["start"])
         self.why: str | None = reply["why"]
+        self.runtime_why: str | None = reply["runtime_why"]
         self.channel: Channel = channel
         self._guest = channel
         self._session = session

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cloche.domain.limits import Limits
+from cloche_guest import job_secrets
 from cloche_guest.protocol import MAX_FRAME
 
 IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
@@ -22,7 +23,7 @@ LOADER = "ld.so"  # in the runtime: the dynamic loader and
 LIBRARIES = "libs"  # the folder of every library, under names that do not depend on the host
 PYTHON = "usr/local/bin/python3"
 JOB_FOLDER = "/job"
-_JOB_INODES = 64
+_JOB_INODES = 64 + job_secrets.INODES
 _SPARE = 256 << 10  # bytes: what job.json has beyond the frame that brought it, the folders of 10,000 inputs
 # For process 1 and the agent alone. The C locale, and a time zone that is no file, keep the C library from reading the image's files.
 ENVIRONMENT = {
@@ -60,9 +61,9 @@ def command_problem(command: Any) -> str | None:
 
 
 def job_files(limits: Limits) -> int:
-    """Bytes of ``/job`` itself, where job.json and result.json are: in memory, and therefore part of the container's memory limit."""
+    """Bytes of ``/job`` itself, where job.json, result.json and the secrets are: in memory, and therefore part of the container's memory limit."""
     whole_pages = -(-limits.result // 4_096) * 4_096
-    return MAX_FRAME + whole_pages + _SPARE
+    return MAX_FRAME + whole_pages + job_secrets.SIZE + _SPARE
 
 
 def tmpfs(limits: Limits, uid: int) -> dict[str, str]:

@@ -117,6 +117,7 @@ class ScriptedSandbox:
         self.level = "container"
         self.start = "cold"
         self.why: str | None = "the backend is scripted"
+        self.runtime_why: str | None = self.why if spec.sensitive else None
         self._guest = ScriptedChannel(script)
         self.channel: Channel = self._guest
         self._folder = folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from cloche.domain.runtimes import RUNC, RUNSC, RUNTIMES
 from cloche.isolation import plugin_image
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.gvisor import OWN_IMAGE_REFUSED, under_runsc
+from cloche_guest import job_secrets, preload_names
 
 MAX_ATTEMPT = 1_000_000
 MAX_PRIORITY = 9
@@ -57,7 +58,6 @@ MASKED_PATHS = (
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )
-_LIMIT_TYPES = {name: type(value) for name, value in CEILINGS.to_dict().items()}
 
 
 class BadSpec(ValueError):
@@ -95,50 +95,6 @@ class Placement:
     runsc: str = RUNSC  # the name under which gVisor is registered with the engine
 
 
-def parse_spec(value: Any) -> SandboxSpec:
-    """A SandboxSpec from the JSON that came over the socket.
-
-    Raises:
-        BadSpec: a field is missing, unknown, of the wrong type or out of bounds.
-    """
-    names = {field.name for field in fields(SandboxSpec)}
-    if not isinstance(value, dict) or value.keys() != names:
-        raise BadSpec(f"a spec has exactly the fields {', '.join(sorted(names))}")
-    limits = value["limits"]
-    if not isinstance(limits, dict) or limits.keys() != _LIMIT_TYPES.keys():
-        raise BadSpec(f"limits has exactly the fields {', '.join(_LIMIT_TYPES)}")
-    for name, kind in _LIMIT_TYPES.items():
-        allowed = (int, float) if kind is float else (int,)
-        if isinstance(limits[name], bool) or not isinstance(limits[name], allowed):
-            raise BadSpec(f"limits.{name} is a number{'' if kind is float else ' without a fraction'}")
-    command = value["command"]
-    if isinstance(command, list):
-        command = tuple(command)
-    spec = SandboxSpec(**{**value, "limits": Limits(**limits), "command": command})
-    check_spec(spec)
-    return spec
-
-
-def spec_to_json(spec: SandboxSpec) -> dict[str, Any]:
-    """What :func:`parse_spec` reads."""
-    return {
-        "job_id": spec.job_id,
-        "attempt": spec.attempt,
-        "bundle": spec.bundle,
-        "wheels": spec.wheels,
-        "limits": spec.limits.to_dict(),
-        "lease_until": spec.lease_until,
-        "image": spec.image,
-        "command": None if spec.command is None else list(spec.command),
-        "warm": spec.warm,
-        "priority": spec.priority,
-        "egress": spec.egress,
-        "runtime": spec.runtime,
-        "level": spec.level,
-        "tenant": spec.tenant,
-    }
-
-
 def check_spec(spec: SandboxSpec, ceilings: Limits = CEILINGS) -> None:
     """
     Raises:
@@ -167,6 +123,16 @@ def check_spec(spec: SandboxSpec, ceilings: Limits = CEILINGS) -> None:
         raise BadSpec("tenant is a UUID or null")
     if spec.level == NAMESPACE and spec.tenant is None:
         raise BadSpec("at level namespace a sandbox belongs to a tenant")
+    if problem := preload_names.problem(spec.preload):
+        raise BadSpec(f"preload {problem}")
+    if spec.preload and (spec.level != NAMESPACE or spec.wheels is None):
+        raise BadSpec("preload is for level namespace, and names modules of its wheels")
+    if not isinstance(spec.secrets, bool):
+        raise BadSpec("secrets is true or false")
+    if not isinstance(spec.sensitive, bool):
+        raise BadSpec("sensitive is true or false")
+    if spec.sensitive and spec.level != CONTAINER:
+        raise BadSpec("a sensitive job has a container of its own")
     if found := violations(spec.limits, ceilings):
         raise BadSpec(f"limits: {'; '.join(found)}")
     _check_own_image(spec)
@@ -192,7 +158,7 @@ def template(spec: SandboxSpec) -> SandboxSpec:
     """
     limits = watched_apart(spec.limits)
     # At level container a sandbox is used once: whose job it will be does not matter. Level namespace has keys of its own (cell_spec).
-    anybody = replace(spec, level=CONTAINER, tenant=None)
+    anybody = replace(spec, level=CONTAINER, tenant=None, preload=())
     return replace(anybody, job_id=NO_JOB, attempt=1, lease_until=1, warm=True, priority=0, limits=limits)
 
 
@@ -296,7 +262,7 @@ def container_config(spec: SandboxSpec, place: Placement, ceilings: Limits = CEI
         "AttachStderr": True,
         "NetworkDisabled": True,
         "Labels": _labels(spec, place),
-        "HostConfig": _container_host_config(spec.limits, place, own_image=bool(own)),
+        "HostConfig": _container_host_config(spec, place, own_image=bool(own)),
         **own,
     }
     return under_runsc(config, spec.limits, place.runsc) if spec.runtime == RUNSC else config
@@ -319,11 +285,15 @@ def _labels(spec: SandboxSpec, place: Placement) -> Mapping[str, str]:
     }
 
 
-def _container_host_config(limits: Limits, place: Placement, own_image: bool) -> dict[str, Any]:
+def _container_host_config(spec: SandboxSpec, place: Placement, own_image: bool) -> dict[str, Any]:
+    limits = spec.limits
     memory = memory_limit(limits, own_image)
     config = host_config(limits, memory, min(limits.cpu, float(place.host_cpus)), place.seccomp, place.counts_swap)
     job = plugin_image.job_files(limits) if own_image else 0
     tmp = {"/tmp": f"rw,noexec,nosuid,nodev,size={limits.tmp},nr_inodes={_TMP_INODES},mode=1777"}  # noqa: S108
+    # What the secrets take there, at most a megabyte, counts as the job's own memory. With an image of its own they are in its /job.
+    if spec.secrets and not own_image:
+        tmp[job_secrets.PLACE] = f"rw,noexec,nosuid,nodev,{job_secrets.options(place.uid)}"
     return config | {
         "PidsLimit": limits.pids,
         "Ulimits": _ulimits(limits, job),

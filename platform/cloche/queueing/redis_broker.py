@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from cloche import failpoints
 from cloche.errors import SettingsError, Unavailable
-from cloche.queueing import scripts
-from cloche.queueing.broker import NoIndex, Ready
+from cloche.failpoints import Point
+from cloche.queueing import pace, scripts
+from cloche.queueing.broker import HOLD_MS, NoIndex, Ready, Rules, Running, Spent, Taken
+from cloche.queueing.redis_hints import PUSH_BATCH, Hints, Together, append, chunks
 
 T = TypeVar("T")
-_PUSH_BATCH = 1_000
 # redis-py gives up on a blocking read after its socket time-out; blocking calls here stay well below it.
 _SOCKET_TIMEOUT_S = 8.0
 _BLOCK_MAX_S = 4.0
 
 
-class RedisBroker:
+class RedisBroker(Hints):
     """See :class:`cloche.queueing.broker.Broker`. One instance a process; connects on first use and again after a loss."""
 
     def __init__(self, url: str) -> None:
@@ -40,51 +42,77 @@ class RedisBroker:
             )
         except ValueError as error:
             raise SettingsError(f"redis.url: {error}") from None
-        self._push = self._client.register_script(scripts.PUSH)
+        super().__init__(self._client)
         self._take = self._client.register_script(scripts.TAKE)
+        self._keep = self._client.register_script(scripts.KEEP)
+        self._in_flight = self._client.register_script(scripts.IN_FLIGHT)
+        self._depth = self._client.register_script(scripts.DEPTH)
+        self._set_rules = self._client.register_script(scripts.SET_RULES)
+        self._drop = self._client.register_script(scripts.DROP)
+        self._spend = self._client.register_script(pace.SPEND)
         self._closed = threading.Event()
 
-    def push(self, items: Iterable[Ready]) -> None:
-        by_queue: dict[str, list[str | int]] = defaultdict(list)
-        for item in items:
-            by_queue[item.queue] += [item.score, item.job_id]
-        for queue, pairs in by_queue.items():
-            keys = [scripts.ready_key(queue), scripts.wake_key(queue)]
-            for start in range(0, len(pairs), 2 * _PUSH_BATCH):
-                chunk = pairs[start : start + 2 * _PUSH_BATCH]
-                self._guarded(partial(self._push, keys=keys, args=[scripts.WAKE_MAX, *chunk]))
-
-    def take(self, queue: str, count: int) -> Sequence[str]:
-        keys = [scripts.EPOCH, scripts.ready_key(queue), scripts.wake_key(queue)]
-        taken = self._guarded(lambda: self._take(keys=keys, args=[count]))
-        if taken is None:
+    def take(self, queues: Sequence[str], count: int, hold_ms: int = HOLD_MS) -> Sequence[Taken]:
+        keys = [scripts.EPOCH, *(key for queue in queues for key in scripts.keys_of(queue))]
+        arguments: list[str | int] = [count, hold_ms, *(scripts.ready_prefix(queue) for queue in queues)]
+        found = self._guarded(lambda: self._take(keys=keys, args=arguments))
+        if found is None:
             raise NoIndex
-        return list(taken)
+        parts = [iter(found)] * 5
+        return [
+            Taken(job_id, queues[int(number) - 1], tenant, int(float(score)), bool(int(fresh)))
+            for number, tenant, job_id, score, fresh in zip(*parts, strict=True)
+        ]
 
-    def wait(self, queue: str, timeout_s: float) -> bool:
+    def wait(self, queues: Sequence[str], timeout_s: float) -> bool:
         block = max(0.01, min(timeout_s, _BLOCK_MAX_S))
-        return self._guarded(lambda: self._client.blpop([scripts.wake_key(queue)], timeout=block)) is not None
+        keys = [scripts.wake_key(queue) for queue in queues]
+        return self._guarded(lambda: self._client.blpop(keys, timeout=block)) is not None
 
-    def remove(self, queue: str, job_ids: Iterable[str]) -> None:
-        ids = list(job_ids)
-        if ids:
-            self._guarded(lambda: self._client.zrem(scripts.ready_key(queue), *ids))
+    def keep(self, running: Iterable[Running]) -> None:
+        fields: dict[str, list[str | int]] = defaultdict(list)
+        for one in running:
+            fields[one.queue] += [one.job_id, one.left_ms]
+        for queue, values in fields.items():
+            for chunk in chunks(values, 2 * PUSH_BATCH):
+                self._run(self._keep, queue, chunk)
+
+    def in_flight(self, queue: str) -> Sequence[str]:
+        return list(self._run(self._in_flight, queue, []))
 
     def depth(self, queue: str) -> int:
-        return int(self._guarded(lambda: self._client.zcard(scripts.ready_key(queue))))
+        return int(self._run(self._depth, queue, [scripts.ready_prefix(queue)]))
 
-    def rebuild(self, items: Iterable[Ready]) -> None:
+    def set_rules(self, rules: Iterable[Rules]) -> None:
+        for each in rules:
+            name, limit = each.queue, "" if each.limit is None else each.limit
+            values: list[str | int] = [name, scripts.ready_prefix(name), each.version, int(each.paused), limit]
+            for tenant, share in each.shares.items():
+                values += [tenant, int(share.paused), share.weight]
+            self._run(self._set_rules, name, values, scripts.QUEUES)
+
+    def queues(self) -> Sequence[str]:
+        return list(self._guarded(lambda: self._client.smembers(scripts.QUEUES)))
+
+    def drop(self, queue: str, version: int) -> None:
+        self._run(self._drop, queue, [queue, scripts.ready_prefix(queue), version], scripts.QUEUES)
+
+    def spend(self, limits: Sequence[tuple[str, int]], count: int) -> Spent | None:
+        keys, numbers = [pace.pace_key(name) for name, _ in limits], [limit for _, limit in limits]
+        place, used, wait_ms = self._guarded(lambda: self._spend(keys=keys, args=[count, *numbers]))
+        return Spent(int(place) - 1, int(used), max(1, int(wait_ms))) if int(place) else None
+
+    def rebuild(self, items: Iterable[Ready], rules: Iterable[Rules], running: Iterable[Running] = ()) -> None:
         # Only adds, then marks the index as whole: a job pushed meanwhile by another process is kept, and one that is no longer
-        # pending is refused by its claim in the database.
+        # pending is refused by its claim in the database. Rules come first: what is paused is so before anything can be taken.
+        self.set_rules(rules)
         self.push(items)
+        self.keep(running)
+        failpoints.hit(Point.INDEX_PUSHED)
         self._guarded(lambda: self._client.set(scripts.EPOCH, "1"))
 
     def whole(self) -> bool:
         return bool(self._guarded(lambda: self._client.exists(scripts.EPOCH)))
-
-    def publish(self, event: dict[str, Any]) -> None:
-        fields = {"e": json.dumps(event, separators=(",", ":"))}
-        self._guarded(lambda: self._client.xadd(scripts.EVENTS, fields, maxlen=scripts.EVENTS_MAX, approximate=True))
 
     def events(self, last_id: str | None, timeout_s: float) -> Sequence[tuple[str, dict[str, Any]]]:
         block = int(1000 * max(0.01, min(timeout_s, _BLOCK_MAX_S)))
@@ -114,6 +142,19 @@ class RedisBroker:
     def close(self) -> None:
         self._closed.set()
         self._client.close()
+
+    @contextmanager
+    def together(self) -> Iterator[Together]:
+        said = Together(self._client)
+        yield said
+        self._guarded(said.send)
+
+    def _run(self, script: Any, queue: str, arguments: Sequence[str | int], *more: str) -> Any:
+        keys = [*scripts.keys_of(queue), *more]
+        return self._guarded(lambda: script(keys=keys, args=arguments))
+
+    def _append(self, fields: dict[str, str]) -> None:
+        self._guarded(lambda: append(self._client, fields))
 
     def _guarded(self, call: Callable[[], T]) -> T:
         try:

@@ -12,7 +12,7 @@ from packaging.version import Version
 
 from cloche import logs
 from cloche.errors import Invalid, Problem
-from cloche.registry import wheels
+from cloche.registry import preload, wheels
 from cloche.registry.digest import BundleError, bundle_digest
 from cloche.registry.manifest import MAX_MANIFEST, Manifest, ManifestError, parse
 
@@ -127,6 +127,8 @@ def load(source: Path, *, named: bool = True) -> Bundle:
         raise ManifestError("plugin.entry", f"there is no {manifest.entry}.py in the bundle")
     if manifest.requires_python:
         wheels.check_lock(source, manifest.requires_python)
+        if manifest.preload:
+            preload.check(source, manifest.preload, wheels.read_lock(source))
     elif (source / wheels.LOCK_NAME).exists():
         raise ManifestError("requires.python", f"is empty, yet there is a {wheels.LOCK_NAME}")
     return Bundle(manifest, bundle_digest(source), source, wheels.lock_digest(source))

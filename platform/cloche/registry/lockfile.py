@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterable
@@ -16,6 +17,8 @@ _FORMAT = 1
 _MAX_BYTES = 1 << 20
 _SHA256 = re.compile(r"^[0-9a-f]{64}\Z")
 _FIELDS = frozenset({"name", "version", "filename", "sha256"})
+_MODULE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
+_MAX_MODULES = 1_000  # of one wheel
 
 
 class LockError(ClocheError):
@@ -24,12 +27,13 @@ class LockError(ClocheError):
 
 @dataclass(frozen=True)
 class LockedWheel:
-    """One wheel file. ``name`` is the canonical name of its project."""
+    """One wheel file. ``name`` is the canonical name of its project; ``modules`` the top-level ones it provides, None in locks of before."""
 
     name: str
     version: str
     filename: str
     sha256: str
+    modules: tuple[str, ...] | None = None
 
 
 def parse_lock(text: str) -> tuple[LockedWheel, ...]:
@@ -66,14 +70,28 @@ def format_lock(wheels: Iterable[LockedWheel]) -> str:
     for wheel in sorted(wheels, key=lambda item: (item.name, item.filename)):
         lines += ["", "[[wheel]]"]
         lines += [f'{key} = "{getattr(wheel, key)}"' for key in ("name", "version", "filename", "sha256")]
+        if wheel.modules is not None:
+            lines.append(f"modules = {json.dumps(list(wheel.modules))}")
     return "\n".join(lines) + "\n"
+
+
+def _modules(names: object, where: str) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if not isinstance(names, list) or len(names) > _MAX_MODULES:
+        raise LockError(f"{where}.modules must be a list of at most {_MAX_MODULES} names")
+    if not all(isinstance(name, str) and _MODULE.match(name) for name in names):
+        raise LockError(f"{where}.modules must name top-level modules, such as 'numpy'")
+    return tuple(names)
 
 
 def _wheel(entry: object, position: int) -> LockedWheel:
     where = f"{LOCK_NAME}: wheel[{position}]"
-    if not isinstance(entry, dict) or entry.keys() != _FIELDS or not all(isinstance(v, str) for v in entry.values()):
-        raise LockError(f"{where} must hold {', '.join(sorted(_FIELDS))} as text, nothing else")
-    wheel = LockedWheel(**entry)
+    found = entry if isinstance(entry, dict) else {}
+    texts = {key: value for key, value in found.items() if key != "modules"}
+    if texts.keys() != _FIELDS or not all(isinstance(value, str) for value in texts.values()):
+        raise LockError(f"{where} must hold {', '.join(sorted(_FIELDS))} as text, and modules as a list, nothing else")
+    wheel = LockedWheel(**texts, modules=_modules(found.get("modules"), where))
     if not _SHA256.match(wheel.sha256):
         raise LockError(f"{where}.sha256 must be 64 hex digits")
     try:

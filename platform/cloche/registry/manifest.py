@@ -9,7 +9,7 @@ import keyword
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -19,9 +19,13 @@ from cloche.clock import parse_duration
 from cloche.domain.egress import MAX_DECLARED, BadRule, parameter, parse_endpoint
 from cloche.domain.limits import CEILINGS, FLOORS, Limits, capped, parse_size, violations
 from cloche.domain.runtimes import RUNC, RUNSC, RUNTIMES
+from cloche.domain.secrets import MAX_NAMED, NAME
 from cloche.isolation.gvisor import OWN_IMAGE_REFUSED
 from cloche.isolation.plugin_image import IMAGE_ID, command_problem
+from cloche.registry import preload
 from cloche.registry.payload import SchemaError, check_schema
+from cloche.registry.retry import KEYS as RETRY_KEYS
+from cloche.registry.retry import parse_retry
 from cloche.registry.tables import ManifestError, Section
 
 __all__ = ["API", "KEYS", "Manifest", "ManifestError", "parse"]
@@ -39,7 +43,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "network": ("allow",),
     "image": ("id", "command"),
     "requires": ("python", "secrets"),
-    "retry": ("max_retries",),
+    "retry": RETRY_KEYS,
 }
 """Every table with its keys. ``params`` is a table too: a JSON Schema, so its keys are the schema's."""
 
@@ -56,7 +60,8 @@ _COUNTS = ("pids", "output_files", "nofile")
 class Manifest:
     """One plugin version. ``limits`` hold bytes, milliseconds and CPUs and are already under the platform's ceilings.
 
-    ``inputs_max`` None: no bound of the plugin's own. ``names_time``: whether the manifest set a time limit itself. ``image`` and
+    ``inputs_max`` None: no bound of the plugin's own. ``retry``: the fields of a RetryPolicy that it names.
+    ``names_time``: whether the manifest set a time limit itself. ``image`` and
     ``command``: of a plugin that brings an image of its own, else None.
     """
 
@@ -72,10 +77,11 @@ class Manifest:
     limits: Limits
     isolation: str = "container"
     runtime: str = RUNC
+    preload: tuple[str, ...] = ()
     network_allow: tuple[str, ...] = ()
     requires_python: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
-    max_retries: int | None = None
+    retry: Mapping[str, Any] = field(default_factory=dict)
     names_time: bool = False
     image: str | None = None
     command: tuple[str, ...] | None = None
@@ -102,24 +108,25 @@ def parse(text: str) -> Manifest:
     requires = top.section("requires", known=KEYS["requires"])
     sandbox = top.section("sandbox", known=KEYS["sandbox"])
     network = top.section("network", known=KEYS["network"])
-    _refuse_unbuilt(sandbox, requires)
     params, runtime = _params(top), _runtime(sandbox)
     minimum, maximum, accept = _inputs(top)
-    return Manifest(
+    found = {
         **_identity(plugin),
-        params=params,
-        inputs_min=minimum,
-        inputs_max=maximum,
-        accept=accept,
-        limits=_limits(limits),
-        isolation=_isolation(sandbox),
-        names_time="time" in limits,
-        network_allow=_network(network, params),
-        runtime=runtime,
-        requires_python=_pins(requires),
+        "params": params,
+        "inputs_min": minimum,
+        "inputs_max": maximum,
+        "accept": accept,
+        "limits": _limits(limits),
+        "isolation": _isolation(sandbox),
+        "names_time": "time" in limits,
+        "network_allow": _network(network, params),
+        "runtime": runtime,
+        "requires_python": _pins(requires),
+        "secrets": _secrets(requires),
         **_own_image(top, plugin, requires, runtime),
-        max_retries=top.section("retry", known=KEYS["retry"]).count("max_retries", None, low=0, high=100),
-    )
+        "retry": parse_retry(top.section("retry", known=KEYS["retry"])),
+    }
+    return Manifest(**found, preload=preload.read(sandbox, found))
 
 
 def _identity(plugin: Section) -> dict[str, Any]:
@@ -284,8 +291,16 @@ def _runtime(sandbox: Section) -> str:
     return asked
 
 
-def _refuse_unbuilt(sandbox: Section, requires: Section) -> None:
-    """What this version cannot do is refused, never accepted and ignored."""
-    for section, name in ((sandbox, "preload"), (requires, "secrets")):
-        if section.texts(name):
-            raise ManifestError(section.key(name), "is not available in this version; leave it empty")
+def _secrets(requires: Section) -> tuple[str, ...]:
+    """``[requires] secrets``: names, each once. Whether a version gets them is for its tenant's administrators to say."""
+    names = requires.texts("secrets")
+    if len(names) > MAX_NAMED:
+        raise ManifestError("requires.secrets", f"names more than {MAX_NAMED} secrets")
+    for position, name in enumerate(names):
+        if not NAME.fullmatch(name):
+            raise ManifestError(
+                f"requires.secrets[{position}]", "must be 1 to 64 of A-Z, 0-9 and _, beginning with a letter"
+            )
+        if name in names[:position]:
+            raise ManifestError(f"requires.secrets[{position}]", f"{name} is named twice")
+    return names

@@ -37,6 +37,10 @@ def pointer(parts: Sequence[str | int]) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
+_VALIDATORS: dict[str, Any] = {}
+_MOST_KNOWN = 256
+
+
 def check_schema(schema: Mapping[str, Any]) -> None:
     """Refuse what is not a self-contained JSON Schema 2020-12 of an object.
 
@@ -79,31 +83,62 @@ def validate_payload(schema: Mapping[str, Any], payload: Any, *, at: str = "/pay
     Pointers begin with ``at``, the payload's own place in the request's body. An unknown or a missing property is pointed
     at by its name, so that a form can show the problem beside its field.
     """
-    try:
-        _check_plain(payload, ())
-    except SchemaError as error:
-        return [Problem(at + error.where, error.detail)]
-    values, depth = size(payload)
-    each = Unfolding(schema).work(depth)
-    work = values * each
-    if work > MOST:
-        return [
-            Problem(
-                at, "is too large or too deeply nested for this plugin's schema, which would take too long to check"
-            )
-        ]
-    found: list[Problem] = []
-    try:
-        if work > _EXPLAINED and each > _SIMPLE:
-            fits = _validator(schema).is_valid(payload)
-            return [] if fits else [Problem(at, "does not fit this plugin's schema, and is too large to say where")]
-        for fault in _validator(schema).iter_errors(payload):
-            found.extend(_problems(fault, at))
-            if len(found) >= _MAX_PROBLEMS:
-                break
-    except ValueError as error:  # a value the validator cannot represent
-        return [Problem(at, _short(str(error)))]
-    return found[:_MAX_PROBLEMS]
+    return PayloadCheck(schema).problems(payload, at)
+
+
+class PayloadCheck:
+    """One schema, made ready once for any number of payloads. For one thread at a time.
+
+    ``left`` is the work that may still be done on all payloads together: beyond it each further one is refused, so that many payloads in one
+    request cannot take much longer than one.
+    """
+
+    def __init__(self, schema: Mapping[str, Any], left: int = MOST, key: str | None = None) -> None:
+        """``key``: what the schema is known by, such as its bundle's digest; one with a key is compiled once."""
+        self._unfolding = Unfolding(schema)
+        self._validator = _validator(schema) if key is None else _known(key, schema)
+        self._each: dict[int, int] = {}  # work for each value, by the payload's depth
+        self.left = left
+
+    def problems(self, payload: Any, at: str = "/payload") -> list[Problem]:
+        """See :func:`validate_payload`."""
+        try:
+            _check_plain(payload, ())
+        except SchemaError as error:
+            return [Problem(at + error.where, error.detail)]
+        values, depth = size(payload)
+        if depth not in self._each:
+            self._each[depth] = self._unfolding.work(depth)
+        each = self._each[depth]
+        work = values * each
+        if work > MOST:
+            detail = "is too large or too deeply nested for this plugin's schema, which would take too long to check"
+            return [Problem(at, detail)]
+        if work > self.left:
+            return [Problem(at, "comes after so many others that checking them all would take too long; send fewer")]
+        self.left -= work
+        found: list[Problem] = []
+        try:
+            if work > _EXPLAINED and each > _SIMPLE:
+                fits = self._validator.is_valid(payload)
+                return [] if fits else [Problem(at, "does not fit this plugin's schema, and is too large to say where")]
+            for fault in self._validator.iter_errors(payload):
+                found.extend(_problems(fault, at))
+                if len(found) >= _MAX_PROBLEMS:
+                    break
+        except ValueError as error:  # a value the validator cannot represent
+            return [Problem(at, _short(str(error)))]
+        return found[:_MAX_PROBLEMS]
+
+
+def _known(key: str, schema: Mapping[str, Any]) -> Any:
+    """The schema's validator, which threads may share."""
+    found = _VALIDATORS.get(key)
+    if found is None:
+        if len(_VALIDATORS) >= _MOST_KNOWN:
+            _VALIDATORS.clear()
+        found = _VALIDATORS[key] = _validator(schema)
+    return found
 
 
 def _validator(schema: Mapping[str, Any]) -> Any:

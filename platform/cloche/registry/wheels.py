@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ MACHINES = ("x86_64", "aarch64")
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
 _PYTHON = re.compile(r"^(?:cp)?3\.?(\d{1,2})\Z")
 _PIP_TIMEOUT_S = 600
+_LIBRARY = re.compile(r"^[^/]+\.data/(purelib|platlib)/")  # is unpacked to the top
 _HOW_TO_LOCK = "make it with 'python -m cloche.registry.wheels FOLDER'"
 
 
@@ -169,8 +171,27 @@ def lock(pins: Sequence[str], *, pythons: Sequence[str] = PYTHONS, machines: Seq
                 _pip(["--dest", folder, *_target(python_tag(tag), machine), *pins], Path(folder))
                 for path in sorted(Path(folder).glob("*.whl")):
                     name, version, _, _ = parse_wheel_filename(path.name)
-                    found[path.name] = LockedWheel(str(name), str(version), path.name, _sha256(path))
+                    found[path.name] = LockedWheel(str(name), str(version), path.name, _sha256(path), modules_of(path))
     return format_lock(found.values())
+
+
+def modules_of(wheel: Path) -> tuple[str, ...]:
+    """Top-level modules that a wheel's file provides, sorted; read from its list of names.
+
+    Raises:
+        WheelError: it is no archive.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise WheelError(f"{wheel.name} cannot be read: {error}") from None
+    found = set()
+    for name in names:
+        first, _, rest = _LIBRARY.sub("", name).partition("/")
+        if rest == "__init__.py" or (not rest and first.endswith((".py", ".so"))):
+            found.add(first.partition(".")[0])
+    return tuple(sorted(name for name in found if name.isidentifier()))
 
 
 def _downloaded(item: LockedWheel, tag: str, cache: Path) -> Path:

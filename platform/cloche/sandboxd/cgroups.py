@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,14 @@ class Cgroup:
         """Bytes of memory in use. Version 2 kills for a limit below it, where version 1 refuses to set one; then None."""
         return None if self.unified is None else _number(self.unified / "memory.current")
 
+    def lift_cpu(self) -> None:
+        """No bound of CPU time from now on: what takes memory apart when it dies shall not be slowed down at that."""
+        with contextlib.suppress(OSError):  # gone already, or the kernel refuses: then it dies as slowly as before
+            if self.unified is not None:
+                (self.unified / "cpu.max").write_text("max", "ascii")
+            elif (cpu := self.controllers.get("cpu")) is not None:
+                (cpu / "cpu.cfs_quota_us").write_text("-1", "ascii")
+
     def processes(self) -> list[int]:
         """Numbers of the processes in it; empty once it is gone."""
         folder = self.unified or self.controllers.get("pids")
@@ -66,27 +75,33 @@ class Cgroup:
             if limit.exists():
                 limit.write_text(str(size), "ascii")
 
+    def oom_kills(self) -> int:
+        """How many of its processes the kernel has killed for want of memory; 0 when that cannot be read."""
+        if self.unified is not None:
+            return _table(f"{self.unified}/memory.events").get("oom_kill", 0)
+        return _table(f"{self.controllers.get('memory', ROOT)}/memory.oom_control").get("oom_kill", 0)
+
     def _version1(self) -> dict[str, int]:
         found: dict[str, int | None] = {}
         if cpu := self.controllers.get("cpuacct"):
-            ns = _number(cpu / "cpuacct.usage")
+            ns = _number(f"{cpu}/cpuacct.usage")
             found["cpu_ms"] = None if ns is None else ns // 1_000_000
         if memory := self.controllers.get("memory"):
-            found["memory_peak"] = _number(memory / "memory.max_usage_in_bytes")
-            found["oom_kills"] = _table(memory / "memory.oom_control").get("oom_kill")
+            found["memory_peak"] = _number(f"{memory}/memory.max_usage_in_bytes")
+            found["oom_kills"] = _table(f"{memory}/memory.oom_control").get("oom_kill")
         if pids := self.controllers.get("pids"):
-            found["pids_denied"] = _table(pids / "pids.events").get("max")
-            found["pids_peak"] = _number(pids / "pids.peak")  # Linux 6.11 and newer
+            found["pids_denied"] = _table(f"{pids}/pids.events").get("max")
+            found["pids_peak"] = _number(f"{pids}/pids.peak")  # Linux 6.11 and newer
         return {name: value for name, value in found.items() if value is not None}
 
     def _version2(self, folder: Path) -> dict[str, int]:
-        us = _table(folder / "cpu.stat").get("usage_usec")
+        us = _table(f"{folder}/cpu.stat").get("usage_usec")
         found = {
             "cpu_ms": None if us is None else us // 1_000,
-            "memory_peak": _number(folder / "memory.peak"),  # Linux 5.19 and newer
-            "oom_kills": _table(folder / "memory.events").get("oom_kill"),
-            "pids_denied": _table(folder / "pids.events").get("max"),
-            "pids_peak": _number(folder / "pids.peak"),  # Linux 6.1 and newer
+            "memory_peak": _number(f"{folder}/memory.peak"),  # Linux 5.19 and newer
+            "oom_kills": _table(f"{folder}/memory.events").get("oom_kill"),
+            "pids_denied": _table(f"{folder}/pids.events").get("max"),
+            "pids_peak": _number(f"{folder}/pids.peak"),  # Linux 6.1 and newer
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -136,16 +151,25 @@ def _controller_root(root: Path, names: str, name: str) -> Path:
     return joined if joined.is_dir() else root / name
 
 
-def _number(path: Path) -> int | None:
+def _number(path: Path | str) -> int | None:
     try:
-        return int(path.read_text("ascii"))
+        return int(_content(path))
     except (OSError, ValueError):
         return None
 
 
-def _table(path: Path) -> dict[str, int]:
+def _table(path: str) -> dict[str, int]:
     try:
-        pairs = [line.split() for line in path.read_text("ascii").splitlines()]
-        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
-    except OSError:
+        pairs = [line.split() for line in _content(path).splitlines()]
+        return {pair[0].decode("ascii"): int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    except (OSError, ValueError):
         return {}
+
+
+def _content(path: Path | str) -> bytes:
+    """What such a file holds, which is far less than a page. Read several times for each job: without a file object."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4_096)
+    finally:
+        os.close(fd)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import socket
 import stat
+import tarfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 import docker
@@ -23,7 +26,19 @@ from cloche.errors import ClocheError, PlatformFailure
 _CALL_SECONDS = 30
 _LOAD_SECONDS = 300
 _REMOVALS = 3  # tries; the second finds a container that has ended
+_READ_LIMIT = 4 << 20  # bytes of a file of an image that are read
 _HEAD_LIMIT = 16 << 10  # bytes of the answer's head to an attach
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies at a path of an image. ``mode``: its ``st_mode``; 0, the mode of nothing, where links above the path lead in a circle.
+
+    ``longest``: bytes of a regular file's longest line, at least; only where that was asked for.
+    """
+
+    mode: int
+    longest: int = 0
 
 
 class EngineRefused(ClocheError):
@@ -146,10 +161,12 @@ class Engine:
             except ImageNotFound:
                 return None
 
-    def look(self, image: str, paths: Sequence[str], labels: Mapping[str, str]) -> dict[str, int | None]:
-        """What lies at each path of an image (its ``st_mode``, links not followed), None where nothing does. Nothing of it is started.
+    def look(
+        self, image: str, paths: Sequence[str], labels: Mapping[str, str], lines: Sequence[str] = ()
+    ) -> dict[str, Found | None]:
+        """What lies at each path of an image, links not followed, None where nothing does. Nothing of it is started.
 
-        0, which is the mode of nothing, where the engine cannot find its way: links above the path that lead in a circle.
+        ``lines``: those of the paths whose longest line is looked for.
         """
         config = {
             "Image": image,
@@ -162,7 +179,7 @@ class Engine:
         with self._answers() as client:
             container = str(client.create_container_from_config(config)["Id"])
             try:
-                return {path: _mode_of(client, container, path) for path in paths}
+                return {path: _found_at(client, container, path, measure=path in lines) for path in paths}
             finally:
                 client.remove_container(container, force=True, v=True)
 
@@ -263,24 +280,38 @@ _GO_TYPES = ((31, stat.S_IFDIR), (27, stat.S_IFLNK), (26, stat.S_IFBLK), (25, st
 _GO_CHAR_DEVICE = 21
 
 
-def _mode_of(client: docker.APIClient, container: str, path: str) -> int | None:
+def _found_at(client: docker.APIClient, container: str, path: str, *, measure: bool) -> Found | None:
     """The engine's answer to HEAD archive: a JSON object in base64, whose mode has Go's bits."""
     url = f"{client.base_url}/v{client.api_version}/containers/{container}/archive"
     answer = client.head(url, params={"path": path}, timeout=_CALL_SECONDS)
     if answer.status_code == 404:
         return None
     if answer.status_code == 500:
-        return 0
+        return Found(0)
     if answer.status_code != 200:
         raise EngineRefused(f"the engine does not say what {path} of the image is ({answer.status_code})")
     try:
-        mode = int(json.loads(base64.b64decode(answer.headers["X-Docker-Container-Path-Stat"]))["mode"])
+        told = json.loads(base64.b64decode(answer.headers["X-Docker-Container-Path-Stat"]))
+        mode, size = int(told["mode"]), int(told["size"])
     except (KeyError, ValueError, TypeError):
         raise EngineRefused(f"the engine says nothing usable of {path}") from None
     if mode & (1 << _GO_CHAR_DEVICE):
-        return stat.S_IFCHR | (mode & 0o777)
+        return Found(stat.S_IFCHR | (mode & 0o777))
     kinds = [kind for bit, kind in _GO_TYPES if mode & (1 << bit)]
-    return (kinds[0] if kinds else stat.S_IFREG) | (mode & 0o777)
+    found = Found((kinds[0] if kinds else stat.S_IFREG) | (mode & 0o777))
+    if not measure or not stat.S_ISREG(found.mode):
+        return found
+    return replace(found, longest=size if size > _READ_LIMIT else _longest_line(client, container, path))
+
+
+def _longest_line(client: docker.APIClient, container: str, path: str) -> int:
+    chunks, _ = client.get_archive(container, path)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks)), mode="r:") as archive:
+        for member in archive:
+            content = archive.extractfile(member)
+            if content is not None:
+                return max((len(line) for line in content.read().split(b"\n")), default=0)
+    return 0
 
 
 def _away(error: Exception) -> PlatformFailure:

@@ -6,13 +6,15 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from cloche import clock, logs
+from cloche import clock, failpoints, logs
 from cloche.domain.states import Reason
 from cloche.errors import ClocheError, PlatformFailure
+from cloche.failpoints import Point
 from cloche.isolation.backend import SandboxSpec
-from cloche.isolation.spec import LABEL, check_spec
+from cloche.isolation.spec import check_spec
 from cloche.sandboxd import cgroups
 from cloche.sandboxd.cells.cell import RunningCell
 from cloche.sandboxd.cells.level import CellLevel, may_have_cell
@@ -21,8 +23,9 @@ from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.image import ImageInfo
 from cloche.sandboxd.locks import Watched
 from cloche.sandboxd.making import Maker, Parts, Ready, as_platform_failure
+from cloche.sandboxd.orphans import remove_orphans
 from cloche.sandboxd.places import Places
-from cloche.sandboxd.running import DEATH_SECONDS, Running
+from cloche.sandboxd.running import Running
 from cloche.sandboxd.runtimes import Runtimes
 from cloche.sandboxd.uids import UidPool
 
@@ -136,7 +139,7 @@ class Host:
             starting = sum(1 for owner in self._starting.values() if owner is not None)
             return self._max_running - len(self._running) - len(self._starting), starting
 
-    def resolve(self, spec: SandboxSpec) -> SandboxSpec:
+    def resolve(self, spec: SandboxSpec) -> tuple[SandboxSpec, str | None]:
         """See :meth:`Runtimes.resolve`.
 
         Raises:
@@ -161,15 +164,16 @@ class Host:
         """
         check_spec(spec)
         ready = self._made_ready()
-        spec = self._runtimes.resolve(spec, ready.image.id)
+        spec, _ = self._runtimes.resolve(spec, ready.image.id)
         sandbox_id = clock.uuid7()
         with self._place(sandbox_id, owner):
             return (*self._create(sandbox_id, spec, owner, ready), spec.image or ready.image.id)
 
     def create_cell(self, spec: SandboxSpec, owner: str) -> tuple[RunningCell, socket.socket, str] | None:
-        """As ``create``, at level ``namespace``, for a spec that was resolved; None: it cannot be had for this job, or not now.
+        """As ``create``, at level ``namespace``, for a spec that was resolved; None: it is not for this job.
 
         Raises:
+            NoCells: it cannot be had now; says why.
             PlatformFailure: as ``create``.
         """
         if self.cells is None or not may_have_cell(spec):
@@ -177,8 +181,6 @@ class Host:
         ready = self._made_ready()
         with self._place(clock.uuid7(), owner):
             made = self.cells.create(spec, owner, ready)
-            if made is None:
-                return None
             with self._lock:
                 self._running[made[0].id] = made[0]
             return (*made, ready.image.id)
@@ -251,7 +253,7 @@ class Host:
         running.kill()
         if self._egress is not None:
             self._egress.close(running)
-        if not running.is_dead(DEATH_SECONDS):
+        if not running.dies():
             # Its mounts and user id stay taken: releasing them under a living process would be worse than a leak.
             log.error("sandbox_does_not_die", sandbox=sandbox_id, container=running.container)
             if isinstance(running, RunningCell) and self.cells is not None:
@@ -286,6 +288,7 @@ class Host:
             self.cells.release(running)
             return
         self._remove_container(running.container)
+        failpoints.hit(Point.SANDBOXD_REMOVED)
         self._release(running.id, running.uid)
 
     def _create(
@@ -358,11 +361,14 @@ class Host:
 
     def _get_ready(self) -> None:
         try:
-            if not self._reaped:
-                self._reap()
-                self._reaped = True
-            self._problem = "the sandbox image is being made"
-            image = self._make_image(self._engine)
+            # Both at once: after a crash jobs wait for them.
+            with ThreadPoolExecutor(1, thread_name_prefix="image") as beside:
+                making = beside.submit(self._make_image, self._engine)
+                if not self._reaped:
+                    self._reap()
+                    self._reaped = True
+                self._problem = "the sandbox image is being made"
+                image = making.result()
             self._ready = Ready(image, self._engine.info())
             log.info("sandbox_host_ready", image=image.id, python=image.python, source=image.source)
         except (ClocheError, OSError) as error:
@@ -373,9 +379,7 @@ class Host:
 
     def _reap(self) -> None:
         """Remove containers, mounts and folders that an earlier process of this home left."""
-        for container in self._engine.containers(f"{LABEL}.home={self._home}"):
-            log.info("orphan_removed", container=container["Id"], job=container["Labels"].get(f"{LABEL}.job"))
-            self._engine.remove(container["Id"])
+        remove_orphans(self._engine, self._home)
         self._runtimes.reap()
         for name in self._places.leftovers():
             self._places.remove(name)

@@ -17,7 +17,9 @@ from cloche.errors import EnvironmentProblem
 from cloche.sandboxd.tree import Node, Tree
 
 GUEST_HOME = "opt/cloche"
-MOUNT_POINTS = ("job/in", "job/out", "run/cloche", "cloche/plugin", "cloche/wheels", "cloche/slots", "cloche/slot")
+MOUNT_POINTS = tuple(
+    "job/in job/out job/secrets run/cloche cloche/plugin cloche/wheels cloche/slots cloche/slot".split()
+)
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 _LEFT_OUT = frozenset(

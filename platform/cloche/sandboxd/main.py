@@ -28,7 +28,7 @@ from cloche.sandboxd.places import Places, home_digest
 from cloche.sandboxd.proof import Proof
 from cloche.sandboxd.runtimes import Runtimes
 from cloche.sandboxd.server import Server
-from cloche.sandboxd.supply import Supply
+from cloche.sandboxd.supply import Supply, budget
 from cloche.sandboxd.uids import LOCKS, UidPool
 
 UID_BLOCKS = LOCKS.with_name("uid-blocks")
@@ -84,7 +84,7 @@ class Sandboxd:
 
     def _make_cells(self, settings: Settings, engine: Engine, places: Places, home: str) -> CellLevel:
         cells = settings.cells
-        bounds = Bounds(cells.containers, cells.jobs, cells.lifetime / 1_000, cells.idle / 1_000)
+        bounds = Bounds(cells.containers, cells.jobs, cells.lifetime / 1_000, cells.idle / 1_000, budget(settings.pool))
         seccomp = _profile("seccomp-namespace.json")
 
         def facts(ready: Ready) -> Facts:
@@ -97,6 +97,7 @@ class Sandboxd:
                 host_cpus=int(ready.engine["NCPU"]),
                 counts_swap=bool(ready.engine.get("SwapLimit")),
                 slots=cells.slots,
+                preloads=cells.preload,
             )
 
         return CellLevel(Cells(self._uids, self._blocks, bounds), facts)

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cloche import failpoints
 from cloche.domain.runtimes import RUNSC
 from cloche.domain.states import Reason
 from cloche.errors import EnvironmentProblem, PlatformFailure
+from cloche.failpoints import Point
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.spec import LABEL, BadSpec, Placement, container_config, template
 from cloche.sandboxd import cgroups, entered
@@ -75,6 +77,7 @@ class Maker:
         site = self._places.make(parts.sandbox_id, spec.bundle, spec.wheels, spec.limits, parts.uid, runtime)
         place = self._placement(parts, parts.uid, site, ready, own)
         parts.container = self._engine.create(f"cloche-{parts.sandbox_id}", container_config(spec, place))
+        failpoints.hit(Point.SANDBOXD_CREATED)
         parts.channel = self._engine.attach(parts.container)
         self._engine.start(parts.container)
         return self._adopt(parts.container, spec, place, site, parts.channel), parts.channel

@@ -16,7 +16,7 @@ from typing import Any
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.isolation.plugin_image import IMAGE_ID
-from cloche.sandboxd.engine import Engine
+from cloche.sandboxd.engine import Engine, Found
 
 LABEL = "org.cloche.plugin-image"
 LABEL_VALUE = "1"
@@ -28,6 +28,7 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 # is covered before anything is mounted below.
 _FOLDERS = "/cloche /cloche/plugin /cloche/runtime /job /run /run/cloche /tmp /dev /proc /sys /etc".split()
 _FILES = ("/etc/passwd", "/etc/group")  # the engine reads them, and would wait for ever at a FIFO
+MAX_LINE = 64 << 10  # bytes: with a longer line in one of those the engine starts nothing (Go's bufio.MaxScanTokenSize)
 _ABSENT = ("/etc/ld.so.preload",)  # every dynamic loader obeys it, ours too
 
 
@@ -157,22 +158,24 @@ _RULES: tuple[Callable[[Mapping[str, Any]], Finding], ...] = (_label, _platform,
 
 def _paths(engine: Engine, image_id: str, labels: Mapping[str, str]) -> Finding:
     """Looked up in a container that is never started: what the engine itself adds is in it."""
-    modes = engine.look(image_id, [*_FOLDERS, *_FILES, *_ABSENT], labels)
-    broken = list(_broken_paths(modes))
+    broken = list(_broken_paths(engine.look(image_id, [*_FOLDERS, *_FILES, *_ABSENT], labels, _FILES)))
     advice = "Build it without: Cloche makes and mounts what it needs there." if broken else ""
     found = "; ".join(broken) if broken else "no link or file is where something is mounted"
     return Finding("paths", not broken, found, advice)
 
 
-def _broken_paths(modes: Mapping[str, int | None]) -> Iterator[str]:
-    for path, mode in modes.items():
-        if mode is None:
+def _broken_paths(looked: Mapping[str, Found | None]) -> Iterator[str]:
+    for path, found in looked.items():
+        if found is None:
             continue
+        mode = found.mode
         if mode == 0:
             yield f"{path} is a link, or below one, that the engine cannot follow"
         elif path in _FOLDERS and not stat.S_ISDIR(mode):
             yield f"{path} is not a folder"
         elif path in _FILES and not stat.S_ISREG(mode):
             yield f"{path} is not a regular file"
+        elif path in _FILES and found.longest >= MAX_LINE:
+            yield f"{path} has a line of {found.longest} bytes, with which the engine starts nothing"
         elif path in _ABSENT:
             yield f"{path} is there"

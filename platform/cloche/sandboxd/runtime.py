@@ -86,7 +86,7 @@ def _write(tree: Tree, target: Path) -> None:
     new = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=target.parent))
     try:
         _fill(tree, new)
-        os.chmod(new, 0o755)  # noqa: S103 - the jobs' users read it; the folder above is closed to all but root
+        os.chmod(new, 0o755)  # noqa: S103 - the jobs' users read it; the folder above is closed to all but root # nosec B103
         _prove(new)
         _flush(new)
         os.rename(new, target)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cloche import logs
-from cloche.domain.runtimes import RUNSC, RuntimeRefused, decided
+from cloche.domain.runtimes import RUNC, RUNSC, RuntimeRefused, decided
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.isolation.backend import SandboxSpec
@@ -75,13 +75,19 @@ class Runtimes:
         problem = self.problem
         return None if self._policy != RUNSC or problem is None else f"runtime runsc (gVisor) cannot be used: {problem}"
 
-    def resolve(self, spec: SandboxSpec, image: str) -> SandboxSpec:
-        """The spec with the runtime it gets. The first that gets gVisor waits some seconds for the proof.
+    def resolve(self, spec: SandboxSpec, image: str) -> tuple[SandboxSpec, str | None]:
+        """The spec with the runtime it gets, and for a sensitive job why. The first that gets gVisor waits some seconds for the proof.
+
+        What comes out is no longer marked as sensitive: a sandbox is used once, so one of that runtime that waits serves any job.
 
         Raises:
             PlatformFailure: ``engine_unavailable``: the policy refuses it, gVisor is not proven here, or the plugin's image
                 cannot run under it; says what the operator has to do.
         """
+        why = None
+        if spec.sensitive:
+            runtime, why = self._strongest(spec, image)
+            spec = replace(spec, runtime=runtime, sensitive=False)
         try:
             runtime = decided(spec.runtime, self._policy)
         except RuntimeRefused as error:
@@ -90,7 +96,19 @@ class Runtimes:
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, OWN_IMAGE_REFUSED)
         if runtime == RUNSC and (problem := self.check(image)) is not None:
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"runtime runsc (gVisor) cannot be used here: {problem}")
-        return replace(spec, runtime=runtime)
+        return replace(spec, runtime=runtime), why
+
+    def _strongest(self, spec: SandboxSpec, image: str) -> tuple[str, str]:
+        """The runtime of a sensitive job whose plugin may not have asked for gVisor, and why it is this one."""
+        if spec.runtime == RUNSC or self._policy == RUNSC:
+            return RUNSC, "its plugin asks for gVisor" if spec.runtime == RUNSC else "every job here gets gVisor"
+        if self._policy == RUNC:
+            return RUNC, "CLOCHE_SANDBOX_RUNTIME is runc: no job here gets gVisor"
+        if spec.image is not None:
+            return RUNC, "its plugin brings an image of its own, which does not run under gVisor"
+        if (problem := self.check(image)) is not None:
+            return RUNC, f"gVisor is not proven here: {problem}"
+        return RUNSC, "it is sensitive, and gVisor is proven here"
 
     def prepare(self, image: str) -> None:
         """Prove before the first job comes, where every job gets gVisor; again and again, and no more often than useful. Tells the log."""

@@ -33,11 +33,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cloche import logs
+from cloche import failpoints, logs
 from cloche.domain.states import Reason
 from cloche.errors import EnvironmentProblem, PlatformFailure
+from cloche.failpoints import Point
 from cloche.isolation import wire
-from cloche.isolation.spec import BadSpec, check_bundle, check_owner, parse_spec
+from cloche.isolation.spec import BadSpec, check_bundle, check_owner
+from cloche.isolation.spec_json import parse_spec
 from cloche.sandboxd.host import Host
 from cloche.sandboxd.running import Running
 from cloche.sandboxd.sessions import Session, Sessions
@@ -200,6 +202,7 @@ class Server:
             finally:
                 self._sessions.settled(session)
             raise PlatformFailure(Reason.WORKER_STOPPED, "the session has ended")
+        failpoints.hit(Point.SANDBOXD_MADE)
         return reply(supplied), supplied.channel
 
     def _kill(self, session: Session, request: dict[str, Any]) -> Reply:
@@ -225,7 +228,9 @@ class Server:
     def _finish(self, session: Session, request: dict[str, Any]) -> Reply:
         _only(request, "id")
         running = self._owned(session, request["id"])
-        return {"ok": True, "remains": self._host.finish(running, (session.uid, session.gid))}, None
+        remains = self._host.finish(running, (session.uid, session.gid))
+        failpoints.hit(Point.SANDBOXD_COLLECTED)
+        return {"ok": True, "remains": remains}, None
 
     def _owned(self, session: Session, sandbox_id: str) -> Running:
         """

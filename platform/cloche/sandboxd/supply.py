@@ -6,15 +6,16 @@ import os
 import socket
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cloche import logs
-from cloche.config import PoolSettings
 from cloche.errors import PlatformFailure
+from cloche.host_settings import PoolSettings
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.spec import check_owner, check_spec
+from cloche.sandboxd.cells.home import NoCells
 from cloche.sandboxd.filler import Filler
 from cloche.sandboxd.host import Host
 from cloche.sandboxd.pools import Load, Pools
@@ -29,13 +30,17 @@ _SHARE = 16  # of the host's memory: one part in so many, where no budget is set
 
 @dataclass(frozen=True)
 class Supplied:
-    """A sandbox for a job. ``channel`` is the caller's to close. ``start``: ``"warm"`` or ``"cold"``; ``why`` it is cold."""
+    """A sandbox for a job. ``channel`` is the caller's to close. ``start``: ``"warm"`` or ``"cold"``; ``why`` it is cold, or no cell.
+
+    ``runtime_why``: of a sensitive job, why it got its runtime.
+    """
 
     running: Running
     channel: socket.socket
     image: str
     start: str
     why: str | None
+    runtime_why: str | None = None
 
 
 class Supply:
@@ -47,7 +52,7 @@ class Supply:
         self._root = root
         self._on = settings.enabled and settings.max > 0
         cpus = os.cpu_count() or 1
-        memory = settings.memory or _host_memory() // _SHARE
+        memory = budget(settings)
         bounds = Bounds(settings.min, settings.max, settings.idle / 1000, memory)
         watch = Watch()
         self.pools = Pools(bounds, watch, self._load, fill_rate=settings.fill_rate, cpus=cpus)
@@ -69,12 +74,24 @@ class Supply:
         """
         check_spec(spec)
         check_owner(owner)
-        spec = self._host.resolve(
-            spec
-        )  # a pool's sandboxes are of one runtime, which the policy decides and not the plugin alone
-        if (cell := self._host.create_cell(spec, owner)) is not None:
-            waited = cell[0].waited
-            return Supplied(*cell, "warm" if waited else "cold", None if waited else "no cell waited")
+        # A pool's sandboxes are of one runtime, which the policy decides and not the plugin alone.
+        spec, runtime_why = self._host.resolve(spec)
+        return replace(self._supplied(spec, owner), runtime_why=runtime_why)
+
+    def _supplied(self, spec: SandboxSpec, owner: str) -> Supplied:
+        """For a spec that was resolved."""
+        refused: str | None = None
+        try:
+            if (cell := self._host.create_cell(spec, owner)) is not None:
+                waited = cell[0].waited
+                return Supplied(*cell, "warm" if waited else "cold", None if waited else "no cell waited")
+        except NoCells as error:
+            refused = f"no cell: {error}"
+        made = self._container(spec, owner)
+        return made if refused is None else replace(made, why="; ".join(filter(None, (refused, made.why))))
+
+    def _container(self, spec: SandboxSpec, owner: str) -> Supplied:
+        """One that waits, or one made now."""
         why = None if self._on else "the pool is off"
         image = self._host.image
         if self._on and spec.warm and image is not None:
@@ -135,8 +152,9 @@ class Supply:
         return True
 
 
-def _host_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def budget(settings: PoolSettings) -> int:
+    """Bytes that sandboxes without a job may take together; cells may take as much again."""
+    return settings.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _SHARE
 
 
 def reply(supplied: Supplied) -> dict[str, Any]:
@@ -150,4 +168,5 @@ def reply(supplied: Supplied) -> dict[str, Any]:
         "level": supplied.running.level,
         "start": supplied.start,
         "why": supplied.why,
+        "runtime_why": supplied.runtime_why,
     }

@@ -3,44 +3,42 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection, select
 
 from cloche.audit.canonical import digest
-from cloche.clock import parse_duration, uuid7
+from cloche.clock import is_uuid7, uuid7
 from cloche.db import tables as t
-from cloche.domain.jobs import DEFAULT_PRIORITY, DEFAULT_QUEUE, RetryPolicy
-from cloche.domain.limits import Limits, parse_size, violations
+from cloche.db.engine import now_ms
+from cloche.domain.egress import Policy
+from cloche.domain.jobs import DEFAULT_PRIORITY, DEFAULT_QUEUE, SEALED, SENSITIVE_QUEUE
 from cloche.domain.permissions import Actor, Permission
+from cloche.domain.runtimes import RUNSC, RuntimeRefused, decided
 from cloche.errors import Forbidden, Invalid, Problem
+from cloche.isolation.gvisor import OWN_IMAGE_REFUSED
 from cloche.registry.catalog import Bundle
-from cloche.registry.payload import apply_defaults, validate_payload
+from cloche.registry.payload import PayloadCheck, apply_defaults
+from cloche.registry.unfolding import MOST
+from cloche.services import queue_rows
+from cloche.services.actors import refuse_suspended
+from cloche.services.asked import Defaults, callback_of, limits_of, retry_of
 from cloche.services.egress import EgressService
 from cloche.services.plugins import PluginService
+from cloche.services.records import chunks
+from cloche.services.sealing import JobVault
+from cloche.services.secret_delivery import missing
+from cloche.services.waiting import waiting
 from cloche.staging.accept import matches
 from cloche.staging.paths import check_relative
 from cloche.staging.sources import ArtifactSource, RemoteSource, parse_destination, parse_source
 
 _LABEL = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?\Z")
 _MAX_LABELS = 32
-_MAX_DELAY_MS = 7 * 86_400_000
-_TIGHTEN: dict[str, Callable[[Any], float | int]] = {
-    "cpu": float,
-    "memory": parse_size,
-    "pids": int,
-    "output": parse_size,
-}
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What the operator set for jobs whose plugin and body say nothing."""
-
-    max_retries: int
-    timeout_ms: int
+_ASKED_AT_ONCE = 500  # files in one query
+_ARTIFACTS = select(t.artifact.c.id, t.artifact.c.name, t.artifact.c.sha256)
 
 
 def admit(
@@ -50,48 +48,243 @@ def admit(
     plugins: PluginService,
     egress: EgressService,
     defaults: Defaults,
+    vault: JobVault,
 ) -> dict[str, Any]:
-    """The job's row, without the columns of its life cycle.
+    """The job's row, without the columns of its life cycle; the payload of a sensitive one is sealed in it.
 
     Raises:
         Invalid: with a JSON pointer to each thing that is wrong.
         Forbidden: a remote is named and the actor may not use remotes.
+        Unavailable: it is sensitive, and the platform's key is not what it should be.
     """
-    bundle = plugins.resolve(body["type"], body.get("version"))
-    payload = apply_defaults(bundle.manifest.params, body.get("payload") or {})
-    problems = validate_payload(bundle.manifest.params, payload)
-    if not problems:  # what a host is taken from has to be a valid payload
-        problems = egress.admitted(connection, actor.tenant_id, bundle.manifest, payload)[1]
-    problems += _labels(body.get("labels") or {})
-    inputs, found = _inputs(connection, actor, body.get("inputs") or [], bundle)
-    problems += found
-    outputs, found = _outputs(connection, actor, body.get("outputs") or [])
-    problems += found
-    limits, found = _limits(body, bundle, defaults)
-    problems += found
-    retry, found = _retry(body.get("retry") or {}, bundle, defaults)
-    problems += found
-    if problems:
-        raise Invalid("the job was not accepted; nothing was stored", problems=problems)
-    return {
-        "id": uuid7(),
-        "tenant_id": actor.tenant_id,
-        "name": body.get("name"),
-        "type": bundle.manifest.name,
-        "version_spec": body.get("version"),
-        "plugin_version": bundle.manifest.version,
-        "plugin_digest": bundle.digest,
-        "payload": payload,
-        "payload_sha256": digest(payload),
-        "queue": DEFAULT_QUEUE,
-        "priority": body.get("priority", DEFAULT_PRIORITY),
-        "labels": dict(body.get("labels") or {}),
-        "inputs": inputs,
-        "outputs": outputs,
-        "limits": limits.to_dict(),
-        "retry": asdict(retry),
-        "submitted_by": actor.user_id,
-    }
+    return Admission(connection, actor, plugins, egress, defaults, vault).admit(body)
+
+
+class Admission:
+    """Admits the jobs of one request, on one reading connection. What several of them share is resolved, compiled and looked up once."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        actor: Actor,
+        plugins: PluginService,
+        egress: EgressService,
+        defaults: Defaults,
+        vault: JobVault,
+        together: Collection[str] = (),
+    ) -> None:
+        """``together``: the ids that jobs of this request get, which may depend on each other.
+
+        Raises:
+            Conflict: the actor's tenant is suspended.
+        """
+        refuse_suspended(actor)
+        self._connection = connection
+        self._actor = actor
+        self._plugins = plugins
+        self._egress = egress
+        self._defaults = defaults
+        self._vault = vault
+        self._together = frozenset(together)
+        self._lookups = Lookups(connection, actor)
+        self._resolved: dict[tuple[str, str | None], _Version] = {}
+        self._work = MOST  # for all payloads together
+        self._now = now_ms(connection)
+
+    def admit(self, body: Mapping[str, Any], job_id: str | None = None) -> dict[str, Any]:
+        """See :func:`admit`; with an id that was chosen before, or a new one."""
+        version = self._version(body["type"], body.get("version"))
+        bundle = version.bundle
+        payload = apply_defaults(bundle.manifest.params, body.get("payload") or {})
+        problems = self._payload(version, payload)
+        sensitive, queue, found = _queue(self._lookups, body)
+        problems += found
+        problems += _runtime(bundle, self._defaults.runtime)
+        problems += version.secrets(self._connection, self._actor.tenant_id)
+        problems += _labels(body.get("labels") or {})
+        inputs, found = _inputs(self._lookups, body.get("inputs") or [], bundle)
+        problems += found
+        outputs, found = _outputs(self._lookups, body.get("outputs") or [])
+        problems += found
+        limits, found = version.limits(body, self._defaults)
+        problems += found
+        retry, found = version.retry(body, self._defaults)
+        problems += found
+        waits, found = waiting(self._connection, self._actor.tenant_id, body, self._now, self._together)
+        problems += found
+        callback, found = callback_of(body.get("callback"), self._defaults.reach)
+        problems += found
+        if problems:
+            raise Invalid("the job was not accepted; nothing was stored", problems=problems)
+        job_id = job_id or uuid7()
+        return {
+            "id": job_id,
+            "tenant_id": self._actor.tenant_id,
+            "name": body.get("name"),
+            "type": bundle.manifest.name,
+            "version_spec": body.get("version"),
+            "plugin_version": bundle.manifest.version,
+            "plugin_digest": bundle.digest,
+            "sensitive": sensitive,
+            **_held(self._vault if sensitive else None, self._actor.tenant_id, job_id, payload),
+            "queue": queue,
+            "priority": body.get("priority", DEFAULT_PRIORITY),
+            "labels": dict(body.get("labels") or {}),
+            "inputs": inputs,
+            "outputs": outputs,
+            "limits": limits,
+            "retry": retry,
+            "callback": callback,
+            "submitted_by": self._actor.user_id,
+            **waits,
+        }
+
+    def prefetch(self, bodies: Iterable[Mapping[str, Any]]) -> None:
+        """Look up the files that these jobs name with few queries instead of one each. Changes no answer."""
+        self._lookups.prefetch(bodies)
+
+    def _version(self, name: str, spec: str | None) -> _Version:
+        found = self._resolved.get((name, spec))
+        if found is None:
+            found = self._resolved[name, spec] = _Version(self._plugins.resolve(name, spec))
+        return found
+
+    def _payload(self, version: _Version, payload: Mapping[str, Any]) -> list[Problem]:
+        version.check.left = self._work
+        problems = version.check.problems(payload)
+        self._work = version.check.left
+        if (
+            not problems and version.bundle.manifest.network_allow
+        ):  # what a host is taken from has to be a valid payload
+            manifest, tenant = version.bundle.manifest, self._lookups.policy(self._egress)
+            problems = self._egress.admitted(self._connection, self._actor.tenant_id, manifest, payload, tenant)[1]
+        return problems
+
+
+class _Version:
+    """A plugin version with what its jobs have in common, unless they ask for something of their own."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.check = PayloadCheck(bundle.manifest.params, key=bundle.digest)
+        self._limits: dict[str, Any] | None = None
+        self._retry: dict[str, Any] | None = None
+        self._denied: list[Problem] | None = None
+
+    def limits(self, body: Mapping[str, Any], defaults: Defaults) -> tuple[dict[str, Any], list[Problem]]:
+        if body.get("limits") or body.get("timeout") is not None:
+            own, problems = limits_of(body, self.bundle, defaults)
+            return own.to_dict(), problems
+        if self._limits is None:
+            shared, problems = limits_of({}, self.bundle, defaults)
+            if problems:
+                return shared.to_dict(), problems
+            self._limits = shared.to_dict()
+        return self._limits, []
+
+    def secrets(self, connection: Connection, tenant_id: str) -> list[Problem]:
+        if self._denied is None:
+            self._denied = missing(connection, tenant_id, self.bundle.manifest)
+        return list(self._denied)
+
+    def retry(self, body: Mapping[str, Any], defaults: Defaults) -> tuple[dict[str, Any], list[Problem]]:
+        if body.get("retry"):
+            own, problems = retry_of(body["retry"], self.bundle, defaults)
+            return asdict(own), problems
+        if self._retry is None:
+            shared, problems = retry_of({}, self.bundle, defaults)
+            if problems:
+                return asdict(shared), problems
+            self._retry = asdict(shared)
+        return self._retry, []
+
+
+class Lookups:
+    """What the actor's tenant has of what jobs name; each thing is asked for once."""
+
+    def __init__(self, connection: Connection, actor: Actor) -> None:
+        self._connection = connection
+        self._actor = actor
+        self._artifacts: dict[str, Any] = {}
+        self._remotes: dict[str, bool] = {}
+        self._queues: dict[str, bool] = {}
+        self._policy: Policy | None = None
+
+    def prefetch(self, bodies: Iterable[Mapping[str, Any]]) -> None:
+        prefix = "artifact:"
+        named = {
+            str(entry["from"]).removeprefix(prefix): None
+            for body in bodies
+            for entry in body.get("inputs") or []
+            if str(entry["from"]).startswith(prefix)
+        }
+        for ids in chunks([name for name in named if is_uuid7(name)], _ASKED_AT_ONCE):
+            query = _ARTIFACTS.where(t.artifact.c.tenant_id == self._actor.tenant_id, t.artifact.c.id.in_(ids))
+            self._artifacts |= dict.fromkeys(ids) | {row.id: row for row in self._connection.execute(query)}
+
+    def artifact(self, artifact_id: str) -> Any:
+        """The file's row (``name``, ``sha256``), or None."""
+        if artifact_id not in self._artifacts:
+            mine = (t.artifact.c.id == artifact_id) & (t.artifact.c.tenant_id == self._actor.tenant_id)
+            self._artifacts[artifact_id] = self._connection.execute(_ARTIFACTS.where(mine)).one_or_none()
+        return self._artifacts[artifact_id]
+
+    def remote(self, name: str) -> bool:
+        """
+        Raises:
+            Forbidden: the actor may not use remotes.
+        """
+        if not self._actor.may(Permission.REMOTE_USE):
+            raise Forbidden(f"this needs the permission {Permission.REMOTE_USE}")
+        if name not in self._remotes:
+            mine = (t.remote.c.name == name) & (t.remote.c.tenant_id == self._actor.tenant_id)
+            self._remotes[name] = self._connection.execute(select(t.remote.c.id).where(mine)).first() is not None
+        return self._remotes[name]
+
+    def queue(self, name: str) -> bool:
+        if name not in self._queues:
+            self._queues[name] = queue_rows.known(self._connection, name)
+        return self._queues[name]
+
+    def policy(self, egress: EgressService) -> Policy:
+        """The tenant's egress policy."""
+        if self._policy is None:
+            self._policy = egress.policy(self._connection, self._actor.tenant_id)
+        return self._policy
+
+
+def _held(vault: JobVault | None, tenant_id: str, job_id: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """The payload's columns; sealed where there is a ``vault``, with a keyed digest: a plain one of what can be guessed gives it away."""
+    if vault is None:
+        return {"payload": payload, "payload_sha256": digest(payload)}
+    seal = vault.seal_for(tenant_id, job_id)
+    return {"payload": {SEALED: seal.seal("payload", payload)}, "payload_sha256": seal.payload_mac(payload)}
+
+
+def _queue(lookups: Lookups, body: Mapping[str, Any]) -> tuple[bool, str, list[Problem]]:
+    """Whether the job is sensitive, and its queue: sensitive jobs have one of their own, which takes no others."""
+    sensitive = body.get("sensitive") is True
+    own = SENSITIVE_QUEUE if sensitive else DEFAULT_QUEUE
+    asked = body.get("queue") or own
+    if asked == own:
+        return sensitive, own, []
+    if not sensitive and asked != SENSITIVE_QUEUE:
+        problems = [] if lookups.queue(asked) else [Problem("/queue", queue_rows.MISSING.format(name=asked))]
+        return sensitive, asked, problems
+    detail = f"is for {'other' if sensitive else 'sensitive'} jobs; leave it out, and this one goes to '{own}'"
+    return sensitive, own, [Problem("/queue", detail)]
+
+
+def _runtime(bundle: Bundle, policy: str) -> list[Problem]:
+    """What no sandbox of this platform can be is told at once, and uses up none of the job's attempts."""
+    manifest = bundle.manifest
+    try:
+        if decided(manifest.runtime, policy) == RUNSC and manifest.image is not None:
+            what = f"{OWN_IMAGE_REFUSED}; every job gets that runtime here (CLOCHE_SANDBOX_RUNTIME is {policy})"
+            return [Problem("/type", what)]
+    except RuntimeRefused as error:
+        return [Problem("/type", str(error))]
+    return []
 
 
 def _labels(labels: Mapping[str, str]) -> list[Problem]:
@@ -104,7 +297,7 @@ def _labels(labels: Mapping[str, str]) -> list[Problem]:
 
 
 def _inputs(
-    connection: Connection, actor: Actor, asked: Sequence[Mapping[str, Any]], bundle: Bundle
+    lookups: Lookups, asked: Sequence[Mapping[str, Any]], bundle: Bundle
 ) -> tuple[list[dict[str, Any]], list[Problem]]:
     manifest = bundle.manifest
     inputs: list[dict[str, Any]] = []
@@ -120,13 +313,13 @@ def _inputs(
             continue
         name, sha256 = to, None
         if isinstance(source, ArtifactSource):
-            row = _artifact(connection, actor, source.artifact_id)
+            row = lookups.artifact(source.artifact_id)
             if row is None:
                 problems.append(Problem(f"{pointer}/from", "there is no such file; upload it with POST /api/v1/files"))
                 continue
             name, sha256 = to or row.name, row.sha256
         else:
-            problems += _remote(connection, actor, source, f"{pointer}/from")
+            problems += _remote(lookups, source, f"{pointer}/from")
             # A pattern's files are known, and checked, when they are staged; its `to` names their folder.
             name = None if source.is_glob else to or source.basename
         if name is not None:
@@ -144,9 +337,7 @@ def _inputs(
     return inputs, problems
 
 
-def _outputs(
-    connection: Connection, actor: Actor, asked: Sequence[Mapping[str, Any]]
-) -> tuple[list[dict[str, Any]], list[Problem]]:
+def _outputs(lookups: Lookups, asked: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Problem]]:
     outputs: list[dict[str, Any]] = []
     problems: list[Problem] = []
     for n, entry in enumerate(asked):
@@ -157,66 +348,12 @@ def _outputs(
             except Invalid as error:
                 problems += error.problems or [Problem(pointer, error.detail)]
                 continue
-            problems += _remote(connection, actor, destination, pointer)
+            problems += _remote(lookups, destination, pointer)
         outputs.append({"match": entry["match"], "to": entry.get("to")})
     return outputs, problems
 
 
-def _artifact(connection: Connection, actor: Actor, artifact_id: str) -> Any:
-    mine = (t.artifact.c.id == artifact_id) & (t.artifact.c.tenant_id == actor.tenant_id)
-    return connection.execute(select(t.artifact.c.name, t.artifact.c.sha256).where(mine)).one_or_none()
-
-
-def _remote(connection: Connection, actor: Actor, source: RemoteSource, pointer: str) -> list[Problem]:
-    if not actor.may(Permission.REMOTE_USE):
-        raise Forbidden(f"this needs the permission {Permission.REMOTE_USE}")
-    mine = (t.remote.c.name == source.remote) & (t.remote.c.tenant_id == actor.tenant_id)
-    if connection.execute(select(t.remote.c.id).where(mine)).one_or_none() is None:
-        return [Problem(pointer, f"there is no remote '{source.remote}'; GET /api/v1/remotes lists them")]
-    return []
-
-
-def _limits(body: Mapping[str, Any], bundle: Bundle, defaults: Defaults) -> tuple[Limits, list[Problem]]:
-    """The plugin's limits, tightened by the job where it asks; a job cannot widen them."""
-    limits, problems = bundle.manifest.limits, []
-    asked: dict[str, Any] = {}
-    for name, value in (body.get("limits") or {}).items():
-        try:
-            asked[name] = _TIGHTEN[name](value)
-        except (ValueError, KeyError) as error:
-            problems.append(Problem(f"/limits/{name}", str(error)))
-    if body.get("timeout") is not None:
-        try:
-            asked["time_ms"] = parse_duration(body["timeout"])
-        except ValueError as error:
-            problems.append(Problem("/timeout", str(error)))
-    elif not bundle.manifest.names_time:
-        asked["time_ms"] = min(defaults.timeout_ms, limits.time_ms)
-    for name, value in asked.items():
-        if value > getattr(limits, name):
-            where = "/timeout" if name == "time_ms" else f"/limits/{name}"
-            problems.append(
-                Problem(where, f"{bundle.manifest.name} allows at most {getattr(limits, name)}; a job may only tighten")
-            )
-    limits = replace(limits, **asked)
-    problems += [Problem("/limits", text) for text in violations(limits)] if not problems else []
-    return limits, problems
-
-
-def _retry(asked: Mapping[str, Any], bundle: Bundle, defaults: Defaults) -> tuple[RetryPolicy, list[Problem]]:
-    problems: list[Problem] = []
-    own = bundle.manifest.max_retries
-    values: dict[str, Any] = {"max_retries": defaults.max_retries if own is None else own}
-    values |= {key: asked[key] for key in ("max_retries", "backoff") if asked.get(key) is not None}
-    for name in ("initial_delay", "max_delay"):
-        if asked.get(name) is not None:
-            try:
-                values[f"{name}_ms"] = parse_duration(asked[name])
-            except ValueError as error:
-                problems.append(Problem(f"/retry/{name}", str(error)))
-    policy = RetryPolicy(**values)
-    if policy.initial_delay_ms > policy.max_delay_ms:
-        problems.append(Problem("/retry/initial_delay", "is longer than max_delay"))
-    if policy.max_delay_ms > _MAX_DELAY_MS:
-        problems.append(Problem("/retry/max_delay", "is longer than 7 days"))
-    return policy, problems
+def _remote(lookups: Lookups, source: RemoteSource, pointer: str) -> list[Problem]:
+    if lookups.remote(source.remote):
+        return []
+    return [Problem(pointer, f"there is no remote '{source.remote}'; GET /api/v1/remotes lists them")]

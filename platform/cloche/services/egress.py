@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, insert, select, update
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import IntegrityError
 
-from cloche.clock import now_ms, to_rfc3339
+from cloche.clock import to_rfc3339
 from cloche.db import tables as t
 from cloche.db.audit_log import AuditEntry, AuditLog
+from cloche.db.dialect import insert_or
 from cloche.db.engine import Database
 from cloche.domain.egress import (
     MAX_PATTERNS,
@@ -63,7 +63,7 @@ class EgressService:
             "allow": patterns,
             "version": version + 1,
             "updated_by": actor.user_id,
-            "updated_at": now_ms(),
+            "updated_at": self._db.now_ms(),
         }
 
         def unit(connection: Connection) -> None:
@@ -85,14 +85,25 @@ class EgressService:
         self._db.write(unit)
         return self._shown(row)
 
+    def policy(self, connection: Connection, tenant_id: str) -> Policy:
+        """What the tenant's own policy allows; nothing until somebody set one."""
+        row = _row(connection, tenant_id)
+        return parse_policy(row["allow"]) if row else Policy()
+
     def admitted(
-        self, connection: Connection, tenant_id: str, manifest: Manifest, payload: Mapping[str, Any]
+        self,
+        connection: Connection,
+        tenant_id: str,
+        manifest: Manifest,
+        payload: Mapping[str, Any],
+        tenant: Policy | None = None,
     ) -> tuple[tuple[Endpoint, ...], list[Problem]]:
-        """What a job with this (valid) payload may reach, and a problem for each of its hosts that it may not."""
+        """What a job with this (valid) payload may reach, and a problem for each of its hosts that it may not. ``tenant``: the tenant's
+        :meth:`policy` where the caller has just read it."""
         if not manifest.network_allow:
             return (), []
-        row = _row(connection, tenant_id)
-        tenant = parse_policy(row["allow"]) if row else Policy()
+        if tenant is None:
+            tenant = self.policy(connection, tenant_id)
         found: list[Endpoint] = []
         problems: list[Problem] = []
         for entry in manifest.network_allow:
@@ -159,7 +170,9 @@ def count(connection: Connection, report: EgressReport) -> None:
         rest = sums.setdefault("closed", [0, 0, 0])
         rest[1] += up
         rest[2] += down
-    for verdict, (number, sent, received) in sums.items():
+    for verdict, (number, sent, received) in sorted(
+        sums.items()
+    ):  # in one order, or two units could wait for each other
         _add(connection, {"verdict": verdict, "connections": number, "bytes_up": sent, "bytes_down": received})
 
 
@@ -169,7 +182,7 @@ def totals(connection: Connection) -> Iterable[RowMapping]:
 
 
 def _add(connection: Connection, row: dict[str, Any]) -> None:
-    statement = sqlite.insert(t.egress_total).values(row)
+    statement = insert_or(connection, t.egress_total).values(row)
     column = t.egress_total.c
     added = {name: column[name] + statement.excluded[name] for name in ("connections", "bytes_up", "bytes_down")}
     connection.execute(statement.on_conflict_do_update(index_elements=["verdict"], set_=added))

@@ -8,14 +8,18 @@ from typing import Any, BinaryIO
 
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select
 
-from cloche.clock import is_uuid7, now_ms, to_rfc3339, uuid7
+from cloche.clock import is_uuid7, to_rfc3339, uuid7
 from cloche.db import tables as t
 from cloche.db.audit_log import AuditEntry, AuditLog
 from cloche.db.engine import Database
 from cloche.domain.events import Action
+from cloche.domain.metering import Metered
 from cloche.domain.permissions import Actor, Permission
+from cloche.domain.quotas import NO_QUOTAS
 from cloche.domain.states import TERMINAL, State
 from cloche.errors import Conflict, Forbidden, Invalid, NotFound, Problem, Unavailable
+from cloche.services import quota_rows, usage_rows
+from cloche.services.quota_gate import QuotaGate
 from cloche.staging.accept import DEFAULT_TYPE, media_type
 from cloche.staging.artifacts import GRACE_S, ArtifactStore, Readable
 from cloche.staging.paths import MAX_COMPONENT, unprintable
@@ -26,10 +30,12 @@ _TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,62}/[a-z0-9][a-z0-9!#$&^_.+-]{0
 class FileService:
     """Shared by a process's threads."""
 
-    def __init__(self, db: Database, store: ArtifactStore, audit: AuditLog) -> None:
+    def __init__(self, db: Database, store: ArtifactStore, audit: AuditLog, gate: QuotaGate | None = None) -> None:
+        """``gate``: without it no quota is asked for; for processes that take no uploads."""
         self._db = db
         self._store = store
         self._audit = audit
+        self._gate = gate or QuotaGate(db, NO_QUOTAS, None)
 
     def upload(
         self, actor: Actor, name: str, media_type: str | None, stream: Readable, limit: int | None
@@ -39,14 +45,18 @@ class FileService:
         Raises:
             Invalid: the name cannot be a file's.
             TooLarge: more than ``limit`` bytes; nothing is kept.
+            QuotaExceeded: more than the actor, or the tenant, may store; refused as soon as it is.
             Unavailable: the platform's disk or database does not take it.
         """
         name = _checked_name(name)
+        quotas, room = self._gate.room(actor)
+        within = min((bound for bound in (limit, room) if bound is not None), default=None)
         try:
-            stored = self._store.tenant(actor.tenant_id).put(stream, limit=limit)
+            with self._gate.within(actor, quotas, room):
+                stored = self._store.tenant(actor.tenant_id).put(stream, limit=within)
         except OSError as error:
             raise Unavailable(f"the file could not be stored ({error.strerror or error})") from error
-        row = {
+        row: dict[str, Any] = {
             "id": uuid7(),
             "tenant_id": actor.tenant_id,
             "sha256": stored.sha256,
@@ -54,7 +64,7 @@ class FileService:
             "name": name,
             "media_type": _checked_type(media_type, name),
             "created_by": actor.user_id,
-            "created_at": now_ms(),
+            "created_at": self._db.now_ms(),
             "job_id": None,
         }
         details = {key: row[key] for key in ("name", "size", "sha256", "media_type")}
@@ -63,6 +73,9 @@ class FileService:
         def unit(connection: Connection) -> None:
             connection.execute(insert(t.artifact), row)
             self._audit.record(connection, entry)
+            kept = Metered(bytes_stored=stored.size)
+            usage_rows.add(connection, actor.tenant_id, actor.user_id, row["id"], kept, row["created_at"])
+            quota_rows.store(connection, quotas, actor.tenant_id, actor.user_id, stored.size)
 
         self._db.write(unit)
         return _shown(row)
@@ -102,7 +115,10 @@ class FileService:
                 raise Forbidden("the file belongs to somebody else")
             if job_id := _waiting_job(connection, actor.tenant_id, file_id):
                 raise Conflict(f"job {job_id} has not ended and reads this file", code="file-in-use")
-            connection.execute(delete(t.artifact).where(t.artifact.c.id == file_id))
+            mine = (t.artifact.c.id == file_id) & (t.artifact.c.tenant_id == actor.tenant_id)
+            if connection.execute(delete(t.artifact).where(mine)).rowcount != 1:
+                raise NotFound("there is no such file")  # somebody was faster, and it is counted off once
+            quota_rows.dropped(connection, actor.tenant_id, row["created_by"], row["size"])
             details = {key: row[key] for key in ("name", "size", "sha256")}
             entry = AuditEntry(actor=actor, action=Action.FILE_DELETE, object=f"file:{file_id}", details=details)
             self._audit.record(connection, entry)

@@ -5,33 +5,71 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Select, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, select
+from sqlalchemy.exc import IntegrityError
 
-from cloche.audit.canonical import digest
-from cloche.clock import from_rfc3339, is_uuid7, now_ms
+from cloche import failpoints
+from cloche.clock import from_rfc3339, is_uuid7
+from cloche.db import scope
 from cloche.db import tables as t
-from cloche.db.engine import Database
+from cloche.db.audit_log import AuditLog
+from cloche.db.engine import Database, now_ms
 from cloche.domain.permissions import Actor, Permission
 from cloche.domain.states import TERMINAL
 from cloche.errors import Forbidden, Invalid, NotFound, Problem
+from cloche.failpoints import Point
 from cloche.queueing.broker import Broker
-from cloche.services import effects
-from cloche.services.admission import Defaults, admit
+from cloche.services import callback_store, effects
+from cloche.services.admission import admit
+from cloche.services.asked import Defaults
+from cloche.services.bulk_submit import Prepared, introduced, prepare_one
 from cloche.services.egress import EgressService
+from cloche.services.idempotency import remember, replayed
+from cloche.services.masking import masked_piece, opened_piece
 from cloche.services.plugins import PluginService
+from cloche.services.queue_rows import MISSING, beside, held, with_waiting
+from cloche.services.quota_gate import Asked as Quota
+from cloche.services.quota_gate import QuotaGate
+from cloche.services.records import job_event
+from cloche.services.sealing import JobSeal, JobVault
 from cloche.services.transitions import Transitions
 from cloche.services.views import attempt_view, job_view, trace_view
 from cloche.services.watch import EventHub
 
-IDEMPOTENCY_MS = 24 * 3_600_000
+# What an answer that an older version kept beside its Idempotency-Key does not say, because there were no such jobs.
+_ANSWER: dict[str, Any] = {
+    "sensitive": False,
+    "masked": False,
+    "batch_id": None,
+    "callback": None,
+    "run": 1,
+    "depends_on": [],
+    "depends_on_condition": None,
+    "on_upstream_failure": None,
+    "schedule_at": None,
+    "expires_at": None,
+    "waiting_for": None,
+}
 _RECHECK_S = 2.0  # a waiting reader looks at the database this often even when no event comes
 _ID_LEAD_MS = 60_000
 _LOG_PAGE = 5_000
 # Aliases, because the service's own `list` hides the built-in one inside the class.
 Items = list[dict[str, Any]]
 Rows = list[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """An admitted job (``row``), and where it waits for no others how it is written, shown and told of."""
+
+    row: Mapping[str, Any]
+    quota: Quota
+    prepared: Prepared | None = None
+    view: dict[str, Any] = field(default_factory=dict)
+    done: effects.Effects = field(default_factory=effects.Effects)
 
 
 class JobService:
@@ -46,14 +84,20 @@ class JobService:
         transitions: Transitions,
         defaults: Defaults,
         egress: EgressService,
+        vault: JobVault,
+        audit: AuditLog,
+        gate: QuotaGate,
     ) -> None:
         self._db = db
+        self._audit = audit
+        self._gate = gate
         self._broker = broker
         self._hub = hub
         self._plugins = plugins
         self._transitions = transitions
         self._defaults = defaults
         self._egress = egress
+        self._vault = vault
 
     def submit(
         self, actor: Actor, body: Mapping[str, Any], *, idempotency_key: str | None = None
@@ -64,40 +108,86 @@ class JobService:
 
         Raises:
             Invalid, Forbidden: see ``admission.admit``; nothing was stored. Also for a key used with another body.
-            Unavailable: the database does not answer; nothing was stored.
+            QuotaExceeded, QuotaPace: the actor, or the tenant, has used up what it may use; nothing was stored.
+            Unavailable: the database does not answer, or the job is sensitive and its key is not here; nothing was stored.
+            OutcomeUnknown: the job was stored, or not; with its key the same body may be sent again.
         """
-        body_sha256 = digest(dict(body))
-        row = self._db.read(lambda c: self._replayed(c, actor, idempotency_key, body_sha256))
-        if row is not None:
-            return 202, row
-        admitted = self._db.read(lambda c: admit(c, actor, body, self._plugins, self._egress, self._defaults))
+        digests: tuple[str, ...] = ()
+        if idempotency_key is not None:
+            digests = self._vault.request_digests(actor, idempotency_key, body)
+            row = self._db.read(lambda c: replayed(c, actor, idempotency_key, digests))
+            if row is not None:
+                return 202, _ANSWER | row
+        introduced(self._db, self._audit, actor)
+        asked = self._db.read(lambda c: self._asked(c, actor, body))
+        self._gate.pace(asked.quota)
 
         def unit(connection: Connection) -> tuple[dict[str, Any], effects.Effects]:
-            earlier = self._replayed(connection, actor, idempotency_key, body_sha256)
+            earlier = replayed(connection, actor, idempotency_key, digests)
             if earlier is not None:
-                return earlier, effects.Effects()
-            now = now_ms()
-            done = self._transitions.submit(connection, actor, admitted, now)
-            view = self._view(connection, select(t.job).where(t.job.c.id == admitted["id"]))
+                return _ANSWER | earlier, effects.Effects()
+            view, done = self._accept(connection, actor, asked)
             if idempotency_key is not None:
-                self._remember(connection, actor, idempotency_key, body_sha256, view, now)
+                remember(connection, actor, idempotency_key, digests[0], view, now_ms(connection))
             return view, done
 
-        view, done = self._db.write(unit)
+        try:
+            view, done = self._db.write(unit)
+        except IntegrityError:
+            # Where writers do not wait for each other, another request with this key was stored in between.
+            row = self._db.read(lambda c: replayed(c, actor, idempotency_key, digests))
+            if row is None:
+                raise
+            return 202, _ANSWER | row
+        failpoints.hit(Point.WEB_COMMITTED)
         effects.apply(self._broker, done)
+        failpoints.hit(Point.WEB_PUSHED)
         return 202, view
 
+    def _asked(self, connection: Connection, actor: Actor, body: Mapping[str, Any]) -> _Asked:
+        """The admitted job. All that can be done for it before the transaction that stores it is done here, beside other requests."""
+        row = admit(connection, actor, body, self._plugins, self._egress, self._defaults, self._vault)
+        quota = self._gate.ask(connection, actor, 1)
+        if quota.counted:
+            row["quota_counted"] = True
+        if row.get("depends_on"):  # what its upstreams are is only known in the transaction
+            return _Asked(row, quota)
+        now = now_ms(connection)
+        prepared, full = prepare_one(connection, self._audit, actor, row, now)
+        tenant, waiting_for = beside(connection, actor.tenant_id, full)
+        done = effects.Effects(ready=list(prepared.ready), events=[job_event(full, now)])
+        return _Asked(
+            row,
+            quota,
+            prepared,
+            job_view({"batch_id": None, "waiting_for": waiting_for, **full}, actor.username, tenant),
+            done,
+        )
+
+    def _accept(self, connection: Connection, actor: Actor, asked: _Asked) -> tuple[dict[str, Any], effects.Effects]:
+        if not held(connection, [asked.row["queue"]]):  # it was removed since
+            gone = Problem("/queue", MISSING.format(name=asked.row["queue"]))
+            raise Invalid("the job was not accepted; nothing was stored", problems=[gone])
+        if asked.prepared is not None:
+            asked.prepared.write(connection)
+            self._gate.take(connection, asked.quota)
+            return asked.view, asked.done
+        done = self._transitions.submit(connection, actor, asked.row, now_ms(connection))
+        self._gate.take(connection, asked.quota)
+        return self._view(connection, self._scoped(actor, asked.row["id"])), done
+
     def get(self, actor: Actor, job_id: str) -> dict[str, Any]:
+        """One job; what a sensitive one holds is left out: see :class:`cloche.services.reveals.Reveals`."""
         return self._db.read(lambda c: self._view(c, self._scoped(actor, job_id)))
 
     def list(
         self, actor: Actor, filters: Mapping[str, Any], cursor: str | None = None, limit: int = 50
     ) -> dict[str, Any]:
-        """Newest first. ``filters``: status, type, version, label (``key=value`` or ``key``), priority, submitted_by (user name),
+        """Newest first. ``filters``: status, queue, type, version, label (``key=value`` or ``key``), priority, submitted_by (user name),
         since and until (RFC 3339). Returns ``{"items", "next_cursor"}``."""
         query = self._filtered(actor, filters)
         if cursor is not None:
-            query = query.where(t.job.c.id < _decode(cursor))
+            query = query.where(t.job.c.id < decode_cursor(cursor))
         query = query.order_by(t.job.c.id.desc()).limit(limit + 1)
 
         def unit(connection: Connection) -> Items:
@@ -106,13 +196,13 @@ class JobService:
         items = self._db.read(unit)
         more = len(items) > limit
         items = items[:limit]
-        return {"items": items, "next_cursor": _encode(items[-1]["id"]) if more else None}
+        return {"items": items, "next_cursor": encode_cursor(items[-1]["id"]) if more else None}
 
     def wait(self, actor: Actor, job_id: str, timeout_s: float) -> dict[str, Any]:
-        """The job once it has ended, or as it is after ``timeout_s`` seconds."""
+        """The job, masked as by :meth:`get`, once it has ended, or as it is after ``timeout_s`` seconds."""
         deadline = time.monotonic() + timeout_s
         with self._hub.subscribe(
-            lambda event: event.get("id") == job_id and event.get("type") == "job"
+            lambda event: event.get("id") == job_id and event.get("type") == "job" and event.get("status") in TERMINAL
         ) as subscription:
             while True:
                 job = self.get(actor, job_id)
@@ -132,10 +222,11 @@ class JobService:
         def unit(connection: Connection) -> tuple[dict[str, Any], effects.Effects]:
             job = connection.execute(self._scoped(actor, job_id)).mappings().one_or_none()
             if job is None:
-                raise _missing()
+                raise missing()
             if job["submitted_by"] != actor.user_id and not actor.may(Permission.JOB_CANCEL_ANY):
                 raise Forbidden(f"this is somebody else's job; canceling it needs {Permission.JOB_CANCEL_ANY}")
-            done = self._transitions.cancel(connection, actor, job_id, now_ms())
+            scope.vouch([job_id])
+            done = self._transitions.cancel(connection, actor, job_id, now_ms(connection))
             return self._view(connection, self._scoped(actor, job_id)), done
 
         view, done = self._db.write(unit)
@@ -151,6 +242,22 @@ class JobService:
         query = query.order_by(t.trace_event.c.at, t.trace_event.c.id)
         return [trace_view(row) for row in self._rows(actor, job_id, query)]
 
+    def callbacks(self, actor: Actor, job_id: str) -> Items:
+        """What has been, is and will be told of the job's ends."""
+        query = select(t.callback_delivery).where(t.callback_delivery.c.job_id == job_id)
+        return [
+            callback_store.shown(row) for row in self._rows(actor, job_id, query.order_by(t.callback_delivery.c.number))
+        ]
+
+    def deliveries(
+        self, actor: Actor, status: str | None = None, cursor: str | None = None, limit: int = 50
+    ) -> dict[str, Any]:
+        """What all jobs of the tenant have told and will, newest first, each with its ``job_id``. Returns ``{"items", "next_cursor"}``."""
+        before = None if cursor is None else decode_cursor(cursor)
+        rows, last = self._db.read(lambda c: callback_store.newest(c, actor.tenant_id, status, before, limit))
+        items = [{"job_id": row["job_id"], **callback_store.shown(dict(row))} for row in rows]
+        return {"items": items, "next_cursor": None if last is None else encode_cursor(last)}
+
     def outputs(self, actor: Actor, job_id: str) -> Items:
         """The accepted attempt's files; an abandoned attempt's are never shown."""
         out = t.job_output
@@ -158,34 +265,49 @@ class JobService:
         query = query.where(out.c.job_id == job_id).order_by(out.c.path)
         return [dict(row) for row in self._rows(actor, job_id, query)]
 
-    def logs(self, actor: Actor, job_id: str, attempt: int | None = None, after: int | None = None) -> Items:
-        """Pieces of what the job printed, in order: ``attempt`` (None: all), those after sequence number ``after``."""
+    def logs(
+        self,
+        actor: Actor,
+        job_id: str,
+        attempt: int | None = None,
+        after: int | None = None,
+        *,
+        seal: JobSeal | None = None,
+    ) -> Items:
+        """Pieces of what the job printed, in order: ``attempt`` (None: all), those after sequence number ``after``.
+
+        Those of a sensitive job say only that they are there, unless ``seal`` (of :meth:`Reveals.log`) opens them.
+        """
         log = t.job_log
-        query = select(log.c.attempt, log.c.seq, log.c.at, log.c.stream, log.c.text).where(log.c.job_id == job_id)
+        columns = (log.c.attempt, log.c.seq, log.c.at, log.c.stream, log.c.text)
+        query = (
+            select(*columns, t.job.c.sensitive).join(t.job, t.job.c.id == log.c.job_id).where(log.c.job_id == job_id)
+        )
         if attempt is not None:
             query = query.where(log.c.attempt == attempt)
         if after is not None:
             query = query.where(log.c.seq > after)
-        return [
-            dict(row) for row in self._rows(actor, job_id, query.order_by(log.c.attempt, log.c.seq).limit(_LOG_PAGE))
-        ]
+        rows = self._rows(actor, job_id, query.order_by(log.c.attempt, log.c.seq).limit(_LOG_PAGE))
+        return _pieces(rows, seal)
 
     def _rows(self, actor: Actor, job_id: str, query: Select[Any]) -> Rows:
         def unit(connection: Connection) -> Rows:
             if connection.execute(self._scoped(actor, job_id)).first() is None:
-                raise _missing()
+                raise missing()
+            scope.vouch([job_id])
             return [dict(row) for row in connection.execute(query).mappings()]
 
         return self._db.read(unit)
 
     def _scoped(self, actor: Actor, job_id: str) -> Select[Any]:
-        return select(t.job).where(t.job.c.id == job_id, t.job.c.tenant_id == actor.tenant_id)
+        return scoped(actor, job_id)
 
     def _filtered(self, actor: Actor, filters: Mapping[str, Any]) -> Select[Any]:
         job = t.job
-        query = _joined(select(job)).where(job.c.tenant_id == actor.tenant_id)
+        query = joined(select(job)).where(job.c.tenant_id == actor.tenant_id)
         columns = {
             "status": job.c.state,
+            "queue": job.c.queue,
             "type": job.c.type,
             "version": job.c.plugin_version,
             "priority": job.c.priority,
@@ -206,63 +328,53 @@ class JobService:
                     query = query.where(job.c.created_at >= moment, job.c.id >= _first_id(moment - _ID_LEAD_MS))
                 else:
                     query = query.where(job.c.created_at < moment, job.c.id < _first_id(moment))
-        if filters.get("label"):
-            key, given, value = str(filters["label"]).partition("=")
-            label = job.c.labels[key].as_string()
-            query = query.where(label == value if given else or_(label.is_not(None)))
-        return query
+        return query.where(labelled(filters["label"])) if filters.get("label") else query
 
     def _view(self, connection: Connection, query: Select[Any]) -> dict[str, Any]:
-        row = connection.execute(_joined(query)).mappings().one_or_none()
+        row = connection.execute(joined(query)).mappings().one_or_none()
         if row is None:
-            raise _missing()
+            raise missing()
         return job_view(dict(row), row["username"], row["tenant"])
 
-    def _replayed(
-        self, connection: Connection, actor: Actor, key: str | None, body_sha256: str
-    ) -> dict[str, Any] | None:
-        if key is None:
-            return None
-        seen = t.idempotency
-        mine = (seen.c.tenant_id == actor.tenant_id) & (seen.c.user_id == actor.user_id) & (seen.c.key == key)
-        fresh = seen.c.created_at > now_ms() - IDEMPOTENCY_MS
-        row = connection.execute(select(seen).where(mine, fresh)).mappings().one_or_none()
-        if row is None:
-            return None
-        if row["body_sha256"] != body_sha256:
-            raise Invalid(
-                "this Idempotency-Key was used with another body in the last 24 h; take a new key", code="key-reused"
-            )
-        return dict(row["response"])
 
-    def _remember(
-        self, connection: Connection, actor: Actor, key: str, body_sha256: str, view: Mapping[str, Any], now: int
-    ) -> None:
-        seen = t.idempotency
-        row = {
-            "tenant_id": actor.tenant_id,
-            "user_id": actor.user_id,
-            "key": key,
-            "body_sha256": body_sha256,
-            "job_id": view["id"],
-            "response": dict(view),
-            "created_at": now,
-        }
-        stale = (seen.c.tenant_id == actor.tenant_id) & (seen.c.user_id == actor.user_id) & (seen.c.key == key)
-        connection.execute(seen.delete().where(stale))
-        connection.execute(insert(seen), row)
+def labelled(text: str) -> ColumnElement[bool]:
+    """Whether a job has the label: ``key=value``, or ``key`` with any value."""
+    key, given, value = text.partition("=")
+    label = t.job.c.labels[key].as_string()
+    return label == value if given else label.is_not(None)
 
 
-def _joined(query: Select[Any]) -> Select[Any]:
-    """The query over ``job``, with the submitter's and the tenant's names beside it."""
-    return (
+def scoped(actor: Actor, job_id: str) -> Select[Any]:
+    """The query of one job, in the actor's tenant.
+
+    Raises:
+        NotFound: the text is no id. It goes to no database: PostgreSQL takes some characters for an error.
+    """
+    if not is_uuid7(job_id):
+        raise missing()
+    return select(t.job).where(t.job.c.id == job_id, t.job.c.tenant_id == actor.tenant_id)
+
+
+def joined(query: Select[Any]) -> Select[Any]:
+    """The query over ``job``, with the submitter's and the tenant's names beside it, and what it waits for."""
+    return with_waiting(
         query.add_columns(t.user.c.username, t.tenant.c.name.label("tenant"))
         .join(t.user, t.user.c.id == t.job.c.submitted_by)
         .join(t.tenant, t.tenant.c.id == t.job.c.tenant_id)
     )
 
 
-def _missing() -> NotFound:
+def _pieces(rows: Rows, seal: JobSeal | None) -> Items:
+    shown = []
+    for row in rows:
+        piece = {name: part for name, part in row.items() if name != "sensitive"}
+        if row["sensitive"]:
+            piece = masked_piece(piece) if seal is None else opened_piece(piece, seal)
+        shown.append(piece)
+    return shown
+
+
+def missing() -> NotFound:
     return NotFound("there is no such job")
 
 
@@ -272,11 +384,11 @@ def _first_id(ms: int) -> str:
     return f"{text[:8]}-{text[8:12]}"
 
 
-def _encode(job_id: str) -> str:
+def encode_cursor(job_id: str) -> str:
     return base64.urlsafe_b64encode(job_id.encode()).decode().rstrip("=")
 
 
-def _decode(cursor: str) -> str:
+def decode_cursor(cursor: str) -> str:
     try:
         job_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
     except ValueError:

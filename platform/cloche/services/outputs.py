@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 from sqlalchemy import Connection, insert
 
 from cloche.db import tables as t
 from cloche.domain.jobs import ClaimedJob, OutputFile
+from cloche.domain.quotas import NO_QUOTAS, Quotas
+from cloche.domain.states import Reason
+from cloche.errors import PluginFailure, QuotaExceeded
+from cloche.services import quota_rows
 from cloche.staging.accept import media_type
 
 
-def record_outputs(connection: Connection, job: ClaimedJob, outputs: Sequence[OutputFile], now: int) -> None:
-    """Insert the artifact rows of the outputs that are kept here; those sent to a remote have none."""
-    rows = [
+def record_outputs(
+    connection: Connection, job: ClaimedJob, outputs: Sequence[OutputFile], now: int, defaults: Quotas = NO_QUOTAS
+) -> None:
+    """Insert the artifact rows of the outputs that are kept here; those sent to a remote have none. ``defaults``: the platform's quotas.
+
+    Raises:
+        PluginFailure: ``storage_quota``: they are more than the tenant, or whoever submitted the job, may store.
+    """
+    rows: list[dict[str, Any]] = [
         {
             "id": out.artifact_id,
             "tenant_id": job.tenant_id,
@@ -31,3 +42,9 @@ def record_outputs(connection: Connection, job: ClaimedJob, outputs: Sequence[Ou
     ]
     if rows:
         connection.execute(insert(t.artifact), rows)
+        owner = job.tenant_id, job.submitted_by
+        quotas = quota_rows.in_force(connection, defaults, *owner)
+        try:
+            quota_rows.store(connection, quotas, *owner, sum(row["size"] for row in rows))
+        except QuotaExceeded as error:
+            raise PluginFailure(Reason.STORAGE_QUOTA, error.detail) from None

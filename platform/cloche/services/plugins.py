@@ -12,10 +12,10 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, insert, select
 
 from cloche import logs
-from cloche.clock import now_ms, to_rfc3339
+from cloche.clock import to_rfc3339
 from cloche.db import tables as t
 from cloche.db.audit_log import AuditEntry, AuditLog
-from cloche.db.engine import Database
+from cloche.db.engine import Database, now_ms
 from cloche.domain.events import Action, Outcome
 from cloche.domain.permissions import Actor, Permission, system_actor
 from cloche.errors import Forbidden, Invalid, NotFound, Problem
@@ -97,7 +97,7 @@ class PluginService:
 
     def _register(self, connection: Connection, actor: Actor) -> dict[tuple[str, str], str]:
         seen = _rows(connection)
-        at = now_ms()
+        at = now_ms(connection)
         for bundle in self._catalog.bundles():
             manifest = bundle.manifest
             row = seen.get((manifest.name, manifest.version))
@@ -141,9 +141,11 @@ def _configuration(manifest: Manifest) -> dict[str, Any]:
         "runtime": manifest.runtime,
         "network": list(manifest.network_allow),
         "python": list(manifest.requires_python),
+        "secrets": list(manifest.secrets),
         "image": manifest.image,
         "command": None if manifest.command is None else list(manifest.command),
-        "max_retries": manifest.max_retries,
+        "max_retries": manifest.retry.get("max_retries"),
+        "retry": dict(manifest.retry),
     }
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, select
 
-from cloche.clock import now_ms
+from cloche import failpoints
 from cloche.db import tables as t
-from cloche.db.engine import Database
+from cloche.db.engine import Database, now_ms
 from cloche.domain.states import State
+from cloche.failpoints import Point
 from cloche.queueing.broker import Broker
 from cloche.services.effects import ready
 
@@ -31,15 +32,16 @@ class Relay:
         """
         box, job = t.outbox, t.job
 
-        def find(connection: Connection) -> tuple[list[int], list[tuple[str, str, int, int]]]:
+        def find(connection: Connection) -> tuple[list[int], list[tuple[str, str, str, int, int]]]:
             old = (
                 select(box.c.id, box.c.job_id)
-                .where(box.c.created_at < now_ms() - _GRACE_MS)
+                .where(box.c.created_at < now_ms(connection) - _GRACE_MS)
                 .order_by(box.c.id)
                 .limit(limit)
             )
             rows = connection.execute(old).all()
-            pending = select(job.c.id, job.c.queue, job.c.ready_at, job.c.priority).where(
+            columns = (job.c.id, job.c.queue, job.c.tenant_id, job.c.ready_at, job.c.priority)
+            pending = select(*columns).where(
                 job.c.id.in_([row.job_id for row in rows]), job.c.state == State.PENDING.value
             )
             return [row.id for row in rows], [tuple(row) for row in connection.execute(pending)] if rows else []
@@ -48,5 +50,6 @@ class Relay:
         if not ids:
             return 0
         self._broker.push(ready(*row) for row in pending)
+        failpoints.hit(Point.RELAY_PUSHED)
         self._db.write(lambda connection: connection.execute(box.delete().where(box.c.id.in_(ids))))
         return len(ids)

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from cloche.clock import now_ms, to_rfc3339, uuid7
+from cloche.clock import to_rfc3339, uuid7
 from cloche.db import tables as t
 from cloche.db.audit_log import AuditEntry, AuditLog
 from cloche.db.engine import Database
@@ -52,7 +52,7 @@ class RemoteService:
         given = {key: value for key, value in options.items() if value is not None}
         config = validate(kind, given, allow_addresses=self._rclone.allow_addresses)
         _refuse_masks(config)
-        now = now_ms()
+        now = self._db.now_ms()
         row = {
             "id": uuid7(),
             "tenant_id": actor.tenant_id,
@@ -66,6 +66,8 @@ class RemoteService:
         }
 
         def unit(connection: Connection) -> None:
+            # One at a time in a tenant, or two could both find room for the last one.
+            connection.execute(select(t.tenant.c.id).where(t.tenant.c.id == actor.tenant_id).with_for_update())
             if len(connection.execute(select(t.remote.c.id).where(_of(actor))).all()) >= _MAX_REMOTES:
                 raise Conflict(f"a tenant has at most {_MAX_REMOTES} remotes")
             try:
@@ -113,11 +115,11 @@ class RemoteService:
         values = {
             "options_encrypted": self._vault.seal(actor.tenant_id, name, after.options),
             "version": version + 1,
-            "updated_at": now_ms(),
+            "updated_at": self._db.now_ms(),
         }
 
         def unit(connection: Connection) -> RowMapping:
-            here = (t.remote.c.id == row["id"]) & (t.remote.c.version == version)
+            here = _of(actor) & (t.remote.c.id == row["id"]) & (t.remote.c.version == version)
             # What was merged is what was read, so that has to be the version named too.
             statement = update(t.remote).where(here, t.remote.c.version == row["version"]).values(values)
             changed = connection.execute(statement.returning(t.remote)).mappings().one_or_none()
@@ -140,7 +142,7 @@ class RemoteService:
             row = _found(connection, actor.tenant_id, name)
             if row["version"] != version:
                 raise Conflict("the remote has changed since; read it again", code="remote-changed")
-            connection.execute(delete(t.remote).where(t.remote.c.id == row["id"]))
+            connection.execute(delete(t.remote).where(_of(actor), t.remote.c.id == row["id"]))
             self._record(connection, actor, Action.REMOTE_DELETE, name)
 
         self._db.write(unit)

@@ -1,4 +1,5 @@
-"""What must happen by itself: due times, lapsed leases, silent workers, an index that lost something, keys that are too old.
+"""What must happen by itself: due times, expiry, dependents not told yet, lapsed leases, silent workers, an index that lost something,
+jobs and keys that are too old.
 
 Safe to run in several processes at once: every change is a guarded update.
 """
@@ -7,20 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, TextClause, and_, select, text, tuple_
 
-from cloche import logs
-from cloche.clock import now_ms
+from cloche import failpoints, logs
 from cloche.db import tables as t
-from cloche.db.engine import Database
-from cloche.domain.jobs import DEFAULT_PRIORITY
+from cloche.db.engine import Database, now_ms
 from cloche.domain.states import Reason, State
+from cloche.failpoints import Point
 from cloche.queueing.broker import Broker, Ready
-from cloche.services import effects
+from cloche.services import callback_store, effects, index
 from cloche.services.effects import ready
-from cloche.services.jobs import IDEMPOTENCY_MS
+from cloche.services.idempotency import IDEMPOTENCY_MS
 from cloche.services.leases import Leases, lapsed
 from cloche.services.transitions import Transitions
 from cloche.services.workers import WorkerService
@@ -28,18 +29,30 @@ from cloche.services.workers import WorkerService
 _log = logs.get(__name__)
 _REPUSH_EVERY_S = 5.0
 _REPUSH_AGE_MS = 5_000
-_REPUSH_LIMIT = 500
 _PURGE_EVERY_S = 600.0
 _REBUILD_PAGE = 5_000
+_BATCH_PAGE = 500
 
 _START = (-1, "")  # before every (ready_at, id)
-_PENDING = (
-    select(t.job.c.id, t.job.c.queue, t.job.c.ready_at, t.job.c.priority)
-    .where(t.job.c.state == State.PENDING.value)
-    .order_by(t.job.c.ready_at, t.job.c.id)
-)
+
+_RETAIN_EVERY_S = 30.0
+_RETAIN_STEP = 50  # jobs removed in one transaction
+_RETAIN_STEPS = 20  # such transactions in one round
+_TELL_STEPS = 20
 
 Confirm = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How long after their end jobs are kept, in ms: completed and canceled ones, and failed ones. 0 is for ever.
+
+    ``told_first``: callbacks are delivered here, so a job stays until the last of its own is settled.
+    """
+
+    jobs: int = 0
+    dead_letters: int = 0
+    told_first: bool = True
 
 
 class Sweeper:
@@ -55,6 +68,7 @@ class Sweeper:
         workers: WorkerService,
         confirm_dead: Confirm,
         name: str,
+        retention: Retention | None = None,
     ) -> None:
         self._db = db
         self._broker = broker
@@ -65,33 +79,93 @@ class Sweeper:
         self._name = name
         self._next_repush = 0.0
         self._next_purge = 0.0
+        self._next_retain = 0.0
+        self._retention = retention or Retention()
         self._walked = _START  # how far the walk over all pending jobs has come
+        self._batches = ""  # and the one over all batches
 
     def run_once(self, limit: int) -> int:
-        """One round. Returns 0: what is left over waits for the next.
+        """One round. Returns how many jobs the busiest part of it handled: ``limit`` or more means that there may be more to do.
 
         Raises:
             Unavailable: a store does not answer; the next round goes on.
         """
-        self._due(limit)
-        self._workers.mark_stale(now_ms())
+        handled = max(self._due(limit), self._expire(limit), self._tell(limit))
+        self._workers.mark_stale()
         now = time.monotonic()
         if now >= self._next_purge:
             self._next_purge = now + _PURGE_EVERY_S
             self._purge()
+        if now >= self._next_retain:
+            self._next_retain = now + _RETAIN_EVERY_S
+            self._retain()
         if not self._broker.whole():
             _log.warning("the queue index is missing; rebuilding it from the database")
-            self._broker.rebuild(self._pending())
+            index.rebuild(self._db, self._broker, self._pending())
         elif now >= self._next_repush:
             self._next_repush = now + _REPUSH_EVERY_S
+            index.refresh(self._db, self._broker)
             self._broker.push(self._overdue())
-        return 0
+        return handled
 
-    def _due(self, limit: int) -> None:
-        job = t.job
-        waiting = select(job.c.id).where(job.c.state == State.SCHEDULED.value, job.c.ready_at <= now_ms()).limit(1)
-        if self._db.read(lambda c: c.execute(waiting).first()):
-            effects.apply(self._broker, self._db.write(lambda c: self._transitions.due(c, now_ms(), limit)))
+    def _due(self, limit: int) -> int:
+        scheduled = t.job.c.state == State.SCHEDULED.value
+        return self._moved(scheduled, t.job.c.ready_at, lambda c: self._transitions.due(c, now_ms(c), limit))
+
+    def _expire(self, limit: int) -> int:
+        mortal = text(t.MAY_EXPIRE)
+        return self._moved(mortal, t.job.c.expires_at, lambda c: self._transitions.expire(c, now_ms(c), limit))
+
+    def _moved(
+        self,
+        which: ColumnElement[bool] | TextClause,
+        at: ColumnElement[int],
+        move: Callable[[Connection], effects.Effects],
+    ) -> int:
+        """Make the move where there is a job whose time ``at`` has come; a round that finds none writes nothing."""
+        first = select(t.job.c.id).where(which).limit(1)
+        if not self._db.read(lambda c: c.execute(first.where(at <= now_ms(c))).first()):
+            return 0
+        done = self._db.write(move)
+        failpoints.hit(Point.SWEEPER_DUE)
+        effects.apply(self._broker, done)
+        return len(done.events)
+
+    def _tell(self, limit: int) -> int:
+        """Tell dependents of ends that one transaction could not tell to all of them."""
+        for _ in range(_TELL_STEPS):
+            if not self._db.read(lambda c: c.execute(select(t.job_release.c.upstream_id).limit(1)).first()):
+                return 0
+            done = self._db.write(lambda c: self._transitions.resume_dependents(c, now_ms(c)))
+            failpoints.hit(Point.SWEEPER_TOLD)
+            effects.apply(self._broker, done)
+        return limit
+
+    def _retain(self) -> None:
+        """Remove jobs whose time after their end is over, the oldest first."""
+        job, kept = t.job.c, self._retention
+        if kept.jobs:
+            self._remove_all(job.state != State.FAILED.value, kept.jobs)  # no "in": the index on the time answers this
+        if kept.dead_letters:
+            for tenant in self._db.read(_all(select(t.tenant.c.id))):
+                self._remove_all(and_(job.tenant_id == tenant.id, text(t.DEAD_LETTER)), kept.dead_letters)
+
+    def _remove_all(self, which: ColumnElement[bool], age_ms: int) -> None:
+        """Those that ended longer ago than that; what one round does not come to waits for the next."""
+        settled: list[ColumnElement[bool]] = [t.job.c.id.not_in(select(t.job_release.c.upstream_id))]
+        if self._retention.told_first:
+            settled.append(~callback_store.pending_of(t.job.c.id))
+        for _ in range(_RETAIN_STEPS):
+            old = t.job.c.finished_at < self._db.now_ms() - age_ms
+            query = select(t.job.c.id).where(which, old, *settled).order_by(t.job.c.finished_at).limit(_RETAIN_STEP)
+            ids = [row.id for row in self._db.read(_all(query))]
+            if not ids:
+                return
+            self._remove(ids)
+
+    def _remove(self, ids: Sequence[str]) -> None:
+        gone = self._db.write(lambda c: self._transitions.purge(c, None, ids, now_ms(c)))
+        _log.info("removed jobs that ended long ago", count=len(gone))
 
     def take_back_lapsed(self, limit: int) -> int:
         """Release leases that are over, each worker's once its sandboxes are dead. Slow where sandboxd is: a round of its own.
@@ -99,10 +173,11 @@ class Sweeper:
         Raises:
             Unavailable: the database does not answer.
         """
-        rows = self._db.read(lambda c: lapsed(c, now_ms(), limit))
+        rows = self._db.read(lambda c: lapsed(c, now_ms(c), limit))
         taken = 0
         for owner in {row["lease_owner"] for row in rows}:
             self._confirm_dead(owner)
+            failpoints.hit(Point.SWEEPER_CONFIRMED)
             # Only this worker's: another's lease may lapse while this one's sandboxes are being killed.
             count = self._leases.take_back_lapsed(owner, self._name)
             taken += count
@@ -116,30 +191,40 @@ class Sweeper:
         What is in the index already stays where it is.
         """
         job = t.job
-        late = job.c.ready_at < now_ms() - _REPUSH_AGE_MS
-        first = self._db.read(_all(_PENDING.where(late).limit(_REPUSH_LIMIT)))
-        urgent = self._db.read(_all(_PENDING.where(late, job.c.priority > DEFAULT_PRIORITY).limit(_REPUSH_LIMIT)))
-        walked = self._db.read(_all(_PENDING.where(late, _behind(*self._walked)).limit(_REPUSH_LIMIT)))
-        self._walked = (walked[-1].ready_at, walked[-1].id) if len(walked) == _REPUSH_LIMIT else _START
-        return [ready(*row) for row in {row.id: row for row in (*first, *urgent, *walked)}.values()]
+        before = self._db.now_ms() - _REPUSH_AGE_MS
+        front = self._db.read(lambda connection: index.front(connection, before))
+        late = index.PENDING.where(job.c.ready_at < before)
+        walked = self._db.read(_all(late.where(_behind(*self._walked)).limit(index.PAGE)))
+        self._walked = (walked[-1].ready_at, walked[-1].id) if len(walked) == index.PAGE else _START
+        return [ready(*row) for row in {row.id: row for row in (*front, *walked)}.values()]
 
     def _pending(self) -> list[Ready]:
         found: list[Ready] = []
         last = _START
         while True:
-            page = self._db.read(_all(_PENDING.where(_behind(*last)).limit(_REBUILD_PAGE)))
+            page = self._db.read(_all(index.PENDING.where(_behind(*last)).limit(_REBUILD_PAGE)))
             found += [ready(*row) for row in page]
             if len(page) < _REBUILD_PAGE:
                 return found
             last = (page[-1].ready_at, page[-1].id)
 
     def _purge(self) -> None:
-        old = t.idempotency.c.created_at < now_ms() - IDEMPOTENCY_MS
-
         def unit(connection: Connection) -> None:
+            old = t.idempotency.c.created_at < now_ms(connection) - IDEMPOTENCY_MS
             connection.execute(t.idempotency.delete().where(old))
 
         self._db.write(unit)
+        self._forget_batches()
+
+    def _forget_batches(self) -> None:
+        """Remove batches without jobs from the next page of a walk over all. A purge takes them along; releases before it did have left some."""
+        batch, left = t.batch.c, select(t.job.c.id).where(t.job.c.batch_id == t.batch.c.id).exists()
+        query = select(batch.id, left).where(batch.id > self._batches).order_by(batch.id).limit(_BATCH_PAGE)
+        page = self._db.read(_all(query))
+        self._batches = page[-1][0] if len(page) == _BATCH_PAGE else ""
+        empty = [batch_id for batch_id, alive in page if not alive]
+        if empty:
+            self._db.write(lambda c: c.execute(t.batch.delete().where(batch.id.in_(empty), ~left)))
 
 
 def _behind(ready_at: int, job_id: str) -> ColumnElement[bool]:

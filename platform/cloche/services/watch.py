@@ -57,7 +57,7 @@ class Subscription:
 
 
 class EventHub:
-    """Starts its thread with the first subscription. ``close`` ends it; safe to call twice."""
+    """Starts its thread with the first subscription. ``close`` ends it, within the read that it is in; safe to call twice."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -83,7 +83,8 @@ class EventHub:
     def close(self) -> None:
         self._stop.set()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=6)
+            # It only reads, and nobody listens any more: a process that stops does not wait for the end of a blocking read, up to two seconds.
+            self._thread.join(timeout=0.1)
 
     def _run(self) -> None:
         last: str | None = None
@@ -96,6 +97,8 @@ class EventHub:
                     last = event_id
                     self._deliver(event_id, event)
             except Exception as error:  # noqa: BLE001 - without this thread nobody in the process hears anything any more
+                if self._stop.is_set():
+                    return  # its connection was closed with the process' others
                 known = isinstance(error, Unavailable)
                 (_log.debug if known else _log.warning)(
                     "event stream away", error=str(error), kind=type(error).__name__

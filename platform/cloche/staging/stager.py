@@ -55,6 +55,8 @@ class Stager:
             (``input_unavailable``). PlatformFailure: a remote (``remote_unavailable``) or our own disk
             (``storage_failed``) failed. Stopped: ``stop`` said yes.
         """
+        if not job.inputs:
+            return []
         with self._scratch(job) as scratch:
             files = RemoteFiles(self._rclone, self._lookup, job.tenant_id, stop)
             return Inputs(self._store.tenant(job.tenant_id), files, self._caps, resolve).stage(job, folder, scratch)

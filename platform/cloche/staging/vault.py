@@ -10,6 +10,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -22,36 +23,28 @@ _KEY = 32
 
 
 class OptionVault:
-    """Seals and opens options with one key."""
+    """Seals and opens options with one key. ``PURPOSE`` is bound into what is sealed: what was sealed for another does not open."""
+
+    PURPOSE = b"cloche-remote"
+    WHAT = "the options of remote '{name}' cannot be decrypted: keys/remotes.key is not the key they were saved with"
 
     def __init__(self, key: bytes) -> None:
         self._cipher = AESGCM(key)
 
     @classmethod
-    def load_or_create(cls, path: Path) -> OptionVault:
+    def load_or_create(cls, path: Path) -> Self:
         """The vault of the key file, made with a new key (0600) when there is none. Any number of processes may
         call this at once.
 
         Raises:
             EnvironmentProblem: the file is damaged, not ours, or readable by others.
         """
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
-            _create(path)
-        info = path.stat()
-        if info.st_uid != os.geteuid() or info.st_mode & 0o077:
-            raise EnvironmentProblem(f"{path} has to belong to the platform's user alone: chown it, and chmod 600")
-        key = path.read_bytes()
-        if len(key) != _KEY:
-            raise EnvironmentProblem(
-                f"{path} is damaged: it holds {len(key)} bytes instead of {_KEY}; restore it from a backup"
-            )
-        return cls(key)
+        return cls(load_or_create_key(path))
 
     def seal(self, tenant_id: str, name: str, options: Mapping[str, str]) -> bytes:
         nonce = secrets.token_bytes(_NONCE)
         plain = json.dumps(dict(options), sort_keys=True).encode()
-        return _VERSION + nonce + self._cipher.encrypt(nonce, plain, _bound(tenant_id, name))
+        return _VERSION + nonce + self._cipher.encrypt(nonce, plain, self._bound(tenant_id, name))
 
     def open(self, tenant_id: str, name: str, sealed: bytes) -> dict[str, str]:
         """
@@ -62,15 +55,43 @@ class OptionVault:
         try:
             if sealed[:1] != _VERSION:
                 raise InvalidTag
-            plain = self._cipher.decrypt(nonce, body, _bound(tenant_id, name))
+            plain = self._cipher.decrypt(nonce, body, self._bound(tenant_id, name))
         except (InvalidTag, ValueError):
-            message = f"the options of remote '{name}' cannot be decrypted: keys/remotes.key is not the key they were saved with"
-            raise PlatformFailure("platform_failed", message) from None
+            raise PlatformFailure("platform_failed", self.WHAT.format(name=name)) from None
         return {str(key): str(value) for key, value in json.loads(plain).items()}
 
+    def _bound(self, tenant_id: str, name: str) -> bytes:
+        return b"\0".join((self.PURPOSE, tenant_id.encode(), name.encode()))
 
-def _bound(tenant_id: str, name: str) -> bytes:
-    return b"\0".join((b"cloche-remote", tenant_id.encode(), name.encode()))
+
+def load_or_create_key(path: Path) -> bytes:
+    """The 32 bytes of a key file, made new (0600) when there is none. Any number of processes may call this at once.
+
+    Raises:
+        EnvironmentProblem: the file is damaged, not ours, or readable by others.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        _create(path)
+    return read_key(path)
+
+
+def read_key(path: Path) -> bytes:
+    """The 32 bytes of a key file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        EnvironmentProblem: the file is damaged, not ours, or readable by others.
+    """
+    info = path.stat()
+    if info.st_uid != os.geteuid() or info.st_mode & 0o077:
+        raise EnvironmentProblem(f"{path} has to belong to the platform's user alone: chown it, and chmod 600")
+    key = path.read_bytes()
+    if len(key) != _KEY:
+        raise EnvironmentProblem(
+            f"{path} is damaged: it holds {len(key)} bytes instead of {_KEY}; restore it from a backup"
+        )
+    return key
 
 
 def _create(path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Who is asking: a bearer token, a session cookie, or (where a route says so) HTTP Basic. Never two at once.
+"""Who is asking: a bearer token (or the same as HTTP Basic's password), a session cookie, or, where a route says so, user name and password.
+Never two at once.
 
 A page asks :meth:`Auth.actor` or :meth:`Auth.require`; a sign-in form calls :meth:`Auth.sign_in`. Unsafe requests that come with a cookie
 have passed the origin and CSRF checks before any view runs.
@@ -7,7 +8,8 @@ have passed the origin and CSRF checks before any view runs.
 from __future__ import annotations
 
 import base64
-import binascii
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import flask_login
@@ -15,13 +17,22 @@ from flask import Flask, current_app, g, request, session
 from flask_wtf.csrf import CSRFProtect, generate_csrf
 
 from cloche.config import Settings
-from cloche.domain.permissions import Actor, Permission
-from cloche.errors import BadRequest, Forbidden, Unauthenticated
+from cloche.db import scope
+from cloche.domain.permissions import NAMED_ONLY, Actor, Permission
+from cloche.errors import BadRequest, Forbidden, RateLimited, Unauthenticated
 from cloche.services.access import AccessService
 from cloche.services.actors import Origin
+from cloche.services.rate_limits import RateLimits
+from cloche.services.sessions import SignedIn
+from cloche.services.tokens import TOKEN_PREFIX
+from cloche.web import scoping, throttle
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 API_BLUEPRINT = "api"
+TENANT_HEADER = "X-Cloche-Tenant"
+_TENANT_TEXT = (
+    256  # characters kept of what it says; no tenant's name is so long, and it is remembered beside the actor
+)
 _FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
 
 
@@ -50,8 +61,9 @@ class _Csrf(CSRFProtect):
 class Auth:
     """One per app. Its methods work inside a request."""
 
-    def __init__(self, access: AccessService) -> None:
+    def __init__(self, access: AccessService, rates: RateLimits) -> None:
         self._access = access
+        self._rates = rates
         self._csrf = _Csrf()
         self._login = flask_login.LoginManager()
         self._login.session_protection = None  # the session lives on the server and ends there
@@ -73,6 +85,7 @@ class Auth:
         )
         self._login.init_app(app)
         self._csrf.init_app(app)
+        scoping.register(app)
         app.before_request(self._guard)
 
     def actor(self, *, basic: bool = False) -> Actor | None:
@@ -80,12 +93,19 @@ class Auth:
 
         Raises:
             BadRequest: two credentials.
+            RateLimited: the address, the user or the token has asked too often.
             Unauthenticated: a credential that proves nothing.
         """
         if "actor" not in g:
-            g.actor = self._identify(basic)
-        found: Actor | None = g.actor
-        return found
+            try:
+                g.actor = found = self._identify(basic)
+            except Unauthenticated:
+                throttle.charge(self._rates, None)
+                raise
+            throttle.charge(self._rates, found)
+            scope.act_in(found.tenant_id if found is not None else None)
+        known: Actor | None = g.actor
+        return known
 
     def require(self, permission: Permission | None = None, *, basic: bool = False) -> Actor:
         """The actor, who holds ``permission`` (None: any signed-in one).
@@ -98,20 +118,44 @@ class Auth:
         if actor is None:
             raise Unauthenticated("Sign in, or send a token: Authorization: Bearer cloche_pat_…")
         if permission is not None and not actor.may(permission):
-            raise Forbidden(f"This needs the permission {permission}.")
+            named = permission in NAMED_ONLY and not actor.named
+            raise Forbidden(
+                f"This needs the permission {permission}"
+                + (", which a token has only where its scopes name it." if named else ".")
+            )
         return actor
 
     def sign_in(self, username: str, password: str) -> Actor:
         """Open a session and set its cookie.
 
         Raises:
-            Unauthenticated, RateLimited: see ``AccessService.sign_in``.
+            Unauthenticated, RateLimited, Unavailable: see ``AccessService.sign_in``.
         """
-        signed = self._access.sign_in(username, password, origin())
-        session.clear()  # a session known before the sign-in is worth nothing after it
+        before = self.actor() if _has_cookie() else None
+        with _held_up():
+            signed = self._access.sign_in(username, password, origin(), agent=_agent(), before=before)
+        return self.renew(signed)
+
+    def change_password(self, current: str, new: str, *, revoke_tokens: bool) -> Actor:
+        """Change the actor's password, and set the cookie of the session that follows theirs, where they have one.
+
+        Raises:
+            Forbidden, Unauthenticated, Conflict, Invalid, RateLimited, Unavailable: see ``AccessService.change_password``.
+        """
+        actor = self.require()
+        signed = self._access.change_password(
+            actor, current, new, origin(), revoke_tokens=revoke_tokens, agent=_agent()
+        )
+        return actor if signed is None else self.renew(signed)
+
+    @staticmethod
+    def renew(signed: SignedIn) -> Actor:
+        """Let the browser go on with another session: what it, or somebody who gave it its cookie, had before is worth nothing after it."""
+        session.clear()
         g.pop(current_app.config["WTF_CSRF_FIELD_NAME"], None)
         flask_login.login_user(_Signed(signed.secret, signed.actor))
         g.actor = signed.actor
+        scope.act_in(signed.actor.tenant_id)
         return signed.actor
 
     def sign_out(self) -> None:
@@ -122,6 +166,7 @@ class Auth:
         flask_login.logout_user()
         session.clear()
         g.actor = None
+        scope.act_in(None)
 
     @staticmethod
     def csrf_token() -> str:
@@ -144,9 +189,14 @@ class Auth:
         scheme, _, value = header.partition(" ")
         if scheme.casefold() == "bearer":
             return self._access.authenticate_token(value.strip(), origin())
-        if scheme.casefold() == "basic" and basic:
-            return self._access.check_credentials(*_basic(value), origin())
-        accepted = "a bearer token, or user name and password" if basic else "a bearer token"
+        if scheme.casefold() == "basic":
+            username, password = _basic(value)
+            if password.startswith(TOKEN_PREFIX):  # for programs that know nothing else; the user name is not looked at
+                return self._access.authenticate_token(password, origin())
+            if basic:
+                with _held_up():
+                    return self._access.check_credentials(username, password, origin())
+        accepted = "a token, or user name and password" if basic else "a token, as Bearer or as the password of Basic"
         raise Unauthenticated(f"This address takes {accepted}.", code="unsupported-scheme")
 
     def _guard(self) -> None:
@@ -154,7 +204,11 @@ class Auth:
         authorized = request.headers.get("Authorization") is not None
         if authorized and _has_cookie():
             _refuse_two()
-        if authorized or request.endpoint is None or request.method in SAFE_METHODS:
+        if request.endpoint is None or request.method in SAFE_METHODS:
+            return
+        if authorized:
+            if not request.headers["Authorization"][:7].casefold().startswith("bearer"):
+                _check_same_site()  # browsers keep what was typed, and send it for every page
             return
         if request.blueprint != API_BLUEPRINT:
             _check_same_site()
@@ -168,8 +222,23 @@ class Auth:
 
 
 def origin() -> Origin:
-    """The current request's address and id."""
-    return Origin(request.remote_addr, g.get("request_id"))
+    """The current request's address, its id, and the tenant that it asks for."""
+    asked = request.headers.get(TENANT_HEADER)
+    return Origin(request.remote_addr, g.get("request_id"), asked and asked[:_TENANT_TEXT])
+
+
+@contextmanager
+def _held_up() -> Iterator[None]:
+    """Who has to wait because too much failed is in the record too, by the count of their address."""
+    try:
+        yield
+    except RateLimited:
+        current_app.extensions["cloche_denials"].anonymous()
+        raise
+
+
+def _agent() -> str | None:
+    return request.headers.get("User-Agent")
 
 
 def _has_cookie() -> bool:
@@ -192,7 +261,7 @@ def _check_same_site() -> None:
 def _basic(value: str) -> tuple[str, str]:
     try:
         username, found, password = base64.b64decode(value.strip(), validate=True).decode("utf-8").partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # no base64, no UTF-8, or not even ASCII
         found = ""
     if not found:
         raise Unauthenticated("The Basic credentials are malformed.", code="basic-malformed")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_origin
 
 from flask import request
@@ -48,21 +48,34 @@ def _read(limit: int, announced: int | None) -> bytes:
     return b"".join(parts)
 
 
-def read_body(model: Any, limit: int) -> BaseModel:
-    """The JSON body as the route's model.
+def read_json(limit: int) -> bytes:
+    """The body of a request that says it is JSON.
 
     Raises:
-        UnsupportedMedia, TooLarge, BadRequest, Invalid.
+        UnsupportedMedia: it says something else.
+        TooLarge, BadRequest, Unavailable: see :func:`read_exactly`.
     """
     if request.mimetype != "application/json":
         raise UnsupportedMedia("Send the body as JSON, with Content-Type: application/json.")
     if request.content_encoding:
         raise UnsupportedMedia("Send the body without Content-Encoding.")
+    return read_exactly(limit)
+
+
+def parsed(model: Any, raw: bytes) -> Any:
+    """The body as the route's model reads it.
+
+    Raises:
+        BadRequest, Invalid.
+    """
     try:
-        value = strictjson.loads(read_exactly(limit))
+        value = strictjson.loads(raw)
     except strictjson.Malformed as error:
         raise BadRequest(f"The body is not valid JSON: {error}.", code="malformed-json") from None
-    return validated(model, value)
+    try:
+        return model.read(value)
+    except ValidationError as error:
+        raise refusal(problems_of(error)) from None
 
 
 def refuse_body() -> None:
@@ -86,8 +99,16 @@ def validated(model: type[M], value: Any) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        problems = [Problem(_pointer(item["loc"]), _words(item)) for item in _errors(error)]
-        raise Invalid("The body does not fit what this address takes.", problems=problems) from None
+        raise refusal(problems_of(error)) from None
+
+
+def problems_of(error: ValidationError, at: str = "") -> list[Problem]:
+    """A pointer and words for each fault; the pointers begin with ``at``."""
+    return [Problem(at + _pointer(item["loc"]), _words(item)) for item in _errors(error)]
+
+
+def refusal(problems: Sequence[Problem]) -> Invalid:
+    return Invalid("The body does not fit what this address takes.", problems=problems)
 
 
 def read_query(model: type[M] | None) -> M | None:

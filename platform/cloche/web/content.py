@@ -16,7 +16,7 @@ from cloche.web.headers import CONTENT_CSP
 
 _PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 _SUFFIX_RANGE = re.compile(r"bytes=-(\d{1,19})\Z")
-_CHUNK = 262_144
+_CHUNK = 131_072
 
 
 def download(files: FileService, actor: Actor, file_id: str, *, inline: bool = False) -> Response:

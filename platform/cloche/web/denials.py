@@ -1,11 +1,13 @@
 """What was refused, told to the audit trail: what does not fill the disk.
 
 The first refusal of an actor at a route is an event at once, its repetitions within the same minute one more event that counts them.
-Anonymous refusals are one event per address and minute.
+Anonymous refusals are one event per address and minute; an IPv6 address counts as its network of 64 bits, which is what one customer
+has. Beyond a thousand addresses in a minute the rest is one event.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +22,7 @@ from cloche.errors import Unavailable
 
 _log = logs.get(__name__)
 _MINUTE_MS = 60_000
-_MAX_ADDRESSES = 10_000
+_MAX_ADDRESSES = 1_000
 OTHERS = "others"  # stands for every address beyond the most we keep apart
 
 
@@ -49,7 +51,7 @@ class Denials:
         if actor is None:
             self.anonymous()
             return
-        rule = request.url_rule.rule if request.url_rule else request.path
+        rule = request.url_rule.rule if request.url_rule else "(no such path)"
         target = f"{request.method} {rule}"
         if self._is_first(actor, target, reason):
             self._recorder.record_denied(actor, target, reason)
@@ -61,7 +63,7 @@ class Denials:
     def count(self, address: str) -> None:
         minute = self._clock() // _MINUTE_MS
         with self._lock:
-            key = (minute, address)
+            key = (minute, _network(address))
             if key not in self._counts and len(self._counts) >= _MAX_ADDRESSES:
                 key = (minute, OTHERS)
             self._counts[key] = self._counts.get(key, 0) + 1
@@ -115,3 +117,13 @@ class Denials:
     def _run(self) -> None:
         while not self._stop.wait(5.0):
             self.flush()
+
+
+def _network(address: str) -> str:
+    if ":" not in address:
+        return address
+    try:
+        plain = ipaddress.IPv6Address(address.partition("%")[0])
+        return str(plain.ipv4_mapped or ipaddress.IPv6Network((plain, 64), strict=False))
+    except ValueError:
+        return address

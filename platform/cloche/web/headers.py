@@ -17,6 +17,7 @@ CONTENT_CSP = (
     "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox"  # around bytes a job or user made
 )
 _FIXED = {
+    "Server": "cloche",  # what stands in front of the app would name itself
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "same-origin",
@@ -29,6 +30,10 @@ _REQUEST_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{7,63}\Z")
 
 def register(app: Flask, *, secure: bool) -> None:
     """``secure``: TLS ends in front of us, so browsers may be told to stay on it."""
+    always = {"Content-Security-Policy": CSP, **_FIXED}
+    if secure:
+        always["Strict-Transport-Security"] = "max-age=31536000"
+    lasting = [(name, value, name.lower()) for name, value in always.items()]
 
     @app.before_request
     def begin() -> None:
@@ -39,13 +44,13 @@ def register(app: Flask, *, secure: bool) -> None:
     @app.after_request
     def finish(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.get("request_id") or uuid7()
-        response.headers.setdefault("Content-Security-Policy", CSP)
-        for name, value in _FIXED.items():
-            response.headers.setdefault(name, value)
-        if secure:
-            response.headers.setdefault("Strict-Transport-Security", "max-age=31536000")
-        if request.endpoint != "static":
-            response.headers.setdefault("Cache-Control", "no-store")
+        # Looked through once: `setdefault` would look through all of them for each.
+        there = {name.lower() for name, _ in response.headers}
+        for name, value, key in lasting:
+            if key not in there:
+                response.headers.add(name, value)
+        if request.endpoint != "static" and "cache-control" not in there:
+            response.headers.add("Cache-Control", "no-store")
         return response
 
     @app.teardown_request

@@ -11,15 +11,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection, RowMapping, case, func, select
 
-from cloche.db import tables
-from cloche.domain.jobs import DEFAULT_QUEUE
+from cloche.db import scope, tables
+from cloche.domain.jobs import DURATION_EDGES_MS
+from cloche.domain.quotas import CODES
 from cloche.domain.states import State
 from cloche.errors import Unavailable
-from cloche.services import egress
+from cloche.services import callback_store, checkpoint_sinks, egress, past, queue_rows, quota_rows
 from cloche.services.container import Services
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1_800)
 _ENDED = (State.COMPLETED, State.FAILED, State.CANCELED)
 
 
@@ -31,7 +31,8 @@ def render(services: Services) -> bytes:
     """
     registry = CollectorRegistry()
     registry.register(_Scrape(services))
-    return generate_latest(registry)
+    with scope.across_tenants("numbers over the whole platform"):
+        return generate_latest(registry)
 
 
 class _Scrape(Collector):
@@ -42,44 +43,65 @@ class _Scrape(Collector):
         return []
 
     def collect(self) -> Iterable[Metric]:
-        states, durations = self._services.db.read(lambda connection: (_by_state(connection), _durations(connection)))
-        yield from _job_metrics(states, durations)
+        states, durations, gone = self._services.db.read(lambda c: (_by_state(c), _durations(c), past.totals(c)))
+        yield from _job_metrics(states, durations, gone)
         summary = self._services.workers.summary()
         yield GaugeMetricFamily("job_queue_workers", "Workers alive.", summary["count"])
         yield GaugeMetricFamily("job_queue_workers_ready", "Workers that take jobs.", summary["ready"])
         yield from _pool_metrics(self._services.workers.pools())
-        yield self._index_depth()
+        yield from self._queues()
         yield from _egress_metrics(self._services.db.read(egress.totals))
+        yield from _callback_metrics(*self._services.db.read(callback_store.totals))
+        self._services.gate.flush()
+        yield _refusals(self._services.db.read(quota_rows.refusals))
         backlog = self._services.auditing.backlog()
         yield GaugeMetricFamily("cloche_audit_events", "Audit events.", backlog["events"])
         yield GaugeMetricFamily("cloche_audit_unsealed", "Audit events not sealed yet.", backlog["unsealed"])
+        yield from _checkpoint_metrics(self._services.db.read(checkpoint_sinks.states))
 
-    def _index_depth(self) -> Metric:
+    def _queues(self) -> Iterable[Metric]:
         gauge = GaugeMetricFamily(
             "cloche_redis_ready_jobs", "Jobs in Redis' index; -1 when it does not answer.", labels=["queue"]
         )
-        try:
-            depth = self._services.broker.depth(DEFAULT_QUEUE)
-        except Unavailable:
-            depth = -1
-        gauge.add_metric([DEFAULT_QUEUE], depth)
-        return gauge
+        running = GaugeMetricFamily(
+            "cloche_redis_in_flight_jobs",
+            "Jobs in flight in Redis' index; -1 when it does not answer.",
+            labels=["queue"],
+        )
+        paused = GaugeMetricFamily(
+            "cloche_queue_paused", "1 where a queue is paused for every tenant.", labels=["queue"]
+        )
+        for rules in self._services.db.read(queue_rows.rules):
+            try:
+                broker = self._services.broker
+                depth, flying = broker.depth(rules.queue), len(broker.in_flight(rules.queue))
+            except Unavailable:
+                depth = flying = -1
+            gauge.add_metric([rules.queue], depth)
+            running.add_metric([rules.queue], flying)
+            paused.add_metric([rules.queue], int(rules.paused))
+        return gauge, running, paused
 
 
-def _job_metrics(states: Mapping[str, int], durations: Any) -> Iterable[Metric]:
+def _job_metrics(states: Mapping[str, int], durations: Any, gone: Mapping[str, int]) -> Iterable[Metric]:
+    """``gone``: ends that no row shows any more; a counter may not fall."""
     processed = CounterMetricFamily("job_queue_processed", "Jobs that have ended.", labels=["status"])
     for state in _ENDED:
-        processed.add_metric([state.value], states.get(state.value, 0))
+        processed.add_metric([state.value], states.get(state.value, 0) + gone[state.value])
     yield processed
-    yield CounterMetricFamily("job_queue_failed", "Jobs that have failed.", states.get(State.FAILED, 0))
+    yield CounterMetricFamily(
+        "job_queue_failed", "Jobs that have failed.", states.get(State.FAILED, 0) + gone[State.FAILED]
+    )
     yield GaugeMetricFamily("job_queue_active_jobs", "Jobs a worker holds.", states.get(State.PROCESSING, 0))
     waiting = GaugeMetricFamily("job_queue_pending_jobs", "Jobs that wait.", labels=["status"])
     for state in (State.PENDING, State.SCHEDULED, State.BLOCKED):
         waiting.add_metric([state.value], states.get(state.value, 0))
     yield waiting
     histogram = HistogramMetricFamily("job_queue_duration_seconds", "Seconds from first start to end.")
-    buckets = [(str(float(edge)), count) for edge, count in zip(_BUCKETS_S, durations[2:], strict=True)]
-    histogram.add_metric([], [*buckets, ("+Inf", durations[0])], durations[1])
+    edges = zip(DURATION_EDGES_MS, durations[2:], strict=True)
+    buckets = [(str(edge / 1000), count + gone[f"took_le_{edge}"]) for edge, count in edges]
+    count, seconds = durations[0] + gone[past.COUNT], float(durations[1]) + gone[past.SUM_MS] / 1000
+    histogram.add_metric([], [*buckets, ("+Inf", count)], seconds)
     yield histogram
 
 
@@ -128,6 +150,24 @@ def _egress_metrics(rows: Iterable[RowMapping]) -> Iterable[Metric]:
     yield moved
 
 
+def _callback_metrics(pending: int, tries: Mapping[str, int]) -> Iterable[Metric]:
+    yield GaugeMetricFamily("cloche_callbacks_pending", "Callbacks not yet delivered or given up.", pending)
+    counted = CounterMetricFamily(
+        "cloche_callback_tries", "Tries to deliver callbacks, by how they ended.", labels=["outcome"]
+    )
+    for outcome, number in sorted(tries.items()):
+        counted.add_metric([outcome], number)
+    yield counted
+
+
+def _refusals(counted: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily("cloche_quota_refusals", "Requests refused by a quota.", labels=["kind"])
+    for code in CODES.values():
+        kind = code.removeprefix("quota-")
+        family.add_metric([kind], counted.get(kind, 0))
+    return family
+
+
 def _by_state(connection: Connection) -> dict[str, int]:
     job = tables.job
     return {
@@ -139,6 +179,20 @@ def _durations(connection: Connection) -> tuple[Any, ...]:
     """Count, sum in seconds, and the count at or below each bucket's edge."""
     job = tables.job
     took = job.c.finished_at - job.c.started_at
-    within = [func.coalesce(func.sum(case((took <= int(edge * 1000), 1), else_=0)), 0) for edge in _BUCKETS_S]
+    within = [func.coalesce(func.sum(case((took <= edge, 1), else_=0)), 0) for edge in DURATION_EDGES_MS]
     query = select(func.count(), func.coalesce(func.sum(took), 0) / 1000.0, *within).where(took.is_not(None))
     return tuple(connection.execute(query).one())
+
+
+def _checkpoint_metrics(places: Iterable[RowMapping]) -> Iterable[Metric]:
+    behind = GaugeMetricFamily(
+        "cloche_audit_checkpoint_behind", "Sealed batches that the place does not vouch for yet.", labels=["to"]
+    )
+    tries = GaugeMetricFamily(
+        "cloche_audit_checkpoint_failures", "Tries in vain since the last checkpoint that arrived.", labels=["to"]
+    )
+    for place in places:
+        behind.add_metric([place["name"]], place["behind"])
+        tries.add_metric([place["name"]], place["tries"])
+    yield behind
+    yield tries

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
-from cloche.clock import from_rfc3339, parse_duration
+from cloche.clock import from_rfc3339, is_uuid7, parse_duration
+from cloche.domain.callbacks import MAX_URL, Delivery, parse_url
+from cloche.domain.dependencies import MAX_UPSTREAMS, REF
 from cloche.domain.egress import MAX_PATTERNS
 from cloche.domain.limits import parse_size
-from cloche.domain.states import State
+from cloche.domain.queues import MAX_CONCURRENCY, MAX_SHARES, MAX_WEIGHT, NAME_PATTERN
+from cloche.domain.retries import MAX_RETRIES, delay_ms, retried_reason
+from cloche.domain.states import EDGES, State
+from cloche.services.ended import MAX_AT_ONCE
 from cloche.web.routing import Body, Query
 
 MAX_LIMIT = 100
@@ -23,6 +28,37 @@ def _duration(value: Any) -> Any:
     return value
 
 
+def _delay(value: Any) -> Any:
+    delay_ms(value)
+    return value
+
+
+def _job_id(value: str) -> str:
+    if not is_uuid7(value):
+        raise ValueError("is not the id of a job")
+    return value
+
+
+def _upstream(value: Any) -> Any:
+    if isinstance(value, str):
+        return _job_id(value)
+    if (
+        isinstance(value, dict)
+        and value.keys() == {"ref"}
+        and isinstance(value["ref"], str)
+        and REF.fullmatch(value["ref"])
+    ):
+        return value
+    raise ValueError('is the id of a job, or {"ref": "…"} with the ref of a job of this batch')
+
+
+def _failure(value: str) -> str:
+    known = EDGES[State.PROCESSING, State.FAILED]
+    if value not in {reason.value for reason in known}:
+        raise ValueError(f"is no reason that a job fails for; these are: {', '.join(sorted(known))}")
+    return value
+
+
 def _size(value: Any) -> Any:
     if not isinstance(value, (str, int)):
         raise ValueError("a size is bytes or text such as '256MB'")
@@ -32,6 +68,11 @@ def _size(value: Any) -> Any:
 
 def _moment(value: str) -> str:
     from_rfc3339(value)
+    return value
+
+
+def _url(value: str) -> str:
+    parse_url(value)
     return value
 
 
@@ -48,6 +89,28 @@ Duration = Annotated[
         {"type": ["string", "number"], "description": "'30s', '5m', 'PT5M', or seconds.", "examples": ["30s"]}
     ),
 ]
+Delay = Annotated[Duration, AfterValidator(_delay)]
+Retried = Annotated[str, AfterValidator(retried_reason)]
+JobId = Annotated[str, AfterValidator(_job_id)]
+Ref = Annotated[str, StringConstraints(pattern=f"^{REF.pattern}$")]
+Upstream = Annotated[
+    Any,
+    AfterValidator(_upstream),
+    WithJsonSchema(
+        {
+            "description": "The id of a job, or the ref of one of this batch.",
+            "oneOf": [
+                {"type": "string"},
+                {
+                    "type": "object",
+                    "properties": {"ref": {"type": "string", "pattern": f"^{REF.pattern}$"}},
+                    "required": ["ref"],
+                    "additionalProperties": False,
+                },
+            ],
+        }
+    ),
+]
 Size = Annotated[
     Any,
     AfterValidator(_size),
@@ -56,26 +119,11 @@ Size = Annotated[
 Moment = Annotated[str, AfterValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text200 = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,63}(=[A-Za-z0-9._/-]{0,63})?$")]
+QueueName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Concurrency = Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)]
+Failure = Annotated[str, AfterValidator(_failure)]
 Location = Annotated[str, StringConstraints(min_length=1, max_length=1_100)]
-
-
-class SignIn(Body):
-    username: Annotated[str, StringConstraints(max_length=256)]
-    password: Annotated[str, StringConstraints(max_length=1_024)]
-
-
-class NewUser(Body):
-    username: Annotated[str, StringConstraints(max_length=256)]
-    password: Annotated[str, StringConstraints(max_length=2_048)]
-    roles: Annotated[list[Name], Field(min_length=1, max_length=16)]
-
-
-class NewToken(Body):
-    name: Name
-    scopes: (
-        Annotated[list[Name], Field(max_length=64, description="Permissions; all of one's own when absent.")] | None
-    ) = None
-    expires_in: Duration | None = Field(None, description="How long it is valid; for ever when absent.")
 
 
 class Input(Body):
@@ -91,10 +139,17 @@ class Output(Body):
 
 
 class Retry(Body):
-    max_retries: Annotated[int, Field(ge=0, le=100)] | None = None
-    backoff: Literal["exponential"] | None = None
-    initial_delay: Duration | None = None
-    max_delay: Duration | None = None
+    """How failures of the plugin are retried; what is left out is the plugin's or the operator's."""
+
+    max_retries: Annotated[int, Field(ge=0, le=MAX_RETRIES)] | None = None
+    backoff: Literal["fixed", "linear", "exponential"] | None = Field(
+        None, description="How the longest wait grows; the actual one is drawn from zero to it."
+    )
+    initial_delay: Delay | None = None
+    max_delay: Delay | None = None
+    retry_on: (
+        Annotated[list[Retried], Field(min_length=1, max_length=32, description="Only after these failures.")] | None
+    ) = None
 
 
 class JobLimits(Body):
@@ -106,6 +161,15 @@ class JobLimits(Body):
     output: Size | None = None
 
 
+class Callback(Body):
+    url: Annotated[str, StringConstraints(min_length=1, max_length=MAX_URL), AfterValidator(_url)] = Field(
+        description="Where the job's end is told by a signed POST: `https://…` or `http://…`, without credentials or fragment."
+    )
+    events: Annotated[list[Literal["completed", "failed", "canceled"]], Field(min_length=1, max_length=3)] | None = (
+        Field(None, description="Which ends; all when absent.")
+    )
+
+
 class NewJob(Body):
     type: Name = Field(description="The job type: a plugin's name.")
     version: Annotated[str, StringConstraints(min_length=1, max_length=100)] | None = Field(
@@ -114,13 +178,67 @@ class NewJob(Body):
     name: Text200 | None = None
     payload: dict[str, Any] | None = Field(None, description="The plugin's parameters, checked against its schema.")
     priority: Annotated[int, Field(ge=0, le=9)] = Field(5, description="9 goes first.")
-    queue: Literal["default"] | None = None
+    sensitive: bool = Field(
+        False, description="Encrypt at rest what the job holds, and mask it everywhere; on gVisor where it is proven."
+    )
+    queue: QueueName | None = Field(
+        None,
+        description="One of `GET /queues`; `default` when absent. Sensitive jobs go to `sensitive`, and they alone.",
+    )
     labels: Annotated[dict[str, str], Field(max_length=32)] | None = None
     inputs: Annotated[list[Input], Field(max_length=1_000)] | None = None
     outputs: Annotated[list[Output], Field(max_length=100)] | None = None
     retry: Retry | None = None
     timeout: Duration | None = None
     limits: JobLimits | None = None
+    schedule_at: Moment | None = Field(
+        None, description="Not before this time, at most 366 days ahead; one that has passed means now."
+    )
+    expires_at: Moment | None = Field(None, description="Canceled when it has not been started by then.")
+    expires_in: Duration | None = Field(None, description="The same, from its acceptance on.")
+    depends_on: Annotated[list[JobId], Field(max_length=MAX_UPSTREAMS)] | None = Field(
+        None, description="Jobs of the tenant that have to end first."
+    )
+    depends_on_condition: Literal["all_completed", "all_resolved"] | None = Field(
+        None, description="`all_completed` when absent; `all_resolved`: once each has ended, however."
+    )
+    on_upstream_failure: Literal["cancel", "continue"] | None = Field(
+        None, description="When absent `cancel` with `all_completed`, and `continue` with `all_resolved`."
+    )
+    callback: Callback | None = None
+
+
+class NewQueue(Body):
+    name: QueueName
+    description: Text200 | None = None
+    max_concurrency: Concurrency | None = Field(
+        None, description="Jobs of it that run at once at most, over all workers; no limit when absent."
+    )
+    paused: bool = Field(False, description="Accept jobs, and start none.")
+
+
+class ChangedQueue(Body):
+    """What is left out stays. With `scope` `tenant` only `paused` can be said."""
+
+    scope: Literal["tenant", "platform"] = Field(
+        "tenant",
+        description="`tenant`: for one's own tenant's jobs. `platform`: for everybody's; needs `queue:manage`.",
+    )
+    paused: bool = Field(False, description="Accept jobs, and start none; what runs goes on.")
+    description: Text200 | None = None
+    max_concurrency: Concurrency | None = Field(None, description="`null`: no limit.")
+    weights: Annotated[dict[Name, Annotated[int, Field(ge=1, le=MAX_WEIGHT)]], Field(max_length=MAX_SHARES)] = Field(
+        default_factory=dict, description="Of tenants by name: how many turns each gets for one of the others'."
+    )
+
+
+class BatchJob(NewJob):
+    """A job of a batch: as if it had come alone, but others of the batch can depend on it."""
+
+    ref: Ref | None = Field(None, description="What it is called in this batch; `depends_on` can name it.")
+    depends_on: Annotated[list[Upstream], Field(max_length=MAX_UPSTREAMS)] | None = Field(
+        None, description="Jobs of the tenant, or of this batch, that have to end first."
+    )
 
 
 class NewRemote(Body):
@@ -142,23 +260,72 @@ class JobFilter(Page):
     status: State | None = None
     type: Name | None = None
     version: Name | None = None
-    queue: Literal["default"] | None = None
-    label: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,63}(=[A-Za-z0-9._/-]{0,63})?$")] | None = (
-        Field(None, description="`name` or `name=value`.")
-    )
+    queue: QueueName | None = None
+    label: Label | None = Field(None, description="`name` or `name=value`.")
     priority: Annotated[int, Field(ge=0, le=9)] | None = None
     submitted_by: Name | None = Field(None, description="A user name.")
     since: Moment | None = None
     until: Moment | None = None
 
 
-class Wait(Query):
+class DeadLetterFilter(Body):
+    type: Name | None = None
+    queue: Name | None = None
+    reason: Failure | None = Field(None, description="Why it failed, such as `timed_out` or `quarantined`.")
+    label: Label | None = None
+    since: Moment | None = Field(None, description="Failed at this time or later.")
+    until: Moment | None = Field(None, description="Failed before this time.")
+
+
+class DeadLetterQuery(Page):
+    type: Name | None = None
+    queue: Name | None = None
+    reason: Failure | None = Field(None, description="Why it failed, such as `timed_out` or `quarantined`.")
+    label: Label | None = None
+    since: Moment | None = Field(None, description="Failed at this time or later.")
+    until: Moment | None = Field(None, description="Failed before this time.")
+
+
+class DeadLetterChoice(Body):
+    """Either ``ids`` or ``filter``; an empty filter means all dead letters of the tenant."""
+
+    ids: Annotated[list[JobId], Field(min_length=1, max_length=MAX_AT_ONCE)] | None = None
+    filter: DeadLetterFilter | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_AT_ONCE)] | None = Field(
+        None, description="With a filter: at most this many, the oldest failures first."
+    )
+    dry_run: bool = False
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> DeadLetterChoice:
+        if (self.ids is None) == (self.filter is None):
+            raise ValueError("give either ids or filter; an empty filter means all dead letters")
+        if self.ids is not None and self.limit is not None:
+            raise ValueError("limit goes with filter alone")
+        return self
+
+
+class BatchJobFilter(Page):
+    status: State | None = None
+
+
+class DeliveryFilter(Page):
+    status: Delivery | None = Field(None, description="`pending` ones are tried again.")
+
+
+class Reveal(Query):
+    reveal: Literal["true", "false"] = Field(
+        "false", description="`true`: what a sensitive job holds, in clear; recorded in the audit trail."
+    )
+
+
+class Wait(Reveal):
     wait: Annotated[str, AfterValidator(_wait)] | None = Field(
         None, description="Answer when the job has ended, or after this time: `30s`, at most 60s."
     )
 
 
-class LogQuery(Query):
+class LogQuery(Reveal):
     attempt: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
 
 
@@ -189,12 +356,22 @@ class PluginQuery(Query):
     version: Name | None = None
 
 
-class AuditQuery(Page):
-    actor: Name | None = None
+class AuditFilters(Query):
+    actor: Name | None = Field(None, description="A user's name, or that of a part of the platform.")
     action: Name | None = None
     object: Annotated[str, StringConstraints(max_length=255)] | None = None
     outcome: Literal["allowed", "denied", "failed"] | None = None
+    ip: Annotated[str, StringConstraints(max_length=64)] | None = Field(None, description="The address it came from.")
     request_id: Name | None = None
     token_id: Name | None = None
     since: Moment | None = None
     until: Moment | None = None
+
+
+class AuditQuery(AuditFilters, Page):
+    pass
+
+
+class Forgotten(Body):
+    kind: Literal["name", "ip"] = "name"
+    value: Annotated[str, StringConstraints(min_length=1, max_length=255)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from cloche import logs
 from cloche.errors import (
     ClocheError,
+    Crowded,
     Forbidden,
     Problem,
     RateLimited,
@@ -76,11 +77,12 @@ def _entry(item: Problem) -> dict[str, str]:
     return {where: item.pointer, "detail": item.detail}
 
 
-def register(app: Flask, denials: Denials) -> None:
-    """Every error of the app becomes a problem document; refusals are also audited."""
+def register(app: Flask, denials: Denials, refused: Callable[[RequestError], None] = lambda _error: None) -> None:
+    """Every error of the app becomes a problem document; refusals are also audited. ``refused`` is told of each."""
 
     def on_request_error(error: RequestError) -> Response:
         headers: dict[str, str] = {}
+        refused(error)
         if isinstance(error, Unauthenticated):
             headers["WWW-Authenticate"] = 'Bearer realm="cloche"'
             denials.anonymous()
@@ -93,7 +95,8 @@ def register(app: Flask, denials: Denials) -> None:
         return problem(error.status, error.code, error.title, error.detail, problems=error.problems, headers=headers)
 
     def on_unavailable(error: Unavailable) -> Response:
-        _log.warning("unavailable", detail=error.detail, path=request.path)
+        if not isinstance(error, Crowded):
+            _log.warning("unavailable", detail=error.detail, path=request.path)
         headers = {"Retry-After": str(error.retry_after)}
         return problem(503, "unavailable", "Temporarily unavailable", error.detail, headers=headers)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -14,8 +15,9 @@ from pydantic import BaseModel, ConfigDict
 from cloche.domain.permissions import Actor, Permission
 from cloche.errors import Unauthenticated
 from cloche.services.container import Services
+from cloche.web import reading
 from cloche.web.auth import Auth
-from cloche.web.bodies import read_body, read_query, refuse_body
+from cloche.web.bodies import parsed, read_json, read_query, refuse_body
 
 
 class Access(Enum):
@@ -32,6 +34,15 @@ class Body(BaseModel):
     """Base of every request body and query: unknown fields and silent conversions are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @classmethod
+    def read(cls, value: Any) -> Any:
+        """What the handler gets as ``call.body``: the value as this model, unless the model has a reading of its own.
+
+        Raises:
+            ValidationError, Invalid: it does not fit.
+        """
+        return cls.model_validate(value)
 
 
 class Query(BaseModel):
@@ -91,6 +102,7 @@ class Route:
     responses: Mapping[int, Answer] = field(default_factory=dict)
     headers: Sequence[str] = ()
     basic: bool = False
+    large: bool = False
 
     @property
     def template(self) -> str:
@@ -121,8 +133,10 @@ class RouteGroup:
         responses: Mapping[int, Answer] | None = None,
         headers: Sequence[str] = (),
         basic: bool = False,
+        large: bool = False,
     ) -> Callable[[Handler], Handler]:
-        """Declare a route. ``headers`` names the request headers it reads; ``basic`` also takes user name and password.
+        """Declare a route. ``headers`` names the request headers it reads; ``basic`` also takes user name and password; ``large``: its body
+        may be ``server.max_batch`` bytes long, and few of its requests are answered at once.
 
         Raises:
             TypeError: no permission, no summary or no answer is declared.
@@ -135,9 +149,8 @@ class RouteGroup:
         answers = dict(responses)
 
         def declare(handler: Handler) -> Handler:
-            self.routes.append(
-                Route(method, path, handler, granted, summary, self.tag, body, query, answers, tuple(headers), basic)
-            )
+            kept = (body, query, answers, tuple(headers), basic, large)
+            self.routes.append(Route(method, path, handler, granted, summary, self.tag, *kept))
             return handler
 
         return declare
@@ -159,12 +172,15 @@ def _view(route: Route, services: Services, auth: Auth) -> Callable[..., Respons
     def view(**parameters: str) -> Response:
         actor = authorize(route, auth)
         query = read_query(route.query)
-        body = None
-        if isinstance(route.body, type):
-            body = read_body(route.body, services.settings.server.max_body)
-        elif route.body is None:
-            refuse_body()
-        return respond(route.handler(Call(services, auth, actor, body, query), **parameters))
+        if not isinstance(route.body, type):
+            if route.body is None:
+                refuse_body()
+            return respond(route.handler(Call(services, auth, actor, None, query), **parameters))
+        server = services.settings.server
+        raw = read_json(server.max_batch if route.large else server.max_body)
+        with reading.large() if route.large else nullcontext():
+            body = parsed(route.body, raw)
+            return respond(route.handler(Call(services, auth, actor, body, query), **parameters))
 
     view.__name__ = route.handler.__name__
     return view

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import ConfigDict
 
@@ -25,10 +25,18 @@ class SessionOut(Shape):
     csrf_token: str
 
 
+class MyTenantOut(Shape):
+    id: str
+    name: str
+    suspended: bool
+    roles: list[str]
+
+
 class MeOut(Shape):
     id: str
     username: str
     tenant_id: str
+    tenants: list[MyTenantOut]
     roles: list[str]
     permissions: list[str]
     platform_admin: bool
@@ -40,6 +48,7 @@ class TokenOut(Shape):
     id: str
     name: str
     scopes: list[str] | None
+    addresses: list[str] | None
     created_at: str
     expires_at: str | None
     last_used_at: str | None
@@ -50,25 +59,30 @@ class NewTokenOut(TokenOut):
     token: str
 
 
-class UserOut(Shape):
+class SessionRowOut(Shape):
     id: str
-    username: str
-    roles: list[str]
-    platform_admin: bool
-    disabled: bool
+    current: bool
     created_at: str
+    last_seen_at: str
+    expires_at: str
+    ip: str | None
+    user_agent: str | None
 
 
-class RoleOut(Shape):
-    name: str
-    builtin: bool
-    summary: str
-    permissions: list[str]
+class SessionsEndedOut(Shape):
+    ended: int
+
+
+class ResetOut(Shape):
+    code: str
+    user_id: str
+    expires_at: str
 
 
 class PermissionOut(Shape):
     name: str
     summary: str
+    platform: bool
 
 
 class FileOut(Shape):
@@ -86,26 +100,40 @@ class PluginRef(Shape):
     image: str | None
 
 
+class CallbackOut(Shape):
+    url: str
+    events: list[str]
+
+
 class JobOut(Shape):
     id: str
+    batch_id: str | None
     name: str | None
     type: str
     version: str
     status: State
     reason: str
     reason_text: str
-    payload: dict[str, Any]
+    sensitive: bool
+    masked: bool
+    payload: dict[str, Any] | None
     priority: int
     queue: str
+    waiting_for: Literal["queue_paused", "share_paused", "queue_full", "no_worker"] | None
     labels: dict[str, str]
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
     limits: dict[str, Any]
     retry: dict[str, Any]
+    callback: CallbackOut | None
     progress: dict[str, Any] | None
     result: Any
     error: dict[str, Any] | None
     attempt: int
+    run: int
+    depends_on: list[str]
+    depends_on_condition: str | None
+    on_upstream_failure: str | None
     cancel_requested: bool
     submitted_by: str
     tenant: str
@@ -113,12 +141,15 @@ class JobOut(Shape):
     created_at: str
     started_at: str | None
     finished_at: str | None
+    schedule_at: str | None
+    expires_at: str | None
     next_run_at: str | None
     usage: dict[str, Any] | None
 
 
 class AttemptOut(Shape):
     number: int
+    run: int
     worker: str
     phase: str
     outcome: str | None
@@ -128,6 +159,38 @@ class AttemptOut(Shape):
     started_at: str
     finished_at: str | None
     duration_ms: int | None
+
+
+class TryOut(Shape):
+    """An attempt in short; `GET /jobs/{id}/attempts` has all of it."""
+
+    number: int
+    run: int
+    outcome: str | None
+    reason: str | None
+    message: str | None
+    started_at: str
+    finished_at: str | None
+
+
+class DeadLetterOut(JobOut):
+    attempts: list[TryOut]
+
+
+class SkippedOut(Shape):
+    id: str
+    detail: str
+
+
+class BulkOut(Shape):
+    """What was chosen and done; `remaining` are dead letters that fit and are still there."""
+
+    matched: int
+    done: int
+    remaining: int
+    dry_run: bool
+    ids: list[str]
+    skipped: list[SkippedOut]
 
 
 class OutputOut(Shape):
@@ -153,43 +216,18 @@ class QueueOut(Shape):
     worker_count: int
     max_parallel_jobs: int
     current_load: int
-    paused: bool
     depth: dict[str, int]
+    depth_complete: bool
     oldest_age_s: float | None
-
-
-class PoolOut(Shape):
-    """Sandboxes of one plugin version that wait for jobs on the worker's host, and what became of them."""
-
-    plugin: str
+    description: str | None
+    built_in: bool
+    paused: bool
+    paused_scopes: list[Literal["platform", "tenant"]]
+    max_concurrency: int | None
+    weight: int
     version: str
-    warm: int
-    filling: int
-    busy: int
-    hits: int
-    cold_starts: int
-    evictions: int
-    expired: int
-    lost: int
-    failures: int
-    memory: int
-    last_error: str | None
-
-
-class WorkerOut(Shape):
-    id: str
-    host: str
-    pid: int
-    version: str
-    status: str
-    status_reason: str | None
-    queues: list[str]
-    slots: int
-    busy: int
-    pools: list[PoolOut]
-    current_job_ids: list[str]
-    started_at: str
-    last_heartbeat: str
+    created_at: str
+    updated_at: str
 
 
 class PluginInputs(Shape):
@@ -253,6 +291,8 @@ class AuditEventOut(Shape):
     token_id: str | None
     request_id: str | None
     reason: str | None
+    before_sha256: str | None
+    after_sha256: str | None
     details: dict[str, Any]
 
 
@@ -268,9 +308,11 @@ class VerifyOut(Shape):
     leaves: int
     batches: int
     unsealed: int
+    pruned: int
     root: str
     key: str
     hmac_checked: bool
+    gaps: list[dict[str, int]]
     notes: list[str]
 
 
@@ -286,6 +328,32 @@ class CheckpointsOut(Paged[CheckpointOut]):
     public_key: str
 
 
+class AuditKeyOut(Shape):
+    public_key: str
+    key_id: str
+    first_batch: int
+    last_batch: int | None
+    announced_at: str | None
+    announcement: str | None
+
+
+class AuditProofOut(Shape):
+    format: int
+    origin: str
+    seq: int
+    event: dict[str, Any]
+    leaf: str
+    path: list[str]
+    note: str
+    announcements: list[str]
+    people: list[dict[str, Any]]
+
+
+class ForgottenOut(Shape):
+    commitment: str
+    kind: str
+
+
 class WorkersHealth(Shape):
     running: bool
     count: int
@@ -294,10 +362,19 @@ class WorkersHealth(Shape):
 class HealthOut(Shape):
     status: str
     timestamp: str
-    version: str
+    version: str | None
     workers: WorkersHealth
+
+
+class OutageOut(Shape):
+    part: str
+    since: str
+    reason: str
+    advice: str
 
 
 class ReadyOut(Shape):
     ready: bool
     reasons: list[str]
+    parts: list[OutageOut]
+    warnings: list[OutageOut]

@@ -36,7 +36,8 @@ def loads(raw: bytes) -> Any:
         raise Malformed(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise Malformed(f"it is nested deeper than {MAX_DEPTH} levels") from None
-    _check(value)
+    # Raw control characters are refused above and raw UTF-8 has no surrogates: only an escape can put them into a string.
+    _check(value, strings=b"\\u" in raw)
     return value
 
 
@@ -68,7 +69,7 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _check(value: Any) -> None:
+def _check(value: Any, strings: bool) -> None:
     # One walk without recursion: depth, and strings that no database takes (NUL, lone halves of surrogate pairs).
     pending: list[tuple[Any, int]] = [(value, 0)]
     while pending:
@@ -78,11 +79,13 @@ def _check(value: Any) -> None:
         elif isinstance(item, (dict, list)):
             if depth >= MAX_DEPTH:
                 raise Malformed(f"it is nested deeper than {MAX_DEPTH} levels")
+            inner = item.values() if isinstance(item, dict) else item
+            if not strings:
+                pending += [(child, depth + 1) for child in inner if isinstance(child, (dict, list))]
+                continue
+            pending += [(child, depth + 1) for child in inner]
             if isinstance(item, dict):
                 pending += [(key, depth + 1) for key in item]
-                pending += [(child, depth + 1) for child in item.values()]
-            else:
-                pending += [(child, depth + 1) for child in item]
 
 
 def _check_text(text: str) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from cloche.domain.egress import Endpoint
 from cloche.domain.jobs import ClaimedJob
+from cloche.domain.masks import Masks
 from cloche.domain.states import Reason
 from cloche.errors import PluginFailure
 from cloche.isolation.backend import Channel
 from cloche.worker.holds import Hold
 from cloche.worker.journal import Journal
+from cloche_guest.protocol import MAX_TRACEBACK
 
 SETUP_S = 30.0  # a plugin's import and setup() may take this long before the job is handed over
 GRACE_S = 0.5  # between the soft signal and SIGKILL, at the deadline and on cancel
@@ -31,11 +33,20 @@ class Interrupted(Exception):
 class Conversation:
     """One attempt's exchange of frames, by one thread."""
 
-    def __init__(self, channel: Channel, hold: Hold, journal: Journal) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        hold: Hold,
+        journal: Journal,
+        job: ClaimedJob | None = None,
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``job``: the hold's, with its payload in clear, where that was sealed. ``tick`` is called now and then while the guest is quiet."""
         self._channel = channel
         self._hold = hold
         self._journal = journal
-        self._job: ClaimedJob = hold.job
+        self._job: ClaimedJob = job or hold.job
+        self._tick = tick
 
     def await_ready(self) -> Mapping[str, Any]:
         """Wait until the plugin is imported and set up.
@@ -57,8 +68,8 @@ class Conversation:
             if frame.get("type") == "error":
                 raise _failure(frame)
 
-    def run(self, inputs: list[str], allow: Sequence[Endpoint] = ()) -> Any:
-        """Hand the job over and return the plugin's result. ``allow``: what its egress, which is open by now, leads to.
+    def run(self, inputs: list[str], allow: Sequence[Endpoint] = (), secrets: Mapping[str, str] | None = None) -> Any:
+        """Hand the job over and return the plugin's result. ``allow``: what its egress, which is open by now, leads to. ``secrets``: its own.
 
         Raises:
             PluginFailure: the plugin's error, a broken protocol, or ``timed_out``.
@@ -68,7 +79,7 @@ class Conversation:
         limits = self._job.limits
         began = time.monotonic()
         deadline = began + limits["time_ms"] / 1000
-        self._hand_over(inputs, allow, deadline)
+        self._hand_over(inputs, allow, secrets or {}, deadline)
         while True:
             frame = self._next(deadline)
             if frame is None:
@@ -79,12 +90,15 @@ class Conversation:
             if kind == "result":
                 return frame.get("value")
             if kind == "error":
-                failure = _failure(frame)
+                # Before anything is cut: half of a secret would not be found any more.
+                failure = _failure(_masked(self._journal.masks, frame))
                 if failure.reason == Reason.RESULT_TOO_LARGE:
                     failure.details |= {"limit": limits["result"], **_used(frame)}
                 raise failure
 
-    def _hand_over(self, inputs: list[str], allow: Sequence[Endpoint], deadline: float) -> None:
+    def _hand_over(
+        self, inputs: list[str], allow: Sequence[Endpoint], secrets: Mapping[str, str], deadline: float
+    ) -> None:
         """Send the job. A guest that does not read it holds up neither a cancel nor its own deadline, which :meth:`_next` then sees."""
         job = self._job
         frame: dict[str, Any] = {
@@ -97,7 +111,15 @@ class Conversation:
         }
         if allow:
             frame["egress"] = [str(endpoint) for endpoint in allow]
-        self._channel.send(frame, lambda: not self._interrupted() and time.monotonic() < deadline)
+        # One frame each: together they may be larger than a frame.
+        before = [{"type": "secret", "name": name, "value": value} for name, value in secrets.items()]
+        for each in (*before, frame):
+            if not self._channel.send(each, lambda: self._keep_on(deadline)):
+                return
+
+    def _keep_on(self, deadline: float) -> bool:
+        self._tick()
+        return not self._interrupted() and time.monotonic() < deadline
 
     def _interrupted(self) -> bool:
         hold = self._hold
@@ -118,6 +140,7 @@ class Conversation:
             if frame is not None and not self._noted(frame):
                 return frame
             self._journal.tick()
+            self._tick()
 
     def _noted(self, frame: Mapping[str, Any]) -> bool:
         kind = frame.get("type")
@@ -155,6 +178,14 @@ def _number(value: object) -> TypeGuard[int | float]:
 def _used(frame: Mapping[str, Any]) -> dict[str, object]:
     used = frame.get("used")
     return {"used": used} if isinstance(used, int) else {}
+
+
+def _masked(masks: Masks, frame: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An error's frame; of a traceback that the guest cut the beginning may be the end of a secret."""
+    shown, traceback = masks.value(frame), frame.get("traceback")
+    if isinstance(traceback, str) and len(traceback.encode("utf-8", "replace")) > MAX_TRACEBACK - 4:
+        shown = {**shown, "traceback": masks.cut(traceback)}
+    return shown
 
 
 def _failure(frame: Mapping[str, Any]) -> PluginFailure:

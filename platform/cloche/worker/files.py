@@ -77,6 +77,14 @@ class JobFiles:
         """
         return self.manifest(job).isolation
 
+    def preload(self, job: ClaimedJob) -> tuple[str, ...]:
+        """Modules that the job's plugin wants imported before its cells are made.
+
+        Raises:
+            PlatformFailure: ``bundle_unavailable``.
+        """
+        return self.manifest(job).preload
+
     def manifest(self, job: ClaimedJob) -> Manifest:
         """
         Raises:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import Connection
 
 from cloche import logs
-from cloche.clock import now_ms
-from cloche.db.engine import Database
+from cloche.db import migrate
+from cloche.db.engine import Database, now_ms
 from cloche.domain.jobs import ClaimedJob
 from cloche.domain.states import Reason
 from cloche.services.effects import Effects
@@ -34,6 +35,7 @@ class Hold:
     cancel: threading.Event = field(default_factory=threading.Event)
     lost: threading.Event = field(default_factory=threading.Event)
     handed_back: threading.Event = field(default_factory=threading.Event)
+    engine_failed: bool = False  # it ended because no engine answered
     settled: threading.Event = field(default_factory=threading.Event)  # its end is written
     on_interrupt: Callable[[], None] | None = None  # kills the sandbox; set by the executing thread
 
@@ -57,7 +59,9 @@ class Holds:
         *,
         lease_ms: int,
         heartbeat_ms: int,
+        schema: str | None = None,
     ) -> None:
+        """``schema``: the revision this program is of; on another one it takes no jobs. None looks at none."""
         self._db = db
         self._hub = hub
         self._transitions = transitions
@@ -74,11 +78,17 @@ class Holds:
             threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True),
             threading.Thread(target=self._listen, name="cancel-listener", daemon=True),
         ]
-        self._fenced = False
+        self._strays = False  # whether the database may say that we hold what we do not run
+        self._schema = schema
+        self.outdated: str | None = None  # why this program must not take jobs from the database as it is now
         self.claiming = threading.Lock()  # a claim and its holds are one step to whoever looks at both
         self.on_effects: Callable[[Effects], None] = lambda _done: (
             None
         )  # what follows a give-back; set before ``start``
+        # Both set before ``start``: what this worker's host has left, to be shown; and registering again, when nobody knows us any more.
+        self.resources: Callable[[], Mapping[str, Any] | None] = lambda: None
+        self.on_forgotten: Callable[[], None] = lambda: None
+        self.drain_asked = threading.Event()  # an operator wants this worker to finish what it runs and leave
         self.status = "alive"
         self.reason: str | None = STARTING  # why this worker takes no jobs; shown to operators
 
@@ -92,11 +102,20 @@ class Holds:
             self.reason = reason
             self._now.set()
 
+    def draining(self, reason: str) -> None:
+        """Say that this worker takes nothing more and why, at once."""
+        self.status, self.reason = "draining", reason
+        self._now.set()
+
     def add(self, job: ClaimedJob) -> Hold:
         hold = Hold(job)
         with self._lock:
             self._holds[job.id] = hold
         return hold
+
+    def unsure(self) -> None:
+        """A claim may have been stored without anybody here knowing what it took: with the next heartbeat it is given back."""
+        self._strays = True
 
     def remove(self, hold: Hold) -> None:
         with self._lock:
@@ -131,21 +150,29 @@ class Holds:
 
     def _beat(self) -> None:
         held = {hold.job.id: hold.job.attempt for hold in self.all()}
-        began, now = time.monotonic(), now_ms()  # before the write: the lease counts from here
+        began = time.monotonic()  # before the write: the lease counts from there on, by the database's clock
 
-        def unit(connection: Connection) -> dict[str, bool]:
-            self._workers.beat(connection, self._worker_id, self.status, self.reason, now)
+        resources = self.resources()
+
+        def unit(connection: Connection) -> tuple[dict[str, bool], bool | None]:
+            now = now_ms(connection)
+            self._look_at_schema(connection)
+            asked = self._workers.beat(connection, self._worker_id, self.status, self.reason, now, resources)
             if not held:
-                return {}
-            return self._transitions.renew(connection, held, self._worker_id, now + self._lease_ms)
+                return {}, asked
+            return self._transitions.renew(connection, held, self._worker_id, now + self._lease_ms), asked
 
-        kept = self._db.write(unit)
+        kept, asked = self._db.write(unit)
         self._renewed = began
-        if self._fenced:
+        if asked is None:  # we were silent for so long that our row was removed
+            self.on_forgotten()
+        elif asked:
+            self.drain_asked.set()
+        if self._strays:
             self._give_back_abandoned()
         for hold in self.all():
-            if hold.job.id not in held:
-                continue  # claimed after this beat began
+            if held.get(hold.job.id) != hold.job.attempt:
+                continue  # claimed after this beat began, perhaps again
             if hold.job.id not in kept:
                 if hold.settled.is_set():
                     continue  # it ended while this beat was on its way
@@ -154,25 +181,34 @@ class Holds:
             elif kept[hold.job.id]:
                 hold.interrupt(hold.cancel)
 
+    def _look_at_schema(self, connection: Connection) -> None:
+        """A newer program may have changed the schema since this one started."""
+        if self._schema is not None and (at := migrate.seen(connection)) != self._schema:
+            self.outdated = (
+                f"the database's schema is {at} and this worker's {self._schema}: update it, and start it again"
+            )
+        else:
+            self.outdated = None
+
     def _give_back_abandoned(self) -> None:
-        """After a fence: what the database still says is ours, and we killed. Left alone, it would lapse, and take our new sandboxes along."""
+        """What the database says is ours, and we killed, or never knew of. Left alone, it would lapse, and take our new sandboxes along."""
         with self.claiming:
             mine = {(hold.job.id, hold.job.attempt) for hold in self.all()}
 
             def unit(connection: Connection) -> Effects:
                 rows = [row for row in held_by(connection, self._worker_id) if (row["id"], row["attempt"]) not in mine]
                 name = f"worker:{self._worker_id}"
-                return self._transitions.release(connection, rows, Reason.PLATFORM_FAILED, name, now_ms())
+                return self._transitions.release(connection, rows, Reason.PLATFORM_FAILED, name, now_ms(connection))
 
             self.on_effects(self._db.write(unit))
-        self._fenced = False
+        self._strays = False
 
     def _fence(self) -> None:
         if time.monotonic() - self._renewed > self._lease_ms / 1000 * _FENCE_SHARE:
             for hold in self.all():
                 if not hold.lost.is_set():
                     _log.error("leases too old; killing the sandbox", job_id=hold.job.id)
-                    self._fenced = True
+                    self._strays = True
                     hold.interrupt(hold.lost)
 
     def _listen(self) -> None:

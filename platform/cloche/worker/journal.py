@@ -7,12 +7,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from cloche.clock import now_ms
 from cloche.domain.jobs import ClaimedJob
+from cloche.domain.masks import Masks
 from cloche.errors import Unavailable
 from cloche.queueing.broker import Broker
 from cloche.services import effects
 from cloche.services.attempts import AttemptRecorder
+from cloche.services.masking import sealed_progress, sealed_text
+from cloche.services.sealing import JobSeal
+from cloche_guest.protocol import LOG_TRUNCATED
 
 _FLUSH_S = 0.2
 _FLUSH_BYTES = 32 << 10
@@ -47,6 +50,8 @@ class Journal:
         self._flushed = time.monotonic()
         self._writing: _Writing | None = None
         self.truncated = False
+        self.seal: JobSeal | None = None  # of a sensitive job; set before anything is logged
+        self.masks = Masks()  # the attempt's secrets; set before it has them
 
     @property
     def kept(self) -> int:
@@ -54,8 +59,17 @@ class Journal:
         return self._limit - max(0, self._left)
 
     def log(self, stream: str, text: str) -> None:
-        """Keep a piece of output; what is beyond the limit is dropped and said so once."""
+        """Keep a piece of output, its secrets masked; what is beyond the limit is dropped and said so once."""
         if self.truncated:
+            return
+        if text.endswith(LOG_TRUNCATED):  # by the guest, which may have cut a secret in two
+            said = self.masks.stream(stream, text.removesuffix(LOG_TRUNCATED)) + self.masks.end(stream)
+            self._keep(stream, said + LOG_TRUNCATED)
+        else:
+            self._keep(stream, self.masks.stream(stream, text))
+
+    def _keep(self, stream: str, text: str) -> None:
+        if self.truncated or not text:
             return
         size = len(text.encode("utf-8", "replace"))
         if size > self._left:
@@ -67,7 +81,10 @@ class Journal:
         self._bytes += size
 
     def progress(self, current: int | float, total: int | float | None, message: str | None) -> None:
-        self._progress = {"current": current, "total": total, "message": message, "at": now_ms()}
+        masked = None if message is None else self.masks.text(message)
+        self._progress = {"current": current, "total": total, "message": masked, "at": self._recorder.now_ms()}
+        if self.seal is not None:
+            self._progress = sealed_progress(self.seal, self._job.attempt, self._progress)
 
     def tick(self) -> None:
         """Send what has gathered to the database, if it is time. Never waits: the deadline and a cancel are watched by this thread too.
@@ -82,11 +99,13 @@ class Journal:
             self._send()
 
     def flush(self) -> None:
-        """Write everything now, and wait for it. A database that is away keeps the pieces for the next call.
+        """At the output's end: write everything, and wait for it. A database that is away keeps the pieces for the next call.
 
         Raises:
             StaleAttempt: the attempt is no longer this worker's.
         """
+        for stream, held in self.masks.rest():
+            self._keep(stream, held)
         if self._writing is not None:
             self._written()
         self._send()
@@ -123,4 +142,7 @@ class Journal:
 
     def _append(self, stream: str, text: str) -> None:
         self._seq += 1
-        self._pieces.append({"seq": self._seq, "at": now_ms(), "stream": stream, "text": text.replace("\x00", "\\x00")})
+        text = text.replace("\x00", "\\x00")
+        if self.seal is not None:
+            text = sealed_text(self.seal, self._job.attempt, self._seq, text)
+        self._pieces.append({"seq": self._seq, "at": self._recorder.now_ms(), "stream": stream, "text": text})

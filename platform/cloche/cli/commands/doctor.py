@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
 import click
-from sqlalchemy import make_url
+from sqlalchemy import Connection, make_url
 
 from cloche import logs
 from cloche.cli import exits, output
@@ -16,6 +17,7 @@ from cloche.cli.up import valkey
 from cloche.cli.up.checks import free_port
 from cloche.config import Settings
 from cloche.db import migrate
+from cloche.db.engine import Database
 from cloche.domain.egress import platform_egress
 from cloche.domain.runtimes import RUNC, RUNTIMES
 from cloche.errors import ClocheError, EnvironmentProblem
@@ -121,7 +123,10 @@ def _home(settings: Settings) -> Check:
 
 
 def _database(settings: Settings) -> Check:
-    path = Path(make_url(settings.database_url).database or "")
+    url = make_url(settings.database_url)
+    if url.get_backend_name() != "sqlite":
+        return _server(settings.database_url, f"PostgreSQL, {url.host or 'local'}, database {url.database}")
+    path = Path(url.database or "")
     if not path.exists():
         return Check("database", "ok", f"{path} will be made")
     try:
@@ -129,6 +134,27 @@ def _database(settings: Settings) -> Check:
     except ClocheError as error:
         return Check("database", "fail", str(error), "Set CLOCHE_DATABASE_URL, or bring the file back.")
     return Check("database", "ok", f"{path}, schema {at or 'empty'}")
+
+
+def _server(url: str, name: str) -> Check:
+    """What is promised of a commit holds only where the server keeps its word to the disk."""
+    try:
+        at = migrate.current(url)
+        with closing(Database(url, pool=2)) as db:
+            unsafe, room = db.read(_server_facts)
+    except ClocheError as error:
+        return Check("database", "fail", f"{name}: {error}", "Start it, or correct CLOCHE_DATABASE_URL.")
+    if unsafe:
+        advice = "Set it to on: after a crash of its host accepted jobs could be gone, or the database unreadable."
+        return Check("database", "fail", f"{name}: {' and '.join(unsafe)} off", advice)
+    return Check("database", "ok", f"{name}, schema {at or 'empty'}, {room}")
+
+
+def _server_facts(connection: Connection) -> tuple[list[str], str]:
+    asked = "SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', 'server_version', 'max_connections')"
+    facts: dict[str, str] = {name: setting for name, setting in connection.exec_driver_sql(asked)}
+    unsafe = [name for name in ("fsync", "full_page_writes") if facts.get(name) != "on"]
+    return unsafe, f"version {facts['server_version']}, at most {facts['max_connections']} connections"
 
 
 def _redis(settings: Settings) -> Check:

@@ -1,4 +1,4 @@
-"""``cloche job``: submit, run, get, list, wait, cancel, logs, outputs."""
+"""``cloche job``: submit, run, get, list, wait, cancel, retry, delete, logs, outputs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import click
 
 from cloche.cli import exits, output
 from cloche.cli.client import Api, client_options
-from cloche.cli.jobview import COLUMNS, TERMINAL, Progress, job_lines, outputs_columns
-from cloche.cli.request import job_body
+from cloche.cli.jobview import CALLBACK_COLUMNS, COLUMNS, TERMINAL, Progress, job_lines, outputs_columns
+from cloche.cli.pages import gathered
+from cloche.cli.request import callback_body, job_body
 from cloche.clock import parse_duration
+from cloche.domain.dependencies import Condition, OnFailure
+from cloche.domain.retries import BACKOFFS
 
 F = TypeVar("F", bound=Callable[..., Any])
 _INPUT_HELP = "A local file, artifact:ID or remote:path; NAME is its place in the job."
@@ -24,7 +27,7 @@ _POLL_S = 25.0  # one long poll; the server may answer sooner
 
 @click.group()
 def job() -> None:
-    """Submit, watch, list and cancel jobs."""
+    """Submit, watch, list, cancel, retry and remove jobs."""
 
 
 class Duration(click.ParamType):
@@ -39,6 +42,28 @@ class Duration(click.ParamType):
             return parse_duration(int(value) if str(value).isdigit() else value) / 1000
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+_RETRY_OPTIONS = (
+    click.option("--backoff", type=click.Choice(BACKOFFS), help="How the longest wait before a retry grows."),
+    click.option("--initial-delay", metavar="DURATION", help="Longest wait before the first retry."),
+    click.option("--max-delay", metavar="DURATION", help="Longest wait before any retry."),
+    click.option("--retry-on", multiple=True, metavar="REASON", help="Retry only after this failure; may be repeated."),
+)
+_WAITING_OPTIONS = (
+    click.option("--schedule-at", metavar="TIME", help="Not before then, such as 2026-01-31T12:00:00Z."),
+    click.option("--expires-at", metavar="TIME", help="Cancel it when it has not been started by then."),
+    click.option("--expires-in", metavar="DURATION", help="The same, from now on."),
+    click.option("--depends-on", multiple=True, metavar="JOB_ID", help="A job that has to end first; may be repeated."),
+    click.option(
+        "--depends-on-condition", type=click.Choice([one.value for one in Condition]), help="When the wait is over."
+    ),
+    click.option(
+        "--on-upstream-failure",
+        type=click.Choice([one.value for one in OnFailure]),
+        help="What the failure of a job that it depends on means.",
+    ),
+)
 
 
 def submit_options(command: F) -> F:
@@ -56,9 +81,21 @@ def submit_options(command: F) -> F:
         ),
         click.option("--name", help="A name for people."),
         click.option("--priority", type=click.IntRange(0, 9), help="9 goes first."),
+        click.option("--queue", help="The queue it waits in; `cloche queue list` shows them."),
         click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label to find the job by."),
+        click.option(
+            "--sensitive",
+            is_flag=True,
+            help="Encrypt at rest what the job holds, and mask it in every answer and page.",
+        ),
         click.option("--timeout", metavar="DURATION", help="Time limit of one attempt, such as 30s."),
         click.option("--max-retries", type=click.IntRange(0, 100), help="Retries after a failure of the plugin."),
+        *_RETRY_OPTIONS,
+        *_WAITING_OPTIONS,
+        click.option("--callback", metavar="URL", help="Told of the job's end by a signed POST."),
+        click.option(
+            "--callback-on", multiple=True, type=click.Choice(("completed", "failed", "canceled")), help="Only then."
+        ),
         click.option(
             "--idempotency-key", metavar="KEY", help="Submitting again with the same key makes no second job."
         ),
@@ -68,10 +105,19 @@ def submit_options(command: F) -> F:
     return command
 
 
+def reveal_option(command: F) -> F:
+    """The option that shows what a sensitive job holds."""
+    text = "Show what a sensitive job holds; the audit trail records that you read it."
+    return click.option("--reveal", is_flag=True, help=text)(command)
+
+
 def _submit(api: Api, options: Mapping[str, Any]) -> Any:
     options = dict(options)
     key = options.pop("idempotency_key")
-    return api.post("/jobs", job_body(api, **options), headers={"Idempotency-Key": key} if key else None)
+    callback = callback_body(options.pop("callback"), options.pop("callback_on"))
+    more = {"callback": callback, "queue": options.pop("queue")}
+    body = job_body(api, **options) | {key: value for key, value in more.items() if value is not None}
+    return api.post("/jobs", body, headers={"Idempotency-Key": key} if key else None)
 
 
 def _show(form: str, found: Mapping[str, Any]) -> None:
@@ -94,15 +140,24 @@ def submit(url: str, token: str | None, form: str, **options: Any) -> None:
 @click.option(
     "--save", type=click.Path(path_type=Path, file_okay=False), help="Download the output files into this folder."
 )
+@reveal_option
 @output.output_option
 @client_options
-def run(url: str, token: str | None, form: str, wait_timeout: float | None, save: Path | None, **options: Any) -> int:
+def run(
+    url: str,
+    token: str | None,
+    form: str,
+    wait_timeout: float | None,
+    save: Path | None,
+    reveal: bool,
+    **options: Any,
+) -> int:
     """Submit a job of TYPE, wait for its end, and exit with its verdict: 0 completed, 1 failed, 3 canceled."""
     with Api(url, token) as api:
         accepted = _submit(api, options)
         output.note(f"job {accepted['id']} accepted")
         found = follow(api, accepted, wait_timeout)
-        _show(form, found)
+        _show(form, _read(api, str(found["id"]), True) if reveal else found)
         if save and found["status"] == "completed":
             _save(api, str(found["id"]), save)
         return exits.of_job(str(found["status"]))
@@ -110,12 +165,13 @@ def run(url: str, token: str | None, form: str, wait_timeout: float | None, save
 
 @job.command()
 @click.argument("job_id")
+@reveal_option
 @output.output_option
 @client_options
-def get(url: str, token: str | None, form: str, job_id: str) -> None:
+def get(url: str, token: str | None, form: str, job_id: str, reveal: bool) -> None:
     """Print one job."""
     with Api(url, token) as api:
-        _show(form, api.get(f"/jobs/{path_part(job_id)}"))
+        _show(form, _read(api, job_id, reveal))
 
 
 @job.command("list")
@@ -131,19 +187,9 @@ def list_jobs(
     url: str, token: str | None, form: str, limit: int, status: str | None, job_type: str | None, label: str | None
 ) -> None:
     """List jobs, newest first."""
-    items: list[Any] = []
-    cursor: str | None = None
     with Api(url, token) as api:
-        while len(items) < limit:
-            step = min(100, limit - len(items))
-            page = api.get("/jobs", status=status, type=job_type, label=label, limit=step, cursor=cursor)
-            items += page["items"]
-            cursor = page.get("next_cursor")
-            if not cursor:
-                break
-    output.show(
-        form, {"items": items, "next_cursor": cursor}, rows=items, columns=COLUMNS, name=lambda row: str(row["id"])
-    )
+        data = gathered(api, "/jobs", limit, status=status, type=job_type, label=label)
+    output.show(form, data, rows=data["items"], columns=COLUMNS, name=lambda row: str(row["id"]))
 
 
 @job.command()
@@ -171,14 +217,47 @@ def cancel(url: str, token: str | None, form: str, job_id: str) -> None:
 
 @job.command()
 @click.argument("job_id")
-@click.option("--attempt", type=click.IntRange(1), help="Only this attempt's output.")
+@output.output_option
 @client_options
-def logs(url: str, token: str | None, job_id: str, attempt: int | None) -> None:
+def retry(url: str, token: str | None, form: str, job_id: str) -> None:
+    """Begin the next run of a job that has failed or was canceled. Its old attempts stay."""
+    with Api(url, token) as api:
+        _show(form, api.post(f"/jobs/{path_part(job_id)}/retry"))
+
+
+@job.command()
+@click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
+@client_options
+def delete(url: str, token: str | None, job_ids: tuple[str, ...]) -> None:
+    """Remove jobs that have ended, with attempts, logs and trace. Their audit events stay."""
+    with Api(url, token) as api:
+        for job_id in job_ids:
+            api.delete(f"/jobs/{path_part(job_id)}")
+            output.note(f"removed {job_id}")
+
+
+@job.command()
+@click.argument("job_id")
+@click.option("--attempt", type=click.IntRange(1), help="Only this attempt's output.")
+@reveal_option
+@client_options
+def logs(url: str, token: str | None, job_id: str, attempt: int | None, reveal: bool) -> None:
     """Print what a job wrote to its standard output and error. On a terminal, control characters are written out."""
     with Api(url, token) as api:
-        text = api.text(f"/jobs/{path_part(job_id)}/logs", attempt=attempt)
+        text = api.text(f"/jobs/{path_part(job_id)}/logs", attempt=attempt, reveal="true" if reveal else None)
     # Not click.echo, which would drop escape sequences from what is piped elsewhere.
     sys.stdout.write(output.printable(text) if sys.stdout.isatty() else text)
+
+
+@job.command()
+@click.argument("job_id")
+@output.output_option
+@client_options
+def callbacks(url: str, token: str | None, form: str, job_id: str) -> None:
+    """List what the job's callback was told, and what it is still to be told."""
+    with Api(url, token) as api:
+        data = api.get(f"/jobs/{path_part(job_id)}/callbacks")
+    output.show(form, data, rows=data["items"], columns=CALLBACK_COLUMNS, name=lambda row: str(row["id"]))
 
 
 @job.command()
@@ -195,6 +274,10 @@ def outputs(url: str, token: str | None, form: str, job_id: str, save: Path | No
         output.show(form, data, rows=data["items"], columns=outputs_columns(), name=lambda row: str(row["path"]))
         if save:
             _save(api, job_id, save)
+
+
+def _read(api: Api, job_id: str, reveal: bool) -> Any:
+    return api.get(f"/jobs/{path_part(job_id)}", reveal="true" if reveal else None)
 
 
 def follow(api: Api, found: Any, timeout_s: float | None) -> Any:

@@ -12,7 +12,7 @@ from cloche.cli.output import printable
 _EVERY_S = 0.2
 _STEADY_S = 3.0  # while all is well
 _TIMEOUT_S = 5.0
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # asked for, and where it is reached then: nothing is bound here # nosec B104
 
 
 def address(host: str, port: int) -> str:

@@ -18,7 +18,8 @@ class Service:
 
     ``argv`` gets the id of the run, a UUIDv7 that is new at each start. Services start in ascending ``stage`` and stop in descending;
     those of one stage stop together. ``grace_s``: seconds between SIGTERM and SIGKILL. ``ready`` is asked after the start, for at most
-    ``ready_s`` seconds, before the next stage starts; it must answer at once.
+    ``ready_s`` seconds, before the next stage starts; it must answer at once. ``final``: exit codes after which it is not started again, each
+    with what is said then.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Service:
     ready: Callable[[], bool] | None = None
     ready_s: float = 10.0
     environment: Mapping[str, str] = field(default_factory=dict)
+    final: Mapping[int, str] = field(default_factory=dict)
 
 
 class Run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
 
@@ -37,12 +37,31 @@ def _parsed(text: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-class JsonLines:
-    """One JSON object a line: a child's own objects gain ``process``, its other lines become the ``event`` of one."""
+class _Output:
+    """A stream that may refuse a line (its disk is full, its reader is gone): a log is not worth the processes it tells of."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._lock = threading.Lock()
+        self._lost = 0
+
+    def write(self, text: str, note: Callable[[str], str]) -> None:
+        """``note``: a line of the stream's form that says this; written once lines can be written again."""
+        with self._lock:
+            before = note(f"{self._lost} lines of this log could not be written") if self._lost else ""
+            try:
+                self._stream.write(before + text)
+                self._stream.flush()
+                self._lost = 0
+            except OSError:
+                self._lost += 1
+
+
+class JsonLines:
+    """One JSON object a line: a child's own objects gain ``process``, its other lines become the ``event`` of one."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._output = _Output(stream)
 
     def line(self, process: str, text: str) -> None:
         self._write(_parsed(text) or _event(text, "info"), process)
@@ -51,20 +70,20 @@ class JsonLines:
         self._write(_event(text, level), "up")
 
     def _write(self, fields: Mapping[str, Any], process: str) -> None:
-        with self._lock:
-            self._stream.write(json.dumps({**fields, "process": process}) + "\n")
-            self._stream.flush()
+        def form(shown: Mapping[str, Any], whose: str) -> str:
+            return json.dumps({**shown, "process": whose}) + "\n"
+
+        self._output.write(form(fields, process), lambda text: form(_event(text, "warning"), "up"))
 
 
 class Console:
     """Text for people: time, the process's name, what happened, in color where the stream is a terminal."""
 
     def __init__(self, stream: TextIO, *, color: bool, names: tuple[str, ...]) -> None:
-        self._stream = stream
+        self._output = _Output(stream)
         self._color = color
         self._width = max([len(name) for name in names] + [len("up")])
         self._codes = {name: _COLORS[index % len(_COLORS)] for index, name in enumerate(names)}
-        self._lock = threading.Lock()
 
     def line(self, process: str, text: str) -> None:
         fields = _parsed(text)
@@ -74,6 +93,9 @@ class Console:
         self._write("up", _event(text, level))
 
     def _write(self, process: str, fields: Mapping[str, Any]) -> None:
+        self._output.write(self._form(process, fields), lambda text: self._form("up", _event(text, "warning")))
+
+    def _form(self, process: str, fields: Mapping[str, Any]) -> str:
         level = str(fields.get("level", "info"))
         rest = " ".join(
             f"{key}={_short(value)}" for key, value in fields.items() if key not in _HIDDEN and key != "exception"
@@ -84,9 +106,7 @@ class Console:
         lines = [f"{_clock(fields.get('timestamp'))} {name} │ {body}"]
         if exception := fields.get("exception"):
             lines += [f"{'':8} {name} │   {printable(part)}" for part in str(exception).splitlines()]
-        with self._lock:
-            self._stream.write("\n".join(lines) + "\n")
-            self._stream.flush()
+        return "\n".join(lines) + "\n"
 
     def _paint(self, text: str, code: int | None) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._color and code is not None else text

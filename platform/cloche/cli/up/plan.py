@@ -10,11 +10,15 @@ from pathlib import Path
 from cloche.cli.up import valkey
 from cloche.cli.up.child import Service
 from cloche.config import Settings
+from cloche.worker.exits import DRAINED
 
 # Started in this order, stopped in the opposite one. Those below 10 clean up after others, and are always given the time.
 VALKEY, EGRESS, SANDBOXD, SCHEDULER, WEB, WORKERS = 1, 2, 3, 10, 11, 12
 _PLAIN = {"CLOCHE_HOME", "CLOCHE_CONFIG", "HOME", "LANG", "PATH", "TZ", "VIRTUAL_ENV"}
 _WORKER_MARGIN_S = 5.0  # over its own grace, to hand back what is unfinished
+_EMPTY = "its place stays empty until `cloche up` starts again"
+_DRAINED = {DRAINED: f"was drained and has left; {_EMPTY}"}
+DIED_DRAINING = f"had been asked to drain when it died; {_EMPTY}"
 _WEB_GRACE_S = 20.0  # over the 15 s it gives requests that still run
 _SANDBOXD_GRACE_S = 30.0  # it destroys every sandbox that is left
 
@@ -45,7 +49,9 @@ def services(settings: Settings, environment: Mapping[str, str], *, own_valkey: 
     planned.append(Service("web", WEB, _cloche("web"), _WEB_GRACE_S, environment=environment))
     grace_s = settings.worker.grace / 1000 + _WORKER_MARGIN_S
     numbers = range(1, settings.worker.count + 1)
-    return planned + [Service(f"worker-{n}", WORKERS, _worker, grace_s, environment=environment) for n in numbers]
+    return planned + [
+        Service(f"worker-{n}", WORKERS, _worker, grace_s, environment=environment, final=_DRAINED) for n in numbers
+    ]
 
 
 def child_environment(settings: Settings, port: int) -> dict[str, str]:

@@ -73,15 +73,21 @@ class Stack:
 
             def gone(service: Service, run_id: str) -> None:
                 if service.stage == plan.WORKERS:
-                    later.submit(aftermath.worker_gone, service.name, run_id)
+                    later.submit(worker_gone, service.name, run_id)
+
+            def worker_gone(name: str, worker_id: str) -> None:
+                if aftermath.was_draining(worker_id):
+                    supervisor.vacate(name, plan.DIED_DRAINING)
+                aftermath.worker_gone(name, worker_id)
 
             self._first_start(aftermath)
-            self._supervisor = Supervisor(planned, sink, gone, keep=[lock])
+            self._supervisor = supervisor = Supervisor(planned, sink, gone, keep=[lock])
             self._announcer = announcer = self._make_announcer(sink, port)
             if self._stopped:
                 self._supervisor.stop()
             sink.say(_uid_note(settings.home))
             announcer.start()
+            aftermath.watch(self._supervisor.kill)
             try:
                 self._supervisor.run()
             finally:

@@ -9,6 +9,7 @@ import os
 import selectors
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
@@ -26,7 +27,8 @@ _LAST_WORDS_S = 1.0  # how long the output of processes that are all dead may ta
 class Supervisor:
     """``run`` in the main thread; ``stop`` from a signal handler or any thread, as often as one likes.
 
-    ``gone(service, run_id)`` is called for each death that nobody asked for, before the service starts again; it must not block.
+    ``gone(service, run_id)`` is called for each death that nobody asked for, before the service starts again; it must not block. An end that the
+    service calls final is none of these.
     ``keep``: descriptors that every child inherits.
     """
 
@@ -46,10 +48,26 @@ class Supervisor:
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
         self._stops = 0
         self._closed = False
+        self._to_kill: deque[tuple[int, str]] = deque()
+        self._to_vacate: deque[tuple[str, str]] = deque()
+        self._vacated: set[str] = set()
+
+    def vacate(self, name: str, why: str) -> None:
+        """Start that service no more, and stop it where it was started again meanwhile. From any thread."""
+        self._to_vacate.append((name, why))
+        self._wake()
+
+    def kill(self, pid: int, why: str) -> None:
+        """SIGKILL to the service that process belongs to, which then starts again; one that is nobody's here is only told of. From any thread."""
+        self._to_kill.append((pid, why))
+        self._wake()
 
     def stop(self) -> None:
         """Ask for the end. A second call waits for nobody but those that must clean up (stages below 10)."""
         self._stops += 1
+        self._wake()
+
+    def _wake(self) -> None:
         if self._closed:
             return
         try:
@@ -113,6 +131,30 @@ class Supervisor:
 
     def _woken(self) -> None:
         os.read(self._wake_read, 1024)
+        while self._to_kill:
+            pid, why = self._to_kill.popleft()
+            run = self._run_of(pid)
+            if run is None:
+                self._sink.say(f"process {pid}, which is none of ours, {why}", level="error")
+            else:
+                self._sink.say(f"{run.service.name} {why}; killing it", level="error")
+                run.kill()
+
+        while self._to_vacate:
+            name, why = self._to_vacate.popleft()
+            self._vacated.add(name)
+            self._due.pop(name, None)
+            self._sink.say(f"{name} {why}")
+            if not self._stops and (again := self._runs.get(name)) is not None:
+                again.terminate()
+
+    def _run_of(self, pid: int) -> Run | None:
+        """Here, where deaths are reaped, a process's id cannot pass to another meanwhile."""
+        try:
+            group = os.getpgid(pid)
+        except ProcessLookupError:
+            return None
+        return next((run for run in self._runs.values() if run.process.pid == group), None)
 
     def _read(self, pipe: int) -> None:
         name, line = self._lines[pipe]
@@ -138,9 +180,16 @@ class Supervisor:
         del self._runs[run.service.name]
         if self._stops:
             return
-        delay = self._backoff[run.service.name].after(run.lived_s)
-        self._sink.say(f"{run.service.name} {how_it_ended(code)}; starting it again in {delay:.1f} s", level="warning")
-        self._due[run.service.name] = time.monotonic() + delay
+        if code in run.service.final:
+            self._sink.say(f"{run.service.name} {run.service.final[code]}")
+            return
+        if run.service.name in self._vacated:
+            self._sink.say(f"{run.service.name} {how_it_ended(code)}")
+        else:
+            delay = self._backoff[run.service.name].after(run.lived_s)
+            again = f"{how_it_ended(code)}; starting it again in {delay:.1f} s"
+            self._sink.say(f"{run.service.name} {again}", level="warning")
+            self._due[run.service.name] = time.monotonic() + delay
         self._gone(run.service, run.id)
 
     def _stop_all(self) -> None:

@@ -82,7 +82,15 @@ class RunningCell(Running):
             self.is_dead(_LAST_BREATH_SECONDS)
 
     def _verdict(self, engine: Engine) -> tuple[int | None, bool]:  # noqa: ARG002 - the engine knows nothing of cells
-        return self.ended(), False
+        try:
+            return self.ended(), False
+        except PlatformFailure:
+            if self.slot_cgroup.usage().get("oom_kills", 0) > 0:
+                return None, True  # the kernel took the runner for what the job used
+            raise
+
+    def _hasten(self) -> None:
+        self.slot_cgroup.hasten()
 
     def _measure(self) -> dict[str, int]:
         """The slot outlives the cell, so its counters do too.

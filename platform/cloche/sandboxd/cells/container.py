@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cloche import clock, logs
+from cloche import clock, failpoints, logs
 from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import ClocheError, PlatformFailure
+from cloche.failpoints import Point
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import UIDS, CellKey, CellPlacement, cell_container_config, id_map
 from cloche.sandboxd import cgroups
+from cloche.sandboxd.cells import preloaded
 from cloche.sandboxd.cells.site import ContainerSite
-from cloche.sandboxd.cells.slot import Slot, pid_of
+from cloche.sandboxd.cells.slot import Slot
 from cloche.sandboxd.cells.slot_cgroup import SlotCgroup, open_for_slots
 from cloche.sandboxd.cells.talk import Talk
 from cloche.sandboxd.engine import Engine
@@ -44,6 +46,7 @@ class Facts:
     host_cpus: int
     counts_swap: bool  # whether the engine can limit swap
     slots: int
+    preloads: bool = True  # whether what plugins name in `[sandbox] preload` is imported beforehand, or by each cell
 
 
 class CellContainer:
@@ -60,9 +63,11 @@ class CellContainer:
         self.uid = uid
         self.cells_base = cells_base
         self.slots: list[Slot] = []
+        self._groups: list[SlotCgroup] = []  # also of slots that could not be made
         self.born = time.monotonic()
         self.jobs = 0
         self._facts = facts
+        self._preload = list(spec.preload) if facts.preloads else []
         self._pidfd = -1
         self._talk: Talk | None = None
         self.container: str | None = None
@@ -80,24 +85,32 @@ class CellContainer:
     def add_slot(self) -> Slot:
         """
         Raises:
+            PreloadFailed: what the plugin wants imported beforehand cannot be.
             PlatformFailure, OSError: it could not be made.
         """
         number = len(self.slots)
         share = (UIDS - 1) // self._facts.slots
         uids = range(1 + number * share, 1 + (number + 1) * share)
-        group = SlotCgroup.make(self._cgroup, f"slot-{number}", self.limits)
+        group = SlotCgroup.make(self._cgroup, f"slot-{number}", self.limits, preloads=bool(self._preload))
+        self._groups.append(group)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         talk = Talk(ours)
+        pidfd = -1
         try:
             with theirs:
-                self._agent.say({"slot": number}, [theirs.fileno()])
+                self._agent.say({"slot": number, "preload": self._preload}, [theirs.fileno()])
             _, (pidfd,) = talk.hear("slot_ready", fds=1, seconds=_START_SECONDS)
-            group.add(pid_of(pidfd))
-            talk.say({"type": "go"})
+            runner = preloaded.pid_of(pidfd)
+            group.add(runner)
+            talk.say({"type": "go", "uid": uids[0]})
+            preloader = preloaded.hear(talk, group, runner) if self._preload else None
         except BaseException:
             talk.close()
+            if pidfd >= 0:
+                os.close(pidfd)
             raise
-        slot = Slot(number, talk, group, pidfd, self._site, uids, self.cells_base)
+        shared = (self._site, uids, self.cells_base, preloader, self.key.secrets)
+        slot = Slot(number, talk, group, pidfd, *shared)
         self.slots.append(slot)
         return slot
 
@@ -120,9 +133,11 @@ class CellContainer:
             self._facts.engine.remove(self.container)
         for slot in self.slots:
             slot.close()
+        for group in self._groups:
             with contextlib.suppress(OSError):  # the engine has removed it with its own
-                slot.group.remove()
+                group.remove()
         self.slots.clear()
+        self._groups.clear()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
@@ -150,6 +165,7 @@ class CellContainer:
         )
         with _listening(self._site.folders.run, self.uid) as listener:
             self.container = facts.engine.create(f"cloche-{self.id}", cell_container_config(spec, place))
+            failpoints.hit(Point.SANDBOXD_CREATED)
             facts.engine.start(self.container)
             stream, pid = _accept(listener, self.uid)
         self._talk = Talk(stream)
@@ -161,7 +177,8 @@ class CellContainer:
         open_for_slots(self._cgroup)
         self._talk.hear("unshared", seconds=_START_SECONDS)
         text = id_map(self.cells_base)
-        for name in ("uid_map", "gid_map"):
+        # The map of project ids is of no use here; left open, a cell could write it, and all later ones read what it wrote.
+        for name in ("uid_map", "gid_map", "projid_map"):
             Path(f"/proc/{pid}/{name}").write_text(text, "ascii")
         self._talk.say({"type": "mapped", "slots": facts.slots})
         self._talk.hear("agent_ready", seconds=_START_SECONDS)

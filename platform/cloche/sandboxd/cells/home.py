@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from cloche.errors import ClocheError
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import UIDS, CellKey
 from cloche.sandboxd.cells.container import CellContainer, Facts
@@ -13,14 +15,20 @@ from cloche.sandboxd.cells.slot import Slot, State
 from cloche.sandboxd.uids import UidPool
 
 
+class NoCells(ClocheError):
+    """Level ``namespace`` cannot be had now; the job runs at level ``container``. The message says why."""
+
+
 @dataclass(frozen=True)
 class Bounds:
-    """``jobs`` and ``life_s``: after so many, or so long, a container is replaced. ``idle_s``: it goes when nobody needed it so long."""
+    """``jobs`` and ``life_s``: after so many, or so long, a container is replaced. ``idle_s``: it goes when nobody needed it so long.
+    ``memory``: bytes that all cells without a job may take together."""
 
     containers: int
     jobs: int
     life_s: float
     idle_s: float
+    memory: int
 
 
 @dataclass(eq=False)
@@ -41,6 +49,16 @@ class Home:
     def is_idle(self) -> bool:
         return not self.adding and not any(slot.state in (State.BUSY, State.PREPARING) for slot in self.slots)
 
+    def give_up(self, why: str) -> int:
+        """Retire it and kill its cells that wait for a job; how many there were. Under the pool's lock."""
+        self.retired, count = why, 0
+        for slot in self.slots:
+            if slot.state == State.READY and slot.cell is not None:
+                slot.cell.kill()
+                slot.state = State.LOST
+                count += 1
+        return count
+
     def judge(self, bounds: Bounds, now: float) -> bool:
         """Retire it when its time has come; whether it was now. Under the pool's lock."""
         container = self.container
@@ -55,6 +73,14 @@ class Home:
         elif any(slot.state == State.READY and slot.works_unasked() for slot in self.slots):
             self.retired = "a cell of it works without a job"
         return bool(self.retired)
+
+
+def greediest(homes: Sequence[Home], memory: int) -> Home | None:
+    """Whose waiting cells take most, when all of them together take more than ``memory`` bytes. Under the pool's lock."""
+    taken = {home: sum(slot.memory_waiting() for slot in home.slots) for home in homes if not home.retired}
+    if sum(taken.values()) <= memory:
+        return None
+    return max(taken, key=lambda home: taken[home])
 
 
 class Maker:

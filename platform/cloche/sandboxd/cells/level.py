@@ -13,7 +13,8 @@ from cloche.isolation.spec import NAMESPACE
 from cloche.sandboxd import cgroups
 from cloche.sandboxd.cells.cell import RunningCell
 from cloche.sandboxd.cells.container import Facts
-from cloche.sandboxd.cells.pool import Cells, NoCells
+from cloche.sandboxd.cells.home import NoCells
+from cloche.sandboxd.cells.pool import Cells
 from cloche.sandboxd.cells.slot import Waiting
 from cloche.sandboxd.making import Ready
 
@@ -47,10 +48,11 @@ class CellLevel:
         """``problem``: why a container could not be made a moment ago, or None; ``containers``, and slots by state."""
         return {"problem": self._cells.problem(), **self._cells.counts()}
 
-    def create(self, spec: SandboxSpec, owner: str, ready: Ready) -> tuple[RunningCell, socket.socket] | None:
-        """A cell and the connection to its guest, the caller's to close; None: level ``container``, which gives up nothing but speed.
+    def create(self, spec: SandboxSpec, owner: str, ready: Ready) -> tuple[RunningCell, socket.socket]:
+        """A cell and the connection to its guest, the caller's to close.
 
         Raises:
+            NoCells: level ``container``, which gives up nothing but speed; says why.
             PlatformFailure: ``bundle_unavailable``.
         """
         try:
@@ -59,7 +61,7 @@ class CellLevel:
             return self._cells.create(self._facts(ready), spec, owner)
         except NoCells as error:
             log.info("cell_refused", job=spec.job_id, reason=str(error))
-            return None
+            raise
 
     def release(self, running: RunningCell) -> None:
         """See :meth:`Cells.release`."""

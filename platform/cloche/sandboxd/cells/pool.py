@@ -19,7 +19,8 @@ from cloche.isolation.spec import NAMESPACE
 from cloche.sandboxd.cells import survey
 from cloche.sandboxd.cells.cell import RunningCell
 from cloche.sandboxd.cells.container import Facts
-from cloche.sandboxd.cells.home import Bounds, Home, Maker
+from cloche.sandboxd.cells.home import Bounds, Home, Maker, NoCells, greediest
+from cloche.sandboxd.cells.preloaded import PreloadFailed
 from cloche.sandboxd.cells.slot import Anomaly, Slot, State, Unplaced, Waiting
 from cloche.sandboxd.cells.slot_cgroup import CgroupProblem
 from cloche.sandboxd.uids import NoUidLeft, UidPool
@@ -28,10 +29,7 @@ log = logs.get(__name__)
 _FILLERS = 2
 _TICK_SECONDS = 2.0
 _WAIT_SECONDS = 30.0
-
-
-class NoCells(ClocheError):
-    """Level ``namespace`` cannot be had now; the job runs at level ``container``. The message says why."""
+_LAST_BREATH_SECONDS = 2.0  # from a dying runner's silence to its death
 
 
 class Cells:
@@ -126,11 +124,14 @@ class Cells:
         """After its death and ``close``: clean up and, unless the container is to go, make the slot's next cell."""
         with self._changed:
             home, slot = self._taken.pop(running.id)
-        out_of_memory = running.slot_cgroup.usage().get("oom_kills", 0) > 0
+        out_of_memory = running.slot_cgroup.oom_kills() > 0
         try:
             slot.clear()
+        except Unplaced as error:
+            self._drain(home, slot, str(error))
+            return
         except (Anomaly, PlatformFailure, OSError) as error:
-            if out_of_memory and slot.is_dead():
+            if out_of_memory and slot.is_dead(_LAST_BREATH_SECONDS):
                 # The kernel took the runner for what the job used: nobody's trick, and no reason to end what runs in other slots.
                 self._drain(home, slot, "a runner was taken for its job's memory")
             else:
@@ -155,16 +156,9 @@ class Cells:
 
     def retire(self, bundle: str) -> int:
         """Give up the cells that wait with this bundle; how many there were. Killed when this returns."""
-        count = 0
         with self._changed:
             homes = [home for home in self._homes if home.key.bundle == bundle and not home.retired]
-            for home in homes:
-                home.retired = "its version takes no new jobs"
-                for slot in home.slots:
-                    if slot.state == State.READY and slot.cell is not None:
-                        slot.cell.kill()
-                        slot.state = State.LOST
-                        count += 1
+            count = sum(home.give_up("its version takes no new jobs") for home in homes)
             self._changed.notify_all()
         for home in homes:
             self._orders.put(functools.partial(self._bury_idle, home))
@@ -271,8 +265,8 @@ class Cells:
             with self._changed:
                 self._homes.remove(home)
                 why = str(error) or type(error).__name__
-                if known and not _is_missing_bundle(error):
-                    self._back_off(home.key, why)
+                if isinstance(error, Exception) and known and not _is_missing_bundle(error):
+                    self._back_off(home.key, error)
                 self._changed.notify_all()
             if not known or _is_missing_bundle(error):
                 raise
@@ -296,7 +290,7 @@ class Cells:
             slot.prepare(spec.limits)
         except (ClocheError, OSError) as error:
             with self._changed:
-                self._back_off(home.key, str(error))
+                self._back_off(home.key, error)
             self._failed(home, slot, error)
             raise NoCells(str(error)) from None
         finally:
@@ -305,9 +299,9 @@ class Cells:
                 self._changed.notify_all()
         return slot
 
-    def _back_off(self, key: CellKey, why: str) -> None:
+    def _back_off(self, key: CellKey, error: Exception) -> None:
         self._tally.of(key.bundle).failed += 1
-        self._problems.note(key, why)
+        self._problems.note(key, error)
 
     # --- behind the jobs' backs ---------------------------------------------------------------------------------------------
 
@@ -331,8 +325,8 @@ class Cells:
             self._changed.notify_all()
 
     def _failed(self, home: Home, slot: Slot | None, error: Exception) -> None:
-        """A cell could not be made: for want of room on this host, or because our own processes do not do as they should."""
-        if isinstance(error, Unplaced):
+        """A cell could not be made: for want of room on this host, by the plugin's doing, or because our own processes do not do as they should."""
+        if isinstance(error, (PreloadFailed, Unplaced)):
             self._drain(home, slot, str(error))
         else:
             self._lose(home, slot, str(error))
@@ -365,6 +359,12 @@ class Cells:
                 homes = [home for home in self._homes if home.container is not None]
                 for home in homes:
                     self._tally.of(home.key.bundle).expired += home.judge(self._bounds, now)
+                while (greedy := greediest(homes, self._bounds.memory)) is not None:
+                    log.warning(
+                        "cells_given_up", bundle=greedy.key.bundle, reason="they take too much memory while they wait"
+                    )
+                    self._tally.of(greedy.key.bundle).evicted += 1
+                    greedy.give_up("its cells take too much memory while they wait")
                 self._tally.forget(self._homes)
             for home in homes:
                 if home.retired:

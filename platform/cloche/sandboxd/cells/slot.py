@@ -7,20 +7,23 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 
 from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import ClocheError, PlatformFailure
 from cloche.isolation.cell_spec import shm_options, tmp_options
+from cloche.sandboxd.cells.preloaded import Preloader, pid_of
 from cloche.sandboxd.cells.site import CellSite, ContainerSite
 from cloche.sandboxd.cells.slot_cgroup import SlotCgroup
 from cloche.sandboxd.cells.talk import Talk
+from cloche_guest import job_secrets
 
-_IDLE_CPU_MS = 200  # between two looks, which are seconds apart: a setup() may end late, a busy thread does not end
+_SETUP_CPU_MS = 5_000  # a cell may use so much before its job comes
+_IDLE_SHARE = 0.1  # of one CPU, and this much all the time
 
 
 class Anomaly(Exception):
@@ -40,6 +43,7 @@ class Cell:
     site: CellSite
     pidfd: int
     channel: socket.socket | None
+    born: float = field(default_factory=time.monotonic)
 
     def is_dead(self) -> bool:
         return is_dead(self.pidfd)
@@ -72,8 +76,18 @@ class Slot:
     """Used by one thread at a time. ``prepare`` → ``cell.channel`` handed out → (cell dead) → ``clear`` → ``prepare`` …"""
 
     def __init__(
-        self, number: int, talk: Talk, group: SlotCgroup, pidfd: int, site: ContainerSite, uids: range, base: int
+        self,
+        number: int,
+        talk: Talk,
+        group: SlotCgroup,
+        pidfd: int,
+        site: ContainerSite,
+        uids: range,
+        base: int,
+        preloader: Preloader | None = None,
+        secrets: bool = False,
     ) -> None:
+        """``pidfd``: the runner's. ``secrets``: whether its cells have a place for them."""
         self.number = number
         self.group = group
         self.cell: Cell | None = None
@@ -81,14 +95,11 @@ class Slot:
         self.made = 0  # cells so far
         self._talk = talk
         self._pidfd = pidfd
+        self._preloader = preloader
+        self._secrets = secrets
         self._site = site
         self._uids = uids  # inside
         self._base = base
-        self._idle = (
-            0,
-            0,
-            0,
-        )  # cells made, milliseconds of CPU time and how often it was too much, when last looked at
         self._told: tuple[int | None] | None = None
 
     def prepare(self, limits: Limits) -> Cell:
@@ -116,6 +127,7 @@ class Slot:
                 "uid": inside,
                 "tmp": tmp_options(limits, inside),
                 "shm": shm_options(limits, inside),
+                "secrets": job_secrets.options(inside) if self._secrets else "",
             }
             self._talk.say(order, [theirs.fileno()])
             answer, fds = self._talk.hear("cell", fds=1)
@@ -150,10 +162,11 @@ class Slot:
         return self._told[0]
 
     def clear(self) -> None:
-        """After the cell's death: its mounts and folders go, and nothing but the runner may be left in the slot.
+        """After the cell's death: its mounts and folders go, and nothing but the runner and its preloader may be left in the slot.
 
         Raises:
             Anomaly: something is, or the runner is gone.
+            Unplaced: the kernel still holds memory of the cell.
             PlatformFailure, OSError: see there.
         """
         cell = self.cell
@@ -166,25 +179,36 @@ class Slot:
             self.cell = None
             cell.site.remove()
         left = self.group.processes()
-        if len(left) != 1 or self.is_dead():
-            raise Anomaly(f"slot {self.number}: {len(left)} processes where the runner alone should be")
+        due = 1 if self._preloader is None else 2
+        if len(left) != due or self.is_dead():
+            raise Anomaly(f"slot {self.number}: {len(left)} processes where our own {due} should be")
+        if self._preloader is not None and (problem := self._preloader.problem(left, pid_of(self._pidfd))):
+            raise Anomaly(f"slot {self.number}: its preloader: {problem}")
+        if not self.group.freed():
+            raise Unplaced(f"slot {self.number}: memory of its last cell is not freed")
 
     def works_unasked(self) -> bool:
-        """Whether the waiting cell has used more than a little CPU time since this was last asked of it, twice in a row."""
-        number, used = self.made, self.group.usage().get("cpu_ms", 0)
-        asked_before, used_before, times = self._idle
-        worked = asked_before == number and used - used_before > _IDLE_CPU_MS
-        self._idle = (number, used, times + 1 if worked else 0)
-        return self._idle[2] >= 2
+        """Whether the waiting cell has used more CPU time than a setup may take, and a little while it waits. In all: what rests in
+        between may not begin anew."""
+        if self.cell is None:
+            return False
+        waited_ms = 1_000 * (time.monotonic() - self.cell.born)
+        return self.group.usage().get("cpu_ms", 0) > _SETUP_CPU_MS + _IDLE_SHARE * waited_ms
 
-    def is_dead(self) -> bool:
-        """Whether the runner is."""
-        return is_dead(self._pidfd)
+    def memory_waiting(self) -> int:
+        """Bytes that its cell takes while it waits for a job."""
+        return self.group.group.memory_used() if self.state == State.READY else 0
+
+    def is_dead(self, seconds: float = 0) -> bool:
+        """Whether the runner is, within so many seconds; or its preloader, without which it ends."""
+        return is_dead(self._pidfd, seconds) or (self._preloader is not None and is_dead(self._preloader.pidfd))
 
     def close(self) -> None:
         """After the container's death."""
         self._talk.close()
         os.close(self._pidfd)
+        if self._preloader is not None:
+            os.close(self._preloader.pidfd)
         if self.cell is not None:
             self.cell.close()
 
@@ -205,21 +229,7 @@ class Waiting:
         self.give_up(f"a cell without a job went too far: {counter} {used}")
 
 
-def pid_of(pidfd: int) -> int:
-    """The process' number as this process sees it.
-
-    Raises:
-        OSError: it is dead, or of no number here.
-    """
-    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text("ascii").splitlines():
-        if line.startswith("Pid:"):
-            number = int(line.split()[1])
-            if number > 0:
-                return number
-    raise ProcessLookupError("the process has no number here")
-
-
-def is_dead(pidfd: int) -> bool:
+def is_dead(pidfd: int, seconds: float = 0) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(seconds * 1_000))

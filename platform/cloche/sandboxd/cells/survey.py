@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from cloche.isolation.cell_spec import CellKey
 from cloche.sandboxd.cells.home import Home
+from cloche.sandboxd.cells.preloaded import PreloadFailed
 from cloche.sandboxd.cells.slot import State
 from cloche.sandboxd.pool import Counts
 
 _BACK_OFF_SECONDS = 30.0
+_MOST_SECONDS = 1_800.0
+_PRELOAD = "its preload failed"
 MAX_BUNDLES = 64  # with counts that are kept after their last container went
 
 
@@ -25,28 +29,47 @@ def states(homes: Iterable[Home]) -> dict[str, int]:
     return found
 
 
+@dataclass(frozen=True)
+class _Problem:
+    """``until``: monotonic seconds, after so many ``seconds`` of waiting; when it comes again soon, twice as many. ``kind``: what it is where ``why``
+    may have the plugin's words."""
+
+    until: float
+    seconds: float
+    why: str
+    kind: str | None
+
+
 class Problems:
     """Kinds of containers that could not be made, which for a while nobody tries again. Guarded by the pool's lock."""
 
     def __init__(self) -> None:
-        self._found: dict[CellKey, tuple[float, str]] = {}  # until when, and why
+        self._found: dict[CellKey, _Problem] = {}
 
-    def note(self, key: CellKey, why: str) -> None:
-        self._found = dict(self._current()) | {key: (time.monotonic() + _BACK_OFF_SECONDS, why)}
+    def note(self, key: CellKey, error: Exception) -> None:
+        of_plugin = isinstance(error, PreloadFailed)
+        why = str(error) or type(error).__name__
+        now = time.monotonic()
+        kept = {other: problem for other, problem in self._found.items() if problem.until + problem.seconds > now}
+        seconds = min(2 * kept[key].seconds, _MOST_SECONDS) if key in kept else _BACK_OFF_SECONDS
+        self._found = kept | {key: _Problem(now + seconds, seconds, why, _PRELOAD if of_plugin else None)}
 
     def of(self, key: CellKey) -> str | None:
-        return next((why for found, (_, why) in self._current() if found == key), None)
+        """For the jobs of that kind."""
+        return next((problem.why for found, problem in self._current() if found == key), None)
 
     def newest(self) -> str | None:
-        return max((found for _, found in self._current()), default=(0.0, None))[1]
+        """For the operator: nothing of a plugin's own words."""
+        newest = max((problem for _, problem in self._current()), key=lambda problem: problem.until, default=None)
+        return None if newest is None else newest.kind or newest.why
 
     def bundles(self) -> dict[str, str]:
         """In words that name nothing of the plugin's."""
-        return {key.bundle: "no cell can be made" for key, _ in self._current()}
+        return {key.bundle: problem.kind or "no cell can be made" for key, problem in self._current()}
 
-    def _current(self) -> list[tuple[CellKey, tuple[float, str]]]:
+    def _current(self) -> list[tuple[CellKey, _Problem]]:
         now = time.monotonic()
-        return [(key, found) for key, found in self._found.items() if found[0] > now]
+        return [(key, problem) for key, problem in self._found.items() if problem.until > now]
 
 
 class Tally:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import socket
@@ -25,8 +23,9 @@ from cloche.isolation.backend import Remains, Sandbox, SandboxSpec
 from cloche.isolation.client import SandboxdBackend
 from cloche.isolation.egress import report_to_json
 from cloche.isolation.spec import CONTAINER, NAMESPACE
-from cloche.sandboxd import image_parts, syscalls
+from cloche.sandboxd import syscalls
 from cloche.sandboxd.main import Sandboxd
+from cloche.sandboxd.probes.bundle import write_bundle, write_package
 from cloche.sandboxd.probes.outside import Outside, outside
 from cloche.sandboxd.running import Running
 
@@ -109,35 +108,31 @@ class Bench:
         seconds: float = 30,
         *,
         allow: Sequence[str] = (),
+        preload: str | None = None,
         **limits: Any,
     ) -> dict[str, Any]:
         """One job from create to destroy; see :meth:`Live.facts`."""
-        with self.live(act, payload, allow=allow, **limits) as live:
+        with self.live(act, payload, allow=allow, preload=preload, **limits) as live:
             live.drive(seconds)
             return live.facts()
 
     @contextlib.contextmanager
     def live(
-        self, act: str, payload: Mapping[str, Any] | None = None, *, allow: Sequence[str] = (), **limits: Any
+        self,
+        act: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        allow: Sequence[str] = (),
+        preload: str | None = None,
+        **limits: Any,
     ) -> Iterator[Live]:
         """A sandbox that has just been given its job. Afterwards it is destroyed, and nothing of it may be left. ``allow``: what its egress leads to.
+        ``preload``: see :meth:`refused`.
 
         Raises:
             ProbeBroken: something is.
         """
-        spec = SandboxSpec(
-            job_id=clock.uuid7(),
-            attempt=1,
-            bundle=self._bundle,
-            wheels=None,
-            limits=replace(SMALL, **limits),
-            lease_until=clock.now_ms() + 60_000,
-            runtime=self.runtime,
-            warm=self._warm or self.level == NAMESPACE,
-            egress=bool(allow),
-            level=self.level,
-            tenant=TENANT,
-        )
+        spec = self._spec(allow, preload, limits)
         sandbox = self._create_warm(spec) if self._warm else self._backend.create(spec)
         try:
             if sandbox.level != (CONTAINER if allow else self.level):  # a cell has no way out
@@ -163,6 +158,35 @@ class Bench:
             raise ProbeBroken(f"left on the host: {left}")
         if left := [str(folder) for folder in folders if folder.exists()]:
             raise ProbeBroken(f"left on the host: {left}")
+
+    def refused(self, preload: str) -> dict[str, Any]:
+        """A job whose plugin has ``sandbox/probes/beforehand.py`` as a package that is imported beforehand and then does what is named: what it got.
+
+        ``level``, ``why``, and what its pool is told to have as ``last_error``.
+        """
+        spec = self._spec((), preload, {})
+        sandbox = self._backend.create(spec)
+        try:
+            told = [facts["last_error"] for facts in self._backend.pools() if facts["bundle"] == spec.bundle]
+            return {"level": sandbox.level, "why": sandbox.why, "last_error": [text for text in told if text]}
+        finally:
+            sandbox.destroy()
+
+    def _spec(self, allow: Sequence[str], preload: str | None, limits: Mapping[str, Any]) -> SandboxSpec:
+        return SandboxSpec(
+            job_id=clock.uuid7(),
+            attempt=1,
+            bundle=self._bundle,
+            wheels=None if preload is None else write_package(self.home, preload),
+            limits=replace(SMALL, **limits),
+            lease_until=clock.now_ms() + 60_000,
+            runtime=self.runtime,
+            warm=self._warm or self.level == NAMESPACE,
+            egress=bool(allow),
+            level=self.level,
+            tenant=TENANT,
+            preload=() if preload is None else ("beforehand",),
+        )
 
     def _create_warm(self, spec: SandboxSpec) -> Sandbox:
         """
@@ -319,7 +343,7 @@ def open_bench(settings: Settings, runtime: str = RUNC, level: str = CONTAINER) 
             _wait_ready(daemon)
             _check_runtime(daemon, runtime)
             with outside(home) as beyond:
-                bench = Bench(daemon, home, _write_bundle(home), beyond, runtime, level)
+                bench = Bench(daemon, home, write_bundle(home), beyond, runtime, level)
                 try:
                     yield bench
                 finally:
@@ -359,20 +383,3 @@ def _check_runtime(daemon: Sandboxd, runtime: str) -> None:
     """Have gVisor proven first: without that every probe would fail for the same reason."""
     if runtime == RUNSC and (problem := daemon.host.prove()) is not None:
         raise EnvironmentProblem(f"runtime runsc (gVisor) cannot be used on this host: {problem}")
-
-
-def _write_bundle(home: Path) -> str:
-    """Freeze the hostile plugin under the home, as the registry would; returns its digest."""
-    source = image_parts.probes_folder()
-    contents = {f"probes/{path.name}": path.read_bytes() for path in sorted(source.glob("*.py"))}
-    contents["plugin.toml"] = (
-        b'[plugin]\nname = "probes"\nversion = "1.0.0"\napi = 1\nsummary = "Hostile probes."\nentry = "probes.plugin"\n'
-    )
-    digest = hashlib.sha256(
-        json.dumps(sorted((n, hashlib.sha256(d).hexdigest()) for n, d in contents.items())).encode()
-    ).hexdigest()
-    for name, data in contents.items():
-        path = home / "bundles" / digest / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return digest

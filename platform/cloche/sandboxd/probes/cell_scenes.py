@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from cloche.errors import PlatformFailure
 from cloche.sandboxd import syscalls
 from cloche.sandboxd.cells.slot_cgroup import SlotCgroup
 from cloche.sandboxd.probes.bench import Bench, Live, processes_of, users_of
+from cloche.sandboxd.probes.probe import Observe
 
 _JOBS = 1_000
+_LOOKS = 5
 
 
 def _slot(live: Live) -> SlotCgroup:
@@ -113,6 +116,11 @@ def thousand(bench: Bench) -> Any:
     before = _held(bench)
     failed = sum(bench.run("take_port")["value"] != "taken" for _ in range(_JOBS))
     after = _held(bench)
+    for _ in range(_LOOKS):  # what is only on its way out is no leftover
+        if all(count <= before["counts"][name] for name, count in after["counts"].items()):
+            break
+        time.sleep(1)
+        after = _held(bench)
     return {"failed": failed, "before": before, "after": after, "grown": after["memory"] - before["memory"]}
 
 
@@ -141,6 +149,33 @@ def _resident(pid: int) -> int:
     return 1024 * int(next(line for line in fields if line.startswith("VmRSS")).split()[1])
 
 
+def memory_left(bench: Bench) -> Any:
+    values = []
+    for _ in range(5):
+        bench.run("leave_memory", {"megabytes": 50})
+        values.append(bench.run("use_memory", {"megabytes": 60})["value"])
+    return {"values": values}
+
+
+def runner_taken(bench: Bench) -> Any:
+    with bench.live("tick") as one, bench.live("smaller_than_the_runner") as two:
+        same = one.running.container == two.running.container
+        two.drive(30)
+        oom = two.facts()["oom"]
+        one.drive(60)
+        return {"same container": same, "oom": oom, "neighbour": one.facts()["value"]}
+
+
 def oom_again(bench: Bench) -> Any:
     ooms = sum(bench.run("memory_by_memfd")["oom"] for _ in range(5))
     return {"ooms": ooms, "after": bench.run("tick")["value"]}
+
+
+def preload_power(bench: Bench) -> Any:
+    """What a package finds out that is hostile while it is imported beforehand; told by a job of its slot, and by another after it."""
+    return [bench.run("beforehand", preload="reach_out")["value"] for _ in range(2)]
+
+
+def unfit(kind: str) -> Observe:
+    """A package that cannot be preloaded for this reason."""
+    return lambda bench: bench.refused(kind)

@@ -76,12 +76,14 @@ def _surroundings(facts: Any) -> bool:
         and facts["proc"] == ["self", "thread-self"]
         and facts["slot"] == facts["control"] == []
         and facts["sockets"] == 1
+        and facts["shared memory"] == []
     )
 
 
 def _channel(facts: Any) -> bool:
     """The kernel shows a process of another pid namespace as 0 and an unmapped user as 65534."""
-    return facts["peer"] == [0, 65534, 65534] and facts["name"] == ["''", "''"] and facts["listen"] == "EINVAL"
+    nobody = facts["peer"] == [0, 65534, 65534] and facts["name"] == ["''", "''"]
+    return nobody and facts["listen"] == "EINVAL" and facts["descriptor"] == "EPERM"
 
 
 def _no_marks(facts: Any) -> bool:
@@ -102,14 +104,36 @@ def _nothing_grows(facts: Any) -> bool:
     return facts["failed"] == 0 and not more and facts["grown"] <= 2 << 20
 
 
+def _no_power(facts: Any) -> bool:
+    """Setgid, setuid, chroot and admin of the container's user namespace, and nothing that they would open elsewhere."""
+    first, second = facts
+    return (
+        first == second
+        and first["permitted"] == [6, 7, 18, 21]
+        and set(first["tries"].values()) == {"Operation not permitted"}
+        and set(first["runner"].values())
+        <= {"Operation not permitted", "No such file or directory", "Permission denied"}
+        and first["places"] == []
+        and first["proc"] == ["self", "thread-self"]
+    )
+
+
+def _unfit(why: str) -> Judge:
+    told = f"no cell: preload failed: {why}"
+    return lambda f: (
+        f["level"] == "container" and f["why"].startswith(told) and f["last_error"] == ["its preload failed"]
+    )
+
+
 # fmt: off
 CELLS = (
     Probe("cell_unshare", "cells", "unshare as the runner does, which the filter lets pass", "EPERM: no capability; a user namespace least of all", refused),
     Probe("cell_mounts", "cells", "mount, unmount, setns as the runner does", "each is EPERM: no capability", refused),
     Probe("cell_filters", "cells", "one more filter, on the process and on a socket", "each is EPERM", refused),
-    Probe("cell_surroundings", "cells", "agent, runner, control sockets, the slot's folder, other processes", "not one can be seen or signalled; one socket, the channel",
+    Probe("cell_surroundings", "cells", "agent, runner, control sockets, the slot's folder, other processes, shared memory", "not one can be seen or signalled; one socket, the channel; none",
           _surroundings),
-    Probe("cell_channel", "cells", "ask the channel's socket for its other end", "nobody of this pid namespace, a user without a name here", _channel),
+    Probe("cell_channel", "cells", "ask the channel's socket for its other end", "nobody of this pid namespace, a user without a name here, no descriptor of it", _channel),
+    Probe("cell_maps", "cells", "write the maps of the container's user namespace", "each is refused, or written already", only("EPERM", "EACCES")),
     Probe("cell_neighbours", "cells", "files, mounts, ports and processes of another slot of the same container, while it runs", "none",
           _no_marks, cell_scenes.neighbours),
     Probe("cell_outlive", "cells", "three deaf processes outlive the job's own", "its exit code is told, they die with the cell, the slot holds its runner alone",
@@ -128,5 +152,19 @@ CELLS = (
           _nothing_grows, cell_scenes.thousand),
     Probe("cell_oom_flood", "cells", "the job's memory goes to files in /dev/shm and memory that no process holds, five times",
           "called out of memory each time, and the level goes on", lambda f: f["ooms"] == 5 and f["after"] == 90, cell_scenes.oom_again),
+    Probe("cell_memory_left", "cells", "memory that the kernel frees only after the job's death, then the slot's next job with all of its own, five times",
+          "each has what it may have", lambda f: f["values"] == [60] * 5, cell_scenes.memory_left),
+    Probe("cell_runner_memory", "cells", "a job smaller than its runner uses up the memory, a job at work in another slot of the same container",
+          "called out of memory, not a failure of the platform; the other ends well",
+          lambda f: f["same container"] and f["oom"] and f["neighbour"] == 90, cell_scenes.runner_taken),
+    Probe("preload_power", "preload", "a preloaded package with all it may have: unshare, mount, a filter, capabilities, the runner's files, signals to it",
+          "each is refused; neither slot nor control socket is there to be seen; the slot works", _no_power, cell_scenes.preload_power),
+    Probe("preload_threads", "preload", "a preload that leaves a thread", "no cell is forked from it; the job has a container and says why; the pool backs off",
+          _unfit("it leaves 1 thread running"), cell_scenes.unfit("thread")),
+    Probe("preload_processes", "preload", "a preload that leaves a process", "the same", _unfit("it leaves 1 process running"), cell_scenes.unfit("process")),
+    Probe("preload_memory", "preload", "a preload that takes more memory than the slot has", "the same", _unfit("it ran out of memory"), cell_scenes.unfit("memory")),
+    Probe("preload_ends", "preload", "a preload that ends its process", "the same", _unfit("its process ended by itself (exit code 3)"), cell_scenes.unfit("end")),
+    Probe("preload_lets_go", "preload", "a preload that closes its runner's socket and stays", "the same", _unfit("it lost its connection to the runner"),
+          cell_scenes.unfit("let_go")),
 )
 # fmt: on

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import ipaddress
-import os
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-from flask import Response, request
+from flask import Response, current_app, request
 
 from cloche import __version__
 from cloche.clock import now_ms, to_rfc3339
 from cloche.domain.permissions import Permission
 from cloche.errors import Unavailable
-from cloche.services.container import Services
+from cloche.netnames import Networks
 from cloche.web import metrics, shapes
+from cloche.web.edge import FORWARDED
+from cloche.web.readiness import Outage, Readiness
 from cloche.web.routing import PUBLIC, Call, Raw, RouteGroup
 
 group = RouteGroup("health")
-_LOW_ROOM = 32 << 20  # bytes: less, and a claim, an upload or a result may not find room any more
 
 
 @group.route(
@@ -29,14 +28,17 @@ _LOW_ROOM = 32 << 20  # bytes: less, and a claim, an upload or a result may not 
     summary="Whether the platform works: `ok` or `degraded`.",
 )
 def health(call: Call) -> Any:
-    reasons = not_ready(call.services)
-    status = "ok" if not reasons else "degraded"
-    try:
-        summary = call.services.workers.summary()
-        workers = {"running": summary["running"], "count": summary["count"]}
-    except Unavailable:
-        workers = {"running": False, "count": 0}
-    return {"status": status, "timestamp": to_rfc3339(now_ms()), "version": __version__, "workers": workers}
+    outages = _readiness().outages()
+    status = "ok" if not outages else "degraded"
+    workers = {"running": False, "count": 0}
+    if not any(outage.part == "database" for outage in outages):
+        try:
+            summary = call.services.workers.summary()
+            workers = {"running": summary["running"], "count": summary["count"]}
+        except Unavailable:
+            pass
+    version = __version__ if _sees_all(call) else None
+    return {"status": status, "timestamp": to_rfc3339(now_ms()), "version": version, "workers": workers}
 
 
 @group.route(
@@ -55,11 +57,21 @@ def healthz(_call: Call) -> Response:
     "/readyz",
     permission=PUBLIC,
     responses={200: shapes.ReadyOut, 503: shapes.ReadyOut},
-    summary="Whether jobs are run now: database, Redis, room on the disk, a worker with a container engine. 503 says what is missing.",
+    summary="Whether jobs are run now: database, Redis, disk, a worker with an engine. 503 says what is missing, since when, and what to do.",
 )
 def readyz(call: Call) -> Any:
-    reasons = not_ready(call.services)
-    return {"ready": not reasons, "reasons": reasons}, 503 if reasons else 200, {"Retry-After": "2"} if reasons else {}
+    outages = _readiness().outages()
+    ready = not outages
+    warnings = [] if any(outage.part == "database" for outage in outages) else _readiness().warnings()
+    if (outages or warnings) and not _sees_all(call):
+        outages, warnings = [], []
+    body = {
+        "ready": ready,
+        "reasons": [outage.reason for outage in outages],
+        "parts": [_shown(outage) for outage in outages],
+        "warnings": [_shown(outage) for outage in warnings],
+    }
+    return body, 200 if ready else 503, {} if ready else {"Retry-After": "2"}
 
 
 @group.route(
@@ -67,50 +79,32 @@ def readyz(call: Call) -> Any:
     "/metrics",
     permission=PUBLIC,
     responses={200: Raw(("text/plain",), "Prometheus' text format.")},
-    summary="Metrics; from this machine freely, from elsewhere with `queue:read`.",
+    summary="Metrics; from where `CLOCHE_METRICS_ALLOW` says freely, from elsewhere with `queue:read`.",
 )
 def get_metrics(call: Call) -> Response:
-    if not _from_here():
+    if not _sees_all(call):
         call.auth.require(Permission.QUEUE_READ)
     return Response(metrics.render(call.services), content_type=metrics.CONTENT_TYPE)
 
 
-def not_ready(services: Services) -> list[str]:
-    """What keeps jobs from running, in words; empty when all is well."""
-    reasons = []
-    try:
-        summary = services.workers.summary()
-        if not summary["running"]:
-            reasons.append("no worker is alive")
-        elif not summary["ready"]:
-            reasons += [f"no worker takes jobs: {reason}" for reason in summary["reasons"]]
-    except Unavailable as error:
-        reasons.append(error.detail)
-    try:
-        services.broker.ping()
-    except Unavailable as error:
-        reasons.append(error.detail)
-    return reasons + no_room(services.settings.home)
+def _shown(outage: Outage) -> dict[str, Any]:
+    return {**asdict(outage), "since": to_rfc3339(outage.since)}
 
 
-def no_room(home: Path) -> list[str]:
-    """Whether the home's disk is full. Workers notice by failed heartbeats; that takes until the last good one is stale."""
-    try:
-        facts = os.statvfs(home)
-    except OSError as error:
-        return [f"the home directory cannot be read: {error.strerror}"]
-    if facts.f_bavail * facts.f_frsize < _LOW_ROOM:
-        return [f"the home's disk is full: less than {_LOW_ROOM >> 20} MB are free"]
-    if facts.f_files and not facts.f_favail:
-        return ["the home's disk is full: no more files can be made on it"]
-    return []
+def _readiness() -> Readiness:
+    found: Readiness = current_app.extensions["cloche_readiness"]
+    return found
 
 
-def _from_here() -> bool:
-    # Behind a proxy every request seems to come from this machine; the proxy's own headers give it away.
-    if any(name in request.headers for name in ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")):
-        return False
-    try:
-        return ipaddress.ip_address(request.remote_addr or "").is_loopback
-    except ValueError:
-        return False
+def _sees_all(call: Call) -> bool:
+    """Whether the request comes from where ``metrics.allow`` says, or from somebody with ``queue:read``."""
+    # What passed a proxy that says nothing of its client, or one that is not trusted, comes from anywhere.
+    if request.environ.get(FORWARDED) is not False and _trusted().hold(request.remote_addr):
+        return True
+    actor = call.auth.actor()
+    return actor is not None and actor.may(Permission.QUEUE_READ)
+
+
+def _trusted() -> Networks:
+    found: Networks = current_app.extensions["cloche_watchers"]
+    return found

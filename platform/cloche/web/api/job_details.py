@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from flask import Response, current_app, request
 
 from cloche.domain.permissions import Permission
 from cloche.errors import NotFound, Unavailable
-from cloche.web import models, shapes
+from cloche.services.sealing import JobSeal
+from cloche.web import batch_shapes, models, shapes
 from cloche.web.content import download
 from cloche.web.job_stream import JobStream
 from cloche.web.routing import Call, Raw, RouteGroup
@@ -24,11 +26,13 @@ _BYTES = Raw(("application/octet-stream",), "The bytes.")
     "GET",
     "/jobs/<job_id>/attempts",
     permission=Permission.JOB_READ,
+    query=models.Reveal,
     responses={200: shapes.Items[shapes.AttemptOut]},
     summary="Every try of the job.",
 )
 def attempts(call: Call, job_id: str) -> Any:
-    return {"items": call.services.jobs.attempts(call.actor, job_id)}
+    read = call.services.reveals.attempts if call.query.reveal == "true" else call.services.jobs.attempts
+    return {"items": read(call.actor, job_id)}
 
 
 @group.route(
@@ -42,13 +46,14 @@ def attempts(call: Call, job_id: str) -> Any:
 def logs(call: Call, job_id: str) -> Response:
     job = call.services.jobs.get(call.actor, job_id)
     chosen = [call.query.attempt] if call.query.attempt is not None else list(range(1, job["attempt"] + 1))
-    return Response(_log_text(call, job_id, chosen), mimetype="text/plain")
+    seal = call.services.reveals.log(call.actor, job_id) if call.query.reveal == "true" else None
+    return Response(_log_text(call, job_id, chosen, seal), mimetype="text/plain")
 
 
-def _log_text(call: Call, job_id: str, numbers: list[int]) -> Iterator[str]:
+def _log_text(call: Call, job_id: str, numbers: list[int], seal: JobSeal | None) -> Iterator[str]:
     for attempt in numbers:
         seq: int | None = None
-        while pieces := call.services.jobs.logs(call.actor, job_id, attempt=attempt, after=seq):
+        while pieces := call.services.jobs.logs(call.actor, job_id, attempt=attempt, after=seq, seal=seal):
             seq = pieces[-1]["seq"]
             yield "".join(piece["text"] for piece in pieces)
 
@@ -69,7 +74,9 @@ def events(call: Call, job_id: str) -> Response:
     if slot is None:
         raise Unavailable("All live streams of this server are taken.", retry_after=5)
     resume = request.headers.get("Last-Event-ID") or call.query.last_event_id
-    stream = JobStream(call.services.jobs, call.services.hub, call.actor, job_id, slots.stopping)
+    actor, access = call.actor, call.services.access
+    allowed = partial(access.still_may, actor, Permission.JOB_READ)
+    stream = JobStream(call.services.jobs, call.services.hub, actor, job_id, slots.stopping, allowed)
     body = _released(stream.events(resume), slot)
     response = Response(body, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
     response.call_on_close(slot.release)  # for an answer whose body is never begun, as with HEAD
@@ -81,6 +88,17 @@ def _released(parts: Iterator[str], slot: Slot) -> Iterator[str]:
         yield from parts
     finally:
         slot.release()
+
+
+@group.route(
+    "GET",
+    "/jobs/<job_id>/callbacks",
+    permission=Permission.JOB_READ,
+    responses={200: shapes.Items[batch_shapes.DeliveryOut]},
+    summary="What the job's callback was told, and what it is still to be told.",
+)
+def callbacks(call: Call, job_id: str) -> Any:
+    return {"items": call.services.jobs.callbacks(call.actor, job_id)}
 
 
 @group.route(

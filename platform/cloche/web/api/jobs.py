@@ -31,14 +31,24 @@ _MAX_KEY = 255
     summary="Submit a job. 202 means that it is stored and will reach an end.",
 )
 def submit(call: Call) -> Any:
+    key = idempotency_key()
+    body = call.body.model_dump(by_alias=True, exclude_unset=True)
+    status, job = call.services.jobs.submit(call.actor, body, idempotency_key=key)
+    return job, status, {"Location": f"/api/v1/jobs/{job['id']}"}
+
+
+def idempotency_key() -> str | None:
+    """The request's, or None.
+
+    Raises:
+        BadRequest: it is malformed.
+    """
     key = request.headers.get("Idempotency-Key")
     if key is not None and not (0 < len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
         raise BadRequest(
             f"An Idempotency-Key has 1 to {_MAX_KEY} printable ASCII characters.", code="bad-idempotency-key"
         )
-    body = call.body.model_dump(by_alias=True, exclude_unset=True)
-    status, job = call.services.jobs.submit(call.actor, body, idempotency_key=key)
-    return job, status, {"Location": f"/api/v1/jobs/{job['id']}"}
+    return key
 
 
 @group.route(
@@ -50,7 +60,7 @@ def submit(call: Call) -> Any:
     summary="Jobs of one's tenant, newest first.",
 )
 def list_jobs(call: Call) -> Any:
-    filters = call.query.model_dump(exclude={"cursor", "limit", "queue"}, exclude_none=True, mode="json")
+    filters = call.query.model_dump(exclude={"cursor", "limit"}, exclude_none=True, mode="json")
     return page(call.services.jobs.list(call.actor, filters, cursor=call.query.cursor, limit=call.query.limit))
 
 
@@ -63,16 +73,19 @@ def list_jobs(call: Call) -> Any:
     summary="One job; with `wait`, once it has ended or after that time.",
 )
 def get_job(call: Call, job_id: str) -> Any:
+    reveal = call.query.reveal == "true"
+    read = call.services.reveals.job if reveal else call.services.jobs.get
     if call.query.wait is None:
-        return call.services.jobs.get(call.actor, job_id)
+        return read(call.actor, job_id)
     text = call.query.wait
     timeout_s = parse_duration(int(text) if text.isdigit() else text) / 1000
     slots: Slots = current_app.extensions["cloche_slots"]
     with slots.maybe() as free:
         if not free:
             # Answering at once is right too: the caller sees that the job has not ended and asks again.
-            return call.services.jobs.get(call.actor, job_id), 200, {"Retry-After": "1"}
-        return _waited(call, job_id, timeout_s, slots)
+            return read(call.actor, job_id), 200, {"Retry-After": "1"}
+        job = _waited(call, job_id, timeout_s, slots)
+    return read(call.actor, job_id) if reveal else job
 
 
 def _waited(call: Call, job_id: str, timeout_s: float, slots: Slots) -> dict[str, Any]:

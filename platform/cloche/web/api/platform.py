@@ -1,4 +1,4 @@
-"""Queues, workers and plugins, to look at."""
+"""Plugins, to look at."""
 
 from __future__ import annotations
 
@@ -9,28 +9,6 @@ from cloche.web import models, shapes
 from cloche.web.routing import Call, RouteGroup
 
 group = RouteGroup("platform")
-
-
-@group.route(
-    "GET",
-    "/queues",
-    permission=Permission.QUEUE_READ,
-    responses={200: shapes.Items[shapes.QueueOut]},
-    summary="Queues and how full they are.",
-)
-def list_queues(call: Call) -> Any:
-    return {"items": call.services.queues.list(call.actor)}
-
-
-@group.route(
-    "GET",
-    "/workers",
-    permission=Permission.WORKER_READ,
-    responses={200: shapes.Items[shapes.WorkerOut]},
-    summary="Workers and what they do.",
-)
-def list_workers(call: Call) -> Any:
-    return {"items": call.services.workers.list(call.actor)}
 
 
 @group.route(

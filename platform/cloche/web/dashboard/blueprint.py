@@ -9,16 +9,62 @@ from flask import Blueprint, g, request, session
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from cloche import logs
-from cloche.domain.permissions import Actor, Permission
+from cloche.domain.permissions import Permission
 from cloche.errors import ClocheError, Forbidden, RateLimited, RequestError, TooLarge, Unauthenticated, Unavailable
 from cloche.services.container import Services
 from cloche.web.auth import Auth
-from cloche.web.dashboard import entry, job_pages, overview_pages, show, submit_page
+from cloche.web.dashboard import (
+    account_pages,
+    audit_pages,
+    batch_pages,
+    callback_pages,
+    dead_letter_pages,
+    egress_pages,
+    entry,
+    job_pages,
+    new_user_page,
+    overview_pages,
+    people_pages,
+    queue_pages,
+    reset_page,
+    role_pages,
+    secret_pages,
+    show,
+    submit_page,
+    tenant_pages,
+    token_pages,
+    usage_pages,
+    user_token_pages,
+    worker_pages,
+)
 from cloche.web.dashboard.live import Streams
-from cloche.web.dashboard.site import Answer, Page, Site, go, is_part
+from cloche.web.dashboard.site import BARE, Answer, Page, Site, go, is_part
 from cloche.web.routing import PUBLIC
 
-PAGES: tuple[Page, ...] = (*job_pages.PAGES, *submit_page.PAGES, *overview_pages.PAGES, *entry.PAGES)
+PAGES: tuple[Page, ...] = (
+    *job_pages.PAGES,
+    *submit_page.PAGES,
+    *batch_pages.PAGES,
+    *dead_letter_pages.PAGES,
+    *queue_pages.PAGES,
+    *callback_pages.PAGES,
+    *overview_pages.PAGES,
+    *worker_pages.PAGES,
+    *people_pages.PAGES,
+    *new_user_page.PAGES,
+    *user_token_pages.PAGES,
+    *role_pages.PAGES,
+    *secret_pages.PAGES,
+    *egress_pages.PAGES,
+    *usage_pages.PAGES,
+    *tenant_pages.PAGES,
+    *audit_pages.PAGES,
+    *account_pages.PAGES,
+    *token_pages.PAGES,
+    *overview_pages.LAST_PAGES,
+    *entry.PAGES,
+    *reset_page.PAGES,
+)
 _SMALL_FORM = 256 << 10  # bytes; every form but the one that takes files
 _log = logs.get(__name__)
 
@@ -67,7 +113,7 @@ def _register_errors(blueprint: Blueprint, site: Site) -> None:
 
     def shown(status: int, title: str, detail: str, headers: dict[str, str] | None = None) -> Answer:
         g.setdefault("actor", None)
-        page = site.render("problem.html", title=title, detail=detail, request_id=g.get("request_id"))
+        page = site.render(BARE, title=title, detail=detail, request_id=g.get("request_id"))
         return page, status, headers or {}
 
     def on_request_error(error: RequestError) -> Answer:
@@ -76,7 +122,7 @@ def _register_errors(blueprint: Blueprint, site: Site) -> None:
                 return go("sign_in", next=request.full_path.rstrip("?"))
             return shown(401, "Not signed in", "The session has ended. Sign in again.")
         if isinstance(error, Forbidden):
-            _audit_refusal(site, error.detail)
+            site.refused(error)
             if error.code == "csrf":
                 detail = "The page was open for too long, or cookies are blocked. Load it anew and try again."
                 return shown(403, "This form has lapsed", detail)
@@ -108,11 +154,3 @@ def _register_errors(blueprint: Blueprint, site: Site) -> None:
     blueprint.register_error_handler(HTTPException, on_http)
     blueprint.register_error_handler(ClocheError, on_anything)
     blueprint.register_error_handler(Exception, on_anything)
-
-
-def _audit_refusal(site: Site, reason: str) -> None:
-    actor: Actor | None = g.get("actor")
-    if actor is None:
-        return  # nobody to name; the page to sign in is the answer
-    rule = request.url_rule.rule if request.url_rule else request.path
-    site.services.access.record_denied(actor, f"{request.method} {rule}", reason)

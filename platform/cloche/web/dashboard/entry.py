@@ -8,7 +8,7 @@ from flask import request, url_for
 from werkzeug.utils import redirect
 
 from cloche.domain.permissions import Actor
-from cloche.errors import RateLimited, Unauthenticated
+from cloche.errors import RateLimited, Unauthenticated, Unavailable
 from cloche.web.dashboard.site import Answer, Page, Site, go
 from cloche.web.routing import PUBLIC
 
@@ -22,11 +22,27 @@ def sign_in(site: Site, actor: Actor | None) -> Answer:
     username = request.form.get("username", "")
     try:
         site.auth.sign_in(username, request.form.get("password", ""))
-    except (Unauthenticated, RateLimited) as error:
-        headers = {"Retry-After": str(error.retry_after)} if isinstance(error, RateLimited) else {}
-        page = site.render("sign_in.html", next=target, username=username, problem=error.detail)
-        return page, error.status, headers
+    except (Unauthenticated, RateLimited, Unavailable) as error:
+        page = site.render("sign_in.html", next=target, username=username, problem=_told(error))
+        headers = {} if isinstance(error, Unauthenticated) else {"Retry-After": str(error.retry_after)}
+        return page, 503 if isinstance(error, Unavailable) else error.status, headers
     return redirect(target, 303)
+
+
+def _told(error: Unauthenticated | RateLimited | Unavailable) -> str:
+    """What helps the person at the form. That an account is disabled is told to nobody: a stranger may be guessing names."""
+    if isinstance(error, RateLimited):
+        return f"Too many sign-ins have failed, for this name or from this address. Try again in {_wait(error)}."
+    if isinstance(error, Unavailable):
+        return f"Too much is going on at the moment. Try again in {_wait(error)}."
+    return error.detail
+
+
+def _wait(error: RateLimited | Unavailable) -> str:
+    seconds = error.retry_after
+    if seconds < 60:
+        return f"{seconds} second{'' if seconds == 1 else 's'}"
+    return "a minute" if seconds == 60 else f"{-(-seconds // 60)} minutes"
 
 
 def sign_out(site: Site, _actor: Actor | None) -> Answer:
@@ -36,8 +52,11 @@ def sign_out(site: Site, _actor: Actor | None) -> Answer:
 
 def _local(target: str) -> str:
     """The page to go to after signing in: one of ours, whatever the address said."""
-    parts = urlsplit(target)
     home = url_for("dashboard.jobs")
+    try:
+        parts = urlsplit(target)
+    except ValueError:  # an address of IPv6 that is none
+        return home
     inside = not parts.scheme and not parts.netloc and parts.path.startswith("/ui/") and "\\" not in target
     return target if inside and "sign-in" not in parts.path else home
 

@@ -22,6 +22,8 @@ class Typed:
     payload: str = "{}"
     name: str = ""
     priority: str = "5"
+    queue: str = ""
+    sensitive: str = ""
     remote_inputs: str = ""
     outputs: str = ""
     nonce: str = ""
@@ -60,6 +62,10 @@ def body(plugin: str, version: str, typed: Typed, file_ids: Sequence[str]) -> di
         made["priority"] = int(typed.priority)
     else:
         problems["priority"].append("The priority is a digit from 0 to 9.")
+    if typed.queue.strip():
+        made["queue"] = typed.queue.strip()
+    if typed.sensitive:
+        made["sensitive"] = True
     if typed.name.strip():
         made["name"] = typed.name.strip()
     inputs = [{"from": f"artifact:{file_id}"} for file_id in file_ids]
@@ -102,6 +108,7 @@ def _field(head: str, rest: str, files: int) -> str:
         "payload": "payload",
         "name": "name",
         "priority": "priority",
+        "queue": "queue",
         "outputs": "outputs",
         "type": "plugin",
         "version": "plugin",

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from flask import Response, current_app, request, url_for
 
-from cloche.clock import now_ms
 from cloche.domain.permissions import Actor, Permission
-from cloche.domain.states import TERMINAL, State
+from cloche.domain.states import RETRIABLE, TERMINAL, State
 from cloche.errors import Conflict, NotFound
+from cloche.services.sealing import JobSeal
 from cloche.web.dashboard import show
 from cloche.web.dashboard.site import Answer, Page, Site, go, is_part
 from cloche.web.dashboard.waterfall import bars
 
 _PAGE = 50
 _LOG_PIECES = 2_000  # shown at first; the API has the whole log
-_STATUSES = (State.PENDING, State.PROCESSING, State.SCHEDULED, State.COMPLETED, State.FAILED, State.CANCELED)
+_STATUSES = (
+    State.PENDING,
+    State.PROCESSING,
+    State.SCHEDULED,
+    State.BLOCKED,
+    State.COMPLETED,
+    State.FAILED,
+    State.CANCELED,
+)
 
 
 def home(_site: Site, _actor: Actor) -> Answer:
@@ -50,16 +59,22 @@ def jobs(site: Site, actor: Actor) -> Answer:
 def job(site: Site, actor: Actor, job_id: str) -> Answer:
     last_event = site.last_event()
     found = site.services.jobs.get(actor, job_id)
-    own = found["submitted_by"] == actor.username and actor.may(Permission.JOB_CANCEL)
+    mine = found["submitted_by"] == actor.username
+    own = mine and actor.may(Permission.JOB_CANCEL)
+    retries = (mine and actor.may(Permission.JOB_RETRY)) or actor.may(Permission.JOB_RETRY_ANY)
     trace = site.services.jobs.trace(actor, job_id)
     values = {
         "job": found,
         "terminal": TERMINAL,
         "may_cancel": found["status"] not in TERMINAL and (own or actor.may(Permission.JOB_CANCEL_ANY)),
+        "may_retry": found["status"] in RETRIABLE and retries,
+        "may_reveal": actor.may(Permission.JOB_REVEAL_ANY)
+        or (found["submitted_by"] == actor.username and actor.may(Permission.JOB_REVEAL)),
         "inputs": _inputs(site, actor, found, trace),
         "outputs": [_output(actor, item) for item in site.services.jobs.outputs(actor, job_id)],
         "attempts": site.services.jobs.attempts(actor, job_id),
-        "bars": bars(trace, now_ms() if found["status"] == State.PROCESSING else None),
+        "deliveries": site.services.jobs.callbacks(actor, job_id) if found["callback"] else [],
+        "bars": bars(trace, site.services.db.now_ms() if found["status"] == State.PROCESSING else None),
     }
     if is_part():
         return site.render("_job.html", **values)
@@ -85,22 +100,33 @@ def cancel(site: Site, actor: Actor, job_id: str) -> Answer:
     return go("job", job_id=job_id)
 
 
+def reveal(site: Site, actor: Actor, job_id: str) -> Answer:
+    """What a sensitive job holds. By POST alone: no link, preview or reload of a tab shall read it by itself."""
+    reveals = site.services.reveals
+    found, seal = reveals.job(actor, job_id), reveals.log(actor, job_id)
+    pieces, _ = _pieces(site, actor, found, "", seal)
+    return site.render("revealed.html", job=found, lines=pieces[-_LOG_PIECES:], cut=len(pieces) > _LOG_PIECES)
+
+
 def events(site: Site, actor: Actor) -> Answer:
     job_id = request.args.get("job") or None
     after = request.headers.get("Last-Event-ID") or request.args.get("after") or None
-    stream = site.streams.open(current_app.extensions["cloche_slots"], actor, after, job_id)
+    allowed = partial(site.services.access.still_may, actor, Permission.JOB_READ)
+    stream = site.streams.open(current_app.extensions["cloche_slots"], actor, after, job_id, allowed)
     response = Response(stream, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
     response.call_on_close(stream.close)
     return response
 
 
-def _pieces(site: Site, actor: Actor, found: Mapping[str, Any], mark: str) -> tuple[list[dict[str, Any]], str]:
+def _pieces(
+    site: Site, actor: Actor, found: Mapping[str, Any], mark: str, seal: JobSeal | None = None
+) -> tuple[list[dict[str, Any]], str]:
     """The log after ``mark``, in order, and the mark of its end. Sequence numbers start anew with each attempt."""
     attempt, seq = _parse(mark)
     pieces: list[dict[str, Any]] = []
     for number in range(attempt, found["attempt"] + 1):
         after = seq if number == attempt else None
-        while page := site.services.jobs.logs(actor, found["id"], number, after):
+        while page := site.services.jobs.logs(actor, found["id"], number, after, seal=seal):
             pieces += page
             after = page[-1]["seq"]
     if pieces:
@@ -174,5 +200,6 @@ PAGES = (
     Page("/ui/jobs/<job_id>", "job", job, Permission.JOB_READ),
     Page("/ui/jobs/<job_id>/log", "log", log, Permission.JOB_READ),
     Page("/ui/jobs/<job_id>/cancel", "cancel", cancel, Permission.JOB_CANCEL, methods=("POST",)),
+    Page("/ui/jobs/<job_id>/reveal", "reveal", reveal, Permission.JOB_READ, methods=("POST",)),
     Page("/ui/events", "events", events, Permission.JOB_READ),
 )

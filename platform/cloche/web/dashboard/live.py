@@ -35,14 +35,22 @@ class Streams:
         self._open: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def open(self, slots: Slots, actor: Actor, after: str | None, job_id: str | None) -> Stream:
-        """A stream of what changes in the actor's tenant (``job_id``: of one job) after the event ``after``.
+    def open(
+        self,
+        slots: Slots,
+        actor: Actor,
+        after: str | None,
+        job_id: str | None,
+        allowed: Callable[[], bool] = lambda: True,
+    ) -> Stream:
+        """A stream of what changes in the actor's tenant (``job_id``: of one job) after the event ``after``. ``allowed`` is asked before
+        anything is told, at each look: once it says no, the stream ends.
 
         Raises:
             Unavailable: too many streams are open, in this process or in this session, or Redis does not answer.
         """
         key = actor.session_id or actor.token_id or actor.user_id
-        stream = Stream(self._enter(slots, key), slots.stopping, self._broker, actor.tenant_id, job_id)
+        stream = Stream(self._enter(slots, key), slots.stopping, self._broker, actor.tenant_id, job_id, allowed)
         try:
             stream.start(after)
         except Unavailable:
@@ -81,13 +89,20 @@ class Stream:
     """One page's stream, as bytes in the event-stream format. ``close`` gives its place back; safe to call twice."""
 
     def __init__(
-        self, leave: Callable[[], None], stopping: threading.Event, broker: Broker, tenant_id: str, job_id: str | None
+        self,
+        leave: Callable[[], None],
+        stopping: threading.Event,
+        broker: Broker,
+        tenant_id: str,
+        job_id: str | None,
+        allowed: Callable[[], bool],
     ) -> None:
         self._leave: Callable[[], None] | None = leave
         self._stopping = stopping
         self._broker = broker
         self._tenant_id = tenant_id
         self._job_id = job_id
+        self._allowed = allowed
         self._last = "0-0"
         self._gap = False
 
@@ -103,6 +118,8 @@ class Stream:
         while time.monotonic() < ends and not self._stopping.is_set():
             try:
                 events = self._broker.events(self._last, _READ_S)
+                if not self._allowed():
+                    return
             except Unavailable:
                 return  # the page notices, looks by itself, and comes back
             changed = []

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from cloche.clock import from_rfc3339
+from cloche.clock import from_rfc3339, to_rfc3339
 from cloche.domain.states import REASON_TEXT, Reason
 from cloche.letters import HIDDEN
 
@@ -50,6 +50,10 @@ TRACE_WORD = {
     "cancel_requested": "Cancel asked for",
     "canceled": "Canceled",
     "due": "Its time has come",
+    "dependencies_met": "The jobs it waited for have ended",
+    "retried": "Retried by hand",
+    "callback_delivered": "Callback delivered",
+    "callback_failed": "Callback given up",
 }
 
 
@@ -169,7 +173,13 @@ def trace_word(event_type: str) -> str:
     return TRACE_WORD.get(event_type, words(event_type).capitalize())
 
 
+def at_ms(ms: int) -> Markup:
+    """Milliseconds as :func:`moment` shows them."""
+    return moment(to_rfc3339(ms))
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
+    "at_ms": at_ms,
     "visible": visible,
     "size": size,
     "duration": duration,

@@ -34,7 +34,9 @@ def submit(site: Site, actor: Actor) -> Answer:
             body = form.body(chosen["name"], chosen["version"], typed, [file["id"] for file in kept])
             # What leaves the API's model is what the service takes, so both doors refuse the same.
             asked = validated(NewJob, body).model_dump(mode="json", by_alias=True, exclude_none=True)
-            _, job = site.services.jobs.submit(actor, asked, idempotency_key=form.key(typed, body))
+            # The key is stored, and is a digest of the body: without the page's random nonce it would let one guess at that.
+            key = form.key(typed, body) if typed.nonce else None
+            _, job = site.services.jobs.submit(actor, asked, idempotency_key=key)
             return go("job", job_id=job["id"])
         except form.Refused as error:
             problems = dict(error.problems)
@@ -64,6 +66,7 @@ def _page(
             "fields": fields(schema),
             "accepts": _accepts(detail["inputs"]),
             "accept": ",".join(detail["inputs"]["accept"]),
+            "queues": site.services.queues.custom(actor),
         }
     return site.render(
         "submit.html",

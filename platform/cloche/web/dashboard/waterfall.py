@@ -19,6 +19,7 @@ _STEPS = {
     "finished": ("Plugin ran", "run"),
     "staged_out": ("Outputs taken out", "stage"),
     "due": ("Waited for the next attempt", "wait"),
+    "dependencies_met": ("Waited for other jobs", "wait"),
 }
 _POINTS = {"failed": "bad", "attempt_abandoned": "bad", "retry_scheduled": "bad", "completed": "good"}
 
@@ -86,6 +87,8 @@ def _extent(event: Mapping[str, Any], at: int, reached: int) -> tuple[int, int |
 def _bar(event: Mapping[str, Any], start: int, length: int | None, whole: int) -> Bar:
     name, details = event["event_type"], event.get("details") or {}
     label, kind = _STEPS.get(name, (trace_word(name), _POINTS.get(name, "point")))
+    if name == "due" and not event.get("attempt"):
+        label = "Waited for its time"
     width = min(WIDTH, max(_LEAST, WIDTH * (length or 0) / whole))
     return Bar(
         label="Plugin is running" if details.get("running") else label,

@@ -8,14 +8,18 @@
   const full = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
   const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
   const day = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
+  const date = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", year: "numeric" });
 
   function ago(then, now) {
     const seconds = Math.round((now - then) / 1000);
-    if (seconds < -1) return seconds > -60 ? `in ${-seconds} s` : `at ${clock.format(then)}`;
+    const today = then.toDateString() === now.toDateString();
+    if (seconds < -1 && (today || seconds > -60)) return seconds > -60 ? `in ${-seconds} s` : `at ${clock.format(then)}`;
+    if (then.getFullYear() !== now.getFullYear()) return date.format(then);
+    if (seconds < -1) return `${day.format(then)}, ${clock.format(then)}`;
     if (seconds < 5) return "just now";
     if (seconds < 60) return `${seconds} s ago`;
     if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
-    if (then.toDateString() === now.toDateString()) return clock.format(then);
+    if (today) return clock.format(then);
     return `${day.format(then)}, ${clock.format(then)}`;
   }
 
@@ -116,6 +120,26 @@
     if (!confirm) return;
     confirm.open = false;
     confirm.querySelector("summary").focus();
+  });
+
+  /* What a link holds behind its # is for this page alone: it goes into its field, and out of the address and the history. */
+  const fromHash = document.querySelector("[data-from-hash]");
+  if (fromHash && location.hash.length > 1) {
+    if (!fromHash.value) fromHash.value = location.hash.slice(1);
+    history.replaceState(null, "", location.pathname);
+  }
+
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest?.("[data-copy]");
+    if (!button) return;
+    const field = document.getElementById(button.dataset.copy);
+    field.select();
+    try {
+      await navigator.clipboard.writeText(field.value);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Press Ctrl+C"; /* the browser keeps its clipboard to itself; the text is selected */
+    }
   });
 
   document.getElementById("refused")?.focus();

@@ -1,0 +1,6 @@
+from cloche_guest import Job, hookimpl
+
+
+@hookimpl
+def run(job: Job) -> dict:
+    return {"attempt": job.attempt}

@@ -1,0 +1,1 @@
+"""Counting what fails, and how long whoever fails has to wait: in Redis for all processes, or in memory for one."""

@@ -1,0 +1,188 @@
+"""Checkpoints that leave the machine: to a file, to a real remote; what fails is shown, recorded once, and tried again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from sqlalchemy import select
+
+from cloche.audit.note import notes_in
+from cloche.audit.offline import Trust, verify_store
+from cloche.db import tables
+from cloche.services import checkpoint_sinks
+from cloche.services.audit_keeping import rotate_signing_key
+from cloche.services.checkpoint_sinks import CheckpointSender, Sink, file_sink, remote_sink
+from cloche.services.remotes import RemoteService
+from cloche.staging.transfer import RemoteFiles, never
+from cloche.staging.vault import OptionVault
+from tests.support import rclone, stores
+from tests.support.audit import Platform
+
+HOUR = 3_600_000
+
+
+@pytest.fixture
+def platform(tmp_path, database_url):
+    platform = Platform(tmp_path / "home", database_url)
+    stores.add_tenant(platform.db)
+    yield platform.filled(2, 1)
+    platform.db.close()
+
+
+def _sender(platform: Platform, *sinks: Sink, interval_ms: int = HOUR) -> CheckpointSender:
+    return CheckpointSender(platform.db, platform.log, sinks, interval_ms)
+
+
+def _state(platform: Platform, name: str = "file"):
+    query = select(tables.audit_sink).where(tables.audit_sink.c.name == name)
+    return platform.db.read(lambda c: c.execute(query).mappings().one())
+
+
+def _due(platform: Platform) -> None:
+    platform.db.write(lambda c: c.execute(tables.audit_sink.update().values(due_at=0)))
+
+
+def _recorded(platform: Platform) -> list[tuple[str, dict]]:
+    event = tables.audit_event.c
+    query = select(event.outcome, event.details).where(event.action == "checkpoint:send").order_by(event.id)
+    return [(row.outcome, json.loads(row.details)) for row in platform.db.read(lambda c: c.execute(query).all())]
+
+
+def _valid(platform: Platform, kept: str) -> int:
+    keys = platform.keyring
+    return verify_store(platform.url, Trust(keys.verifier, keys.hmac_keys()), checkpoint=kept).exit_code
+
+
+def test_each_new_checkpoint_is_appended_when_it_is_due(platform, tmp_path):
+    path = tmp_path / "kept"
+    sender = _sender(platform, file_sink(path))
+    assert [sender.run_once() for _ in range(3)] == [1, 0, 0]
+    platform.filled(1, 1)
+    assert sender.run_once() == 0  # the interval is not over
+    _due(platform)
+    assert [sender.run_once(), sender.run_once()] == [1, 0]
+    _due(platform)
+    assert sender.run_once() == 0  # nothing new
+    notes = notes_in(path.read_text())
+    assert ["batch 1\n" in notes[0], "batch 2\n" in notes[1], len(notes)] == [True, True, 2]
+    assert _valid(platform, path.read_text()) == 0
+    assert _recorded(platform) == []
+    assert _state(platform)["number"] == 2
+
+
+def test_what_announces_a_key_is_never_left_out(platform, tmp_path):
+    path = tmp_path / "kept"
+    sender = _sender(platform, file_sink(path))
+    sender.run_once()
+    rotate_signing_key(platform.db, platform.keyring)
+    platform.filled(2, 1)
+    _due(platform)
+    sender.run_once()
+    assert [line for line in path.read_text().splitlines() if line.startswith("batch ")] == [
+        "batch 1",
+        "batch 2",
+        "batch 4",
+    ]
+    assert _valid(platform, path.read_text()) == 0
+
+
+def test_a_line_torn_by_a_crash_does_not_spoil_the_next_note(platform, tmp_path):
+    path = tmp_path / "kept"
+    sender = _sender(platform, file_sink(path))
+    sender.run_once()
+    whole = path.read_text()
+    path.write_text(whole + whole[:60])
+    platform.filled(1, 1)
+    _due(platform)
+    sender.run_once()
+    assert len(notes_in(path.read_text())) == 2
+    assert _valid(platform, path.read_text()) == 0
+
+
+def test_a_link_is_not_followed(platform, tmp_path):
+    target = tmp_path / "target"
+    target.write_text("precious")
+    (tmp_path / "kept").symlink_to(target)
+    _sender(platform, file_sink(tmp_path / "kept")).run_once()
+    assert target.read_text() == "precious"
+    assert _state(platform)["tries"] == 1
+
+
+def test_what_fails_is_shown_recorded_once_and_tried_again(platform, tmp_path):
+    folder = tmp_path / "share"
+    sender = _sender(platform, file_sink(folder / "kept"))
+    for tries in (1, 2, 3):
+        _due(platform)
+        assert sender.run_once() == 0
+        assert _state(platform)["tries"] == tries
+    assert _state(platform)["due_at"] - platform.db.now_ms() <= 20_000  # 5 s, 10 s, 20 s …
+    ((place, since, why),) = platform.db.read(checkpoint_sinks.failing)
+    assert "file" in place and since > 0 and "No such file" in why
+    ((outcome, details),) = _recorded(platform)
+    assert (outcome, details["tries"]) == ("failed", 1)
+    folder.mkdir()
+    _due(platform)
+    assert sender.run_once() == 1
+    assert platform.db.read(checkpoint_sinks.failing) == []
+    assert [outcome for outcome, _ in _recorded(platform)] == ["failed", "allowed"]
+    platform.sealer.run_once()
+    assert platform.verify().exit_code == 0
+
+
+def test_two_schedulers_send_it_once(platform, tmp_path):
+    sinks = [file_sink(tmp_path / "kept")]
+    first, second = _sender(platform, *sinks), _sender(platform, *sinks)
+    assert first.run_once() + second.run_once() == 1
+
+
+def test_another_place_begins_anew_and_one_that_is_no_longer_named_is_forgotten(platform, tmp_path):
+    _sender(platform, file_sink(tmp_path / "a")).run_once()
+    assert _sender(platform, file_sink(tmp_path / "b")).run_once() == 1
+    assert (tmp_path / "b").exists()
+    assert _sender(platform).run_once() == 0
+    assert platform.db.read(checkpoint_sinks.states) == []
+
+
+def test_a_remote_gets_a_file_for_each(platform, tmp_path, home):
+    tenant = platform.db.read(checkpoint_sinks.default_tenant)
+    admin = stores.add_actor(platform.db, tenant, "alma")
+    with rclone.serving("webdav", tmp_path / "vault") as server, rclone.daemon(home / "run") as daemon:
+        vault = OptionVault.load_or_create(home / "keys" / "remotes.key")
+        remotes = RemoteService(platform.db, platform.log, vault, daemon)
+        remotes.create(admin, "vault", "webdav", server.options)
+        files = RemoteFiles(daemon, remotes.config_for, tenant, never)
+        sender = _sender(platform, remote_sink("vault:cloche/kept", files))
+        assert sender.run_once() == 1
+        platform.sealer.run_once()
+        _due(platform)
+        assert sender.run_once() == 1
+        names = sorted(path.name for path in (tmp_path / "vault/cloche/kept").iterdir())
+        assert [name[:24] for name in names] == ["checkpoint-000000000001-", "checkpoint-000000000002-"]
+        kept = "".join((tmp_path / "vault/cloche/kept" / name).read_text() for name in names)
+        assert _valid(platform, kept) == 0
+        # A rolled back database seals another batch under the same number: what is there stays as it is
+        remote_sink("vault:cloche/kept", files).send([checkpoint_sinks.Sealed(2, "another\n")])
+        assert len(list((tmp_path / "vault/cloche/kept").iterdir())) == 3
+        assert "".join((tmp_path / "vault/cloche/kept" / name).read_text() for name in names) == kept
+        lost = _sender(platform, remote_sink("nowhere:x", files))
+        assert lost.run_once() == 0
+        assert "nowhere" in _state(platform, "remote")["error"]
+
+
+def test_readiness_warns_and_stays_ready(tmp_path, database_url):
+    from tests.support.web import running_site
+
+    with running_site(tmp_path / "home", database=database_url) as site:
+        row = {
+            "name": "file",
+            "place": "/x",
+            "due_at": 0,
+            "tries": 3,
+            "failing_since": 1_700_000_000_000,
+            "error": "full",
+        }
+        site.services.db.write(lambda c: c.execute(tables.audit_sink.insert(), row))
+        (warning,) = site.client().get("/readyz").json["warnings"]
+        assert (warning["part"], warning["reason"]) == ("checkpoints", "file /x: full")
+        assert site.client().get("/readyz").json["reasons"] == ["no worker is alive"]
