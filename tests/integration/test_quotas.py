@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -303,8 +304,15 @@ def test_storage_is_refused_as_soon_as_it_would_be_too_much(site):
 def test_uploads_at_once_never_overshoot(site):
     limit_tenant(site, storage_bytes=500)
     site.headers()
+
+    def repeated(n: int):
+        """As any client does: more bodies at once than one address may send are told to come again."""
+        while (answer := upload(site, bytes([n]) * 100)).status_code == 503:
+            time.sleep(0.05)
+        return answer
+
     with ThreadPoolExecutor(10) as pool:
-        answers = list(pool.map(lambda n: upload(site, bytes([n]) * 100), range(10)))
+        answers = list(pool.map(repeated, range(10)))
     assert sorted(answer.status_code for answer in answers) == [201] * 5 + [403] * 5
     assert counted(site)[Whose.TENANT][1] == 500
     assert_true(site)
