@@ -11,18 +11,21 @@ import pytest
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from sqlalchemy import select
+from sqlalchemy import delete, insert, select
 
 from cloche.db import tables as t
 from cloche.db.audit_log import AuditLog
 from cloche.db.engine import Database
+from cloche.db.quota_tables import WHOLE
 from cloche.domain.dependencies import Condition, OnFailure
 from cloche.domain.jobs import Success
 from cloche.domain.permissions import Actor
+from cloche.domain.quotas import NO_QUOTAS, Kind, Whose
 from cloche.domain.retries import PlatformBudget
 from cloche.domain.states import Reason
-from cloche.errors import Conflict, PlatformFailure, PluginFailure, StaleAttempt
+from cloche.errors import Conflict, PlatformFailure, PluginFailure, QuotaExceeded, StaleAttempt
 from cloche.queueing.broker import Ready
+from cloche.services import quota_rows
 from cloche.services.transitions import Transitions
 from tests.support import jobs, stores
 
@@ -55,6 +58,7 @@ class Model:
         self.worker: str | None = None
         self.lease = 0
         self.begun = self.cancel_asked = False
+        self.counted = False  # by the tenant's quota
         self.audits = 1
 
 
@@ -71,6 +75,7 @@ class JobMachine(RuleBasedStateMachine):
         # No chance but hypothesis' own: a wait is always the longest it may be.
         self.life = Transitions(AuditLog(jobs.KEY), PlatformBudget(FAILURES, DEATHS), lambda low, high: high)
         self.now = 1_000_000
+        self.limit: int | None = None  # of jobs in flight
         self.models: dict[str, Model] = {}
         self.purged: set[str] = set()
         self.attempts: list[tuple[str, int, str]] = []  # every attempt that ever was, with its worker
@@ -119,9 +124,24 @@ class JobMachine(RuleBasedStateMachine):
             expires_at=expires_at,
             **more,
         )
-        self.act(lambda c: self.life.submit(c, self.actor, row, self.now))
+
+        def unit(connection: Any) -> Any:
+            quotas = quota_rows.in_force(connection, NO_QUOTAS, self.actor.tenant_id, self.actor.user_id)
+            counted = row | {"quota_counted": quotas.any(Kind.JOBS)}
+            done = self.life.submit(connection, self.actor, counted, self.now)
+            quota_rows.enter(connection, quotas, self.actor.tenant_id, self.actor.user_id, 1)
+            return done
+
+        room = self.room()
+        try:
+            self.act(unit)
+        except QuotaExceeded:
+            assert not room
+            return
+        assert room
         model = Model(tuple(upstreams), condition, on_failure, self.now + delay, expires_at)
         self.models[row["id"]] = model
+        model.counted = self.limit is not None
         model.told = {one: self.models[one].state for one in upstreams if self.models[one].state in ENDS}
         self.decide(model, first=True)
 
@@ -273,8 +293,13 @@ class JobMachine(RuleBasedStateMachine):
                 told[one] = state
         verdict = self.verdict(model, told)
         code = None
+        room = self.room()
         try:
             self.act(lambda c: self.life.rerun(c, self.actor, job_id, self.now))
+        except QuotaExceeded:
+            assert model.state in ("failed", "canceled")
+            assert not room
+            return
         except Conflict as refused:
             code = refused.code
         if code is not None:
@@ -284,6 +309,8 @@ class JobMachine(RuleBasedStateMachine):
         assert model.state in ("failed", "canceled")
         assert not gone
         assert verdict != "canceled"
+        assert room
+        model.counted = self.limit is not None
         model.told = told
         model.state = verdict
         model.run += 1
@@ -291,6 +318,27 @@ class JobMachine(RuleBasedStateMachine):
         model.ready_at, model.expires_at = self.now, None
         model.retries = model.failures = model.deaths = 0
         model.begun = model.cancel_asked = False
+
+    @rule(limit=st.sampled_from([None, 0, 4, 6, 9]))
+    def limits(self, limit: int | None) -> None:
+        """An administrator sets how many jobs may be in flight, or that any number may."""
+        row = {"tenant_id": self.actor.tenant_id, "user_id": WHOLE, "jobs": -1 if limit is None else limit}
+
+        def unit(connection: Any) -> None:
+            connection.execute(delete(t.quota).where(t.quota.c.tenant_id == self.actor.tenant_id))
+            connection.execute(insert(t.quota), row | {"version": 1, "updated_by": self.actor.user_id, "updated_at": 0})
+
+        self.db.write(unit)
+        self.limit = limit
+
+    @rule()
+    def count(self) -> None:
+        """The scheduler counts what was accepted before there was a limit, and adds up what has ended."""
+        alive = [model for model in self.alive() if not model.counted]
+        assert self.db.write(lambda c: quota_rows.count_live(c, self.actor.tenant_id, 1_000)) == len(alive)
+        self.db.write(lambda c: quota_rows.fold(c, self.actor.tenant_id))
+        for model in alive:
+            model.counted = True
 
     @rule(by=st.sampled_from([0, 5, 60, 2_000]))
     def time_goes_by(self, by: int) -> None:
@@ -327,6 +375,12 @@ class JobMachine(RuleBasedStateMachine):
         if gone:
             model.audits += 1
             self.purged.add(job_id)
+
+    def alive(self) -> list[Model]:
+        return [model for model in self.models.values() if model.state not in ENDS]
+
+    def room(self) -> bool:
+        return self.limit is None or sum(model.counted for model in self.alive()) < self.limit
 
     # --- the rules --------------------------------------------------------------------------------------------------------
 
@@ -408,6 +462,14 @@ class JobMachine(RuleBasedStateMachine):
             assert list(rows) == list(range(1, model.attempt + 1))
             running = [number for number, outcome in rows.items() if outcome is None]
             assert running == ([model.attempt] if model.state == "processing" else [])
+
+    @invariant()
+    def what_is_in_flight_is_counted_once(self) -> None:
+        if not hasattr(self, "db"):
+            return
+        found = self.db.read(lambda c: quota_rows.used(c, self.actor.tenant_id, self.actor.user_id))
+        expected = sum(model.counted for model in self.alive())
+        assert (found[Whose.TENANT][0], found[Whose.USER][0]) == (expected, expected)
 
     @invariant()
     def nobody_waits_for_what_has_ended(self) -> None:
