@@ -37,6 +37,7 @@ class Point(StrEnum):
     WORKER_CLAIMED = "worker.claimed"
     WORKER_SANDBOXED = "worker.sandboxed"
     WORKER_STAGED = "worker.staged"
+    WORKER_DELIVERED = "worker.delivered"
     WORKER_RESULT = "worker.result"
     WORKER_STORED = "worker.stored"
     WORKER_SETTLED = "worker.settled"
@@ -67,6 +68,7 @@ MEANING: Mapping[Point, str] = {
     Point.WORKER_CLAIMED: "claimed in the database; nothing has been started",
     Point.WORKER_SANDBOXED: "a sandbox has been handed over; nothing is staged",
     Point.WORKER_STAGED: "inputs are staged; the guest has not been given the job",
+    Point.WORKER_DELIVERED: "that the job gets its secrets is recorded; the guest has neither them nor the job",
     Point.WORKER_RESULT: "the guest has answered; nothing of it is kept",
     Point.WORKER_STORED: "outputs are stored; the job's end is not written",
     Point.WORKER_SETTLED: "the end is committed; nobody has been told",

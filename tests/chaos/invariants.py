@@ -1,10 +1,10 @@
 """What has to hold after every fault. Each check reads what it judges from the system itself and returns what is wrong, in words.
 
 I1  every accepted job has exactly one terminal state, the one its kind has to reach; who asked to be told of it was told, in order
-I2  one accepted result, of the final attempt
+I2  one accepted result, of the final attempt, which had its secret; the secret is in no log
 I3  no two attempts of a job alive for longer than a lease, and no output of an attempt that was given up
 I4  the audit trail is valid; one terminal event for each job
-I5  nothing is left: no lease, outbox row, queue entry, sandbox, container, mount, folder, cgroup
+I5  nothing is left: no lease, outbox row, queue entry, sandbox, container, mount, folder, cgroup; quotas count what is there
 I6  running again within 3 s when only a process died, within 20 s of a host's or a store's return
 """
 
@@ -137,6 +137,7 @@ def check_callbacks(system: System, asked: Sequence[Asked]) -> tuple[Wrong, int]
 def check_results(system: System, asked: Sequence[Asked]) -> Wrong:
     """I2."""
     wrong: Wrong = []
+    key = hashlib.sha256(system.secret.encode()).hexdigest()
     for one in asked:
         job = system.client.get(f"/jobs/{one.job_id}").json()
         attempts = system.client.get(f"/jobs/{one.job_id}/attempts").json()["items"]
@@ -152,7 +153,11 @@ def check_results(system: System, asked: Sequence[Asked]) -> Wrong:
             wrong.append(f"job {one.job_id}: attempt {job['attempt']}, accepted {accepted}, result {result}")
         if result["sha256"] != list(one.inputs):
             wrong.append(f"job {one.job_id} read other inputs than it was given")
-    return wrong
+        if result["key"] != key:
+            wrong.append(f"job {one.job_id} had another secret than it was given")
+    with closing(system.database()) as db:
+        told = db.read(lambda c: c.execute(select(t.job_log.c.job_id, t.job_log.c.text)).all())
+    return wrong + [f"the log of job {job_id} holds its secret" for job_id, text in told if system.secret in text]
 
 
 def check_attempts(system: System, asked: Sequence[Asked], watcher: Watcher, lease_s: float) -> Wrong:
@@ -322,6 +327,7 @@ def _rest(system: System) -> Wrong:
         held = db.read(lambda c: c.scalar(select(func.count()).where(t.job.c.lease_owner.is_not(None))))
         outbox = db.read(lambda c: c.scalar(select(func.count()).select_from(t.outbox)))
         leases = db.read(lambda c: set(c.execute(select(t.lease.c.name)).scalars()))
+    wrong += _counted(system)
     if held or outbox or leases - {"sealer"}:
         wrong.append(f"{held} leases held, {outbox} outbox rows, process leases {leases}")
     with redis.Redis.from_url(system.redis_url, decode_responses=True) as client:
@@ -343,3 +349,13 @@ def _rest(system: System) -> Wrong:
     # A worker's own folder lives as long as it does.
     left = [path for path in work.glob("*") if not Path(f"/proc/{pids.get(path.name, 0)}").exists()]
     return wrong + [f"folder {path} of a worker that is gone" for path in left]
+
+
+def _counted(system: System) -> Wrong:
+    """What the tenant's quota counts are the jobs that have not ended, and the files that are stored."""
+    used = system.client.get("/usage/limits").json()["tenant"]
+    with closing(system.database()) as db:
+        live = db.read(lambda c: c.scalar(select(func.count()).where(t.job.c.state.not_in(_TERMINAL))))
+        stored = db.read(lambda c: c.scalar(select(func.coalesce(func.sum(t.artifact.c.size), 0))))
+    found = used["jobs"]["used"], used["storage_bytes"]["used"]
+    return [] if found == (live, stored) else [f"quotas count {found} jobs and bytes, and there are {(live, stored)}"]

@@ -50,6 +50,7 @@ class System:
         self._write_plugins()
         self.marks = self.home / "run" / "failpoints"
         self._password = secrets.token_urlsafe(16)
+        self.secret = secrets.token_urlsafe(24)  # what each job is given, and shows a digest of
         self._brought = contextlib.ExitStack()
         self.receiver = self._brought.enter_context(receiving())
         self.receiver.always = _now_and_then()
@@ -63,6 +64,8 @@ class System:
             "egress_enabled": "false",
             "callbacks_private": f"127.0.0.1:{self.receiver.port}",
             "callbacks_timeout": "2s",
+            "quota_tenant_jobs": "1000000",  # far away: so that everything is counted
+            "quota_tenant_storage": "1000GB",
             "failpoints": ",".join(f"{point}=kill" for point in Point),
             **(more or {}),
         }
@@ -96,6 +99,13 @@ class System:
         self.disarm()
         self.launch()
         self.stack.wait_ready(START_S)
+        if self.client.get("/secrets/CHAOS_KEY").status_code != 200:
+            self._give_secret()
+
+    def _give_secret(self) -> None:
+        self.client.post("/secrets", json={"name": "CHAOS_KEY", "value": self.secret}).raise_for_status()
+        grants = {"grants": [{"plugin": plugin, "versions": "==1.0.0"} for plugin in (BOX, CELL)]}
+        self.client.put("/secrets/CHAOS_KEY/grants", json=grants, headers={"If-Match": "*"}).raise_for_status()
 
     def launch(self) -> None:
         """`cloche up`, without waiting for it."""

@@ -191,6 +191,7 @@ class Execution:
             if self._allow:
                 sandbox.open_egress(self._allow)
             secrets = {} if self._tools.secrets is None else self._tools.secrets.deliver(self._job)
+            failpoints.hit(Point.WORKER_DELIVERED)
             self._masks = self._journal.masks = Masks(secrets.values())
             self._trace.add("running", staged_event, (Trace.STARTED, {"secrets": sorted(secrets)} if secrets else {}))
             began = time.monotonic()

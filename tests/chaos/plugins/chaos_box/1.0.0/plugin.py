@@ -13,7 +13,8 @@ PR_SET_NAME = 15
 def run(job: Job) -> dict:
     name = f"ch{job.id[-8:]}.{job.attempt}"
     ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode(), 0, 0, 0)
-    print(f"attempt {job.attempt}")
+    key = job.secrets["CHAOS_KEY"]
+    print(f"attempt {job.attempt} with {key}")  # the host has to mask it
     if job.payload["fail"]:
         raise ValueError("asked to fail")
     if job.payload["megabytes"]:
@@ -24,4 +25,9 @@ def run(job: Job) -> dict:
     for path in job.inputs:
         digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
         (job.out / f"{path.name}.sha256").write_text(f"{digests[-1]} by attempt {job.attempt}\n")
-    return {"n": job.payload["n"], "attempt": job.attempt, "sha256": digests}
+    return {
+        "n": job.payload["n"],
+        "attempt": job.attempt,
+        "sha256": digests,
+        "key": hashlib.sha256(key.encode()).hexdigest(),
+    }
