@@ -117,6 +117,31 @@ def test_every_limit_says_its_name(running: Stack) -> None:
         assert ("log_truncated" in events) == (kind.name in {"log", "long_line", "log_flood"}), kind
 
 
+def test_outputs_that_do_not_fit_into_the_storage_quota(running: Stack) -> None:
+    client = running.client
+    quotas = f"/tenants/{client.get('/me').json()['tenant_id']}/quotas"
+    stored = client.get("/usage/limits").json()["tenant"]["storage_bytes"]["used"]
+
+    def limit(**limits: int) -> None:
+        client.put(quotas, json=limits, headers={"If-Match": "*"}).raise_for_status()
+
+    limit(storage_bytes=stored + 11_999)
+    body = {"retry": {"max_retries": 1, "initial_delay": "10ms"}}
+    job_id = submit(running, Kind("two_files", "storage_quota", body=body))
+    done = running.finished(job_id, 60)
+    assert (done["reason"], done["attempt"]) == ("storage_quota", 1), "it would not fit a second time either"
+    assert f"tenant's quota of {stored + 11_999} bytes" in done["error"]["message"], done["error"]
+    assert client.get(f"/jobs/{job_id}/outputs").json()["items"] == []
+    assert client.get("/usage/limits").json()["tenant"]["storage_bytes"]["used"] == stored, "neither file, not the half"
+
+    limit(storage_bytes=stored + 12_000)
+    client.post(f"/jobs/{job_id}/retry").raise_for_status()
+    assert running.finished(job_id, 60)["status"] == "completed"
+    assert {item["size"] for item in client.get(f"/jobs/{job_id}/outputs").json()["items"]} == {6_000}
+    assert client.get("/usage/limits").json()["tenant"]["storage_bytes"]["used"] == stored + 12_000
+    limit()
+
+
 def check_numbers(kind: Kind, usage: dict[str, Any], least_cpu_ms: int = 1) -> None:
     """What was used stands beside what was allowed. ``least_cpu_ms``: 0 where a job is not charged for its plugin's setup."""
     for name in ("memory", "pids", "time_ms", "output", "output_files", "log", "result"):

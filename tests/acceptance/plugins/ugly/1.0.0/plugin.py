@@ -81,6 +81,11 @@ def some_files(job):
         (job.out / str(number)).touch()
 
 
+def two_files(job):
+    for name in "ab":
+        (job.out / name).write_bytes(name.encode() * 6_000)
+
+
 def locks(job):
     with open("/tmp/locks", "w") as file:
         for place in range(5_000):
