@@ -108,6 +108,10 @@ class AuditSettings(Group):
     checkpoint_remote: Annotated[str, BeforeValidator(_remote_place)] = Field(
         "", description="`REMOTE:FOLDER`: signed checkpoints are stored there; a remote of tenant `default`."
     )
+    checkpoint_webhook: SecretStr = Field(
+        SecretStr(""),
+        description="URL that signed checkpoints are sent to by POST. Kept as a secret, for such URLs often are one.",
+    )
     checkpoint_interval: Milliseconds = Field(
         300_000, description="How often a new checkpoint is sent to each of these places."
     )

@@ -22,6 +22,7 @@ from cloche.services.audit_reads import Reads
 from cloche.services.auditing import AuditService
 from cloche.services.batches import BatchService
 from cloche.services.callback_secrets import CallbackSecrets, CallbackVault
+from cloche.services.checkpoint_sinks import webhook_target
 from cloche.services.container import Services
 from cloche.services.drains import Drains
 from cloche.services.egress import EgressService
@@ -64,7 +65,7 @@ def build(settings: Settings, component: str, *, broker: Broker | None = None) -
 
     Raises:
         EnvironmentProblem: a key file or a folder cannot be used.
-        SettingsError: the database's URL is not one this version takes, or the egress policy is malformed.
+        SettingsError: the database's URL is not one this version takes, or the egress policy or a URL is malformed.
     """
     home = settings.home
     keyring = KeyRing.load_or_create(home / "keys")
@@ -135,7 +136,8 @@ def _rates(opened: ExitStack, settings: Settings, broker: Broker | None) -> Rate
 def _opened(
     opened: ExitStack, settings: Settings, component: str, broker: Broker | None
 ) -> tuple[Database, Broker, EventHub, RcloneDaemon]:
-    """What has to be closed again."""
+    """What has to be closed again; nothing is, where a setting that another process needs makes no sense."""
+    webhook_target(settings.audit.checkpoint_webhook.get_secret_value())  # the scheduler's: better said at the start
     db = Database(settings.database_url, pool=settings.database.pool_size)
     opened.callback(db.close)
     redis = broker or RedisBroker(settings.redis_url)

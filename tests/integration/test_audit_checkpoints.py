@@ -1,4 +1,4 @@
-"""Checkpoints that leave the machine: to a file, to a real remote; what fails is shown, recorded once, and tried again."""
+"""Checkpoints that leave the machine: to a file, to a real remote, to a real receiver; what fails is shown, recorded once, and tried again."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import json
 import pytest
 from sqlalchemy import select
 
+from cloche import config, wiring
 from cloche.audit.note import notes_in
 from cloche.audit.offline import Trust, verify_store
 from cloche.db import tables
+from cloche.domain.callbacks import parse_reach, parse_url
+from cloche.errors import SettingsError
 from cloche.services import checkpoint_sinks
 from cloche.services.audit_keeping import rotate_signing_key
-from cloche.services.checkpoint_sinks import CheckpointSender, Sink, file_sink, remote_sink
+from cloche.services.checkpoint_sinks import CheckpointSender, Sink, file_sink, remote_sink, webhook_sink
 from cloche.services.remotes import RemoteService
 from cloche.staging.transfer import RemoteFiles, never
 from cloche.staging.vault import OptionVault
+from cloche.webhooks.client import Sender
 from tests.support import rclone, stores
 from tests.support.audit import Platform
+from tests.support.receiver import answers, receiving, writes
 
 HOUR = 3_600_000
 
@@ -168,6 +173,63 @@ def test_a_remote_gets_a_file_for_each(platform, tmp_path, home):
         lost = _sender(platform, remote_sink("nowhere:x", files))
         assert lost.run_once() == 0
         assert "nowhere" in _state(platform, "remote")["error"]
+
+
+@pytest.fixture
+def witness():
+    with receiving() as receiver:
+        yield receiver
+
+
+def _webhook(receiver, path="/kept/s3cret?key=s3cret"):
+    target = parse_url(f"http://127.0.0.1:{receiver.port}{path}")
+    return webhook_sink(target, Sender(parse_reach(True, [target.authority]), 2.0))
+
+
+def test_a_webhook_gets_what_a_file_would_hold(platform, witness):
+    sender = _sender(platform, _webhook(witness))
+    assert [sender.run_once(), sender.run_once()] == [1, 0]
+    rotate_signing_key(platform.db, platform.keyring)
+    platform.filled(2, 1)
+    _due(platform)
+    assert sender.run_once() == 1
+    first, second = witness.got
+    assert first.line == "POST /kept/s3cret?key=s3cret HTTP/1.1"
+    assert (first.headers["content-type"], first.headers["cloche-batch"]) == ("text/plain; charset=utf-8", "1")
+    assert len(notes_in(second.body.decode())) >= 2, "what announces the key as well"
+    assert _valid(platform, (first.body + second.body).decode()) == 0
+
+
+@pytest.mark.parametrize(
+    ("behave", "says"),
+    [
+        (answers(500), "answered 500"),
+        (answers(302, Location="http://127.0.0.1/"), "redirects are not followed"),
+        (writes(b"nonsense\r\n\r\n"), "not HTTP/1.1"),
+        (writes(b""), "ended before an answer"),
+    ],
+)
+def test_a_webhook_that_does_not_take_it_is_tried_again_and_its_url_is_shown_nowhere(platform, witness, behave, says):
+    witness.behaviour = [behave]
+    sender = _sender(platform, _webhook(witness))
+    assert sender.run_once() == 0
+    row = _state(platform, "webhook")
+    assert (row["place"], row["number"]) == (f"http://127.0.0.1:{witness.port}", None)
+    assert says in row["error"]
+    _due(platform)
+    assert sender.run_once() == 1
+    assert "s3cret" not in repr([dict(_state(platform, "webhook")), _recorded(platform)])
+    assert [outcome for outcome, _ in _recorded(platform)] == ["failed", "allowed"]
+
+
+@pytest.mark.parametrize(
+    "url", ["witness.example", "ftp://x/y", "https://u:s3cret@x/", "https://x/#s3cret", "https://x:22/"]
+)
+def test_an_url_that_is_none_is_refused_at_the_start(tmp_path, url):
+    settings = config.load(home=str(tmp_path), audit={"checkpoint_webhook": url})
+    with pytest.raises(SettingsError, match=r"audit\.checkpoint_webhook") as refused:
+        wiring.build(settings, "test")
+    assert "s3cret" not in str(refused.value)
 
 
 def test_readiness_warns_and_stays_ready(tmp_path, database_url):

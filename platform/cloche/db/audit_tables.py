@@ -101,7 +101,7 @@ audit_prune = Table(
 audit_sink = Table(
     "audit_sink",
     metadata,
-    Column("name", String(16), primary_key=True),  # file, remote
+    Column("name", String(16), primary_key=True),  # file, remote, webhook
     Column("place", String(255), nullable=False),
     Column("number", BigInteger),  # of the last batch whose checkpoint is there
     Column("sent_at", MS),

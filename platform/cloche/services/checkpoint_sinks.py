@@ -1,4 +1,4 @@
-"""Checkpoints sent off the machine, where nobody who holds database and keys can change them: to a file and to a remote.
+"""Checkpoints sent off the machine, where nobody who holds database and keys can change them: to a file, a remote and a webhook.
 
 The scheduler calls :meth:`CheckpointSender.run_once` again and again. Each place gets the newest checkpoint when it is due and something was
 sealed since, with those that announce a key or a restore. What fails is tried again with growing pauses, shown by ``failing`` (readiness,
@@ -22,13 +22,15 @@ from cloche.db import tables
 from cloche.db.audit_log import AuditEntry, AuditLog
 from cloche.db.dialect import insert_or
 from cloche.db.engine import Database, now_ms
+from cloche.domain.callbacks import Target, parse_url
 from cloche.domain.events import Action, Outcome
 from cloche.domain.permissions import system_actor
-from cloche.errors import ClocheError, JobFailure, PlatformFailure
+from cloche.errors import ClocheError, JobFailure, PlatformFailure, SettingsError
 from cloche.services.audit_chain import SAYS
 from cloche.services.audit_keeping import operator
 from cloche.staging.paths import check_relative
 from cloche.staging.transfer import RemoteFiles
+from cloche.webhooks.client import NotDelivered, Sender
 
 _batch, _sink = tables.audit_batch, tables.audit_sink
 _RETRY_MS = 5_000
@@ -49,7 +51,7 @@ Send = Callable[[Sequence[Sealed]], None]
 
 @dataclass(frozen=True)
 class Sink:
-    """A place: its name (``file``, ``remote``), where it is, and what sends there (raising OSError or ClocheError)."""
+    """A place: its name (``file``, ``remote``, ``webhook``), where it is, and what sends there (raising OSError or ClocheError)."""
 
     name: str
     place: str
@@ -79,6 +81,32 @@ def remote_sink(place: str, files: RemoteFiles) -> Sink:
                     raise PlatformFailure("remote_unavailable", f"the remote does not show {target} after storing it")
 
     return Sink("remote", place, send)
+
+
+def webhook_target(url: str) -> Target | None:
+    """Where the setting leads; None where it is empty.
+
+    Raises:
+        SettingsError: it is no URL that can be sent to.
+    """
+    try:
+        return parse_url(url) if url else None
+    except ValueError as error:
+        raise SettingsError(f"audit.checkpoint_webhook: {error}") from None
+
+
+def webhook_sink(target: Target, sender: Sender) -> Sink:
+    """One POST of all notes on end, as they would stand in a file: text that ``cloche audit verify --checkpoint`` reads. What follows the
+    host in the URL may be a credential, and is shown nowhere."""
+
+    def send(sealed: Sequence[Sealed]) -> None:
+        headers = {"Content-Type": "text/plain; charset=utf-8", "Cloche-Batch": str(sealed[-1].number)}
+        try:
+            sender.post(target, headers, "".join(note for _, note in sealed).encode())
+        except NotDelivered as error:
+            raise ConnectionError(error.detail) from None
+
+    return Sink("webhook", target.origin[:255], send)
 
 
 class CheckpointSender:

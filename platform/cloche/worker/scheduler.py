@@ -13,7 +13,7 @@ from cloche.config import Settings
 from cloche.db import migrate
 from cloche.db.audit_log import AuditLog
 from cloche.db.engine import Database
-from cloche.domain.callbacks import parse_reach
+from cloche.domain.callbacks import Target, parse_reach
 from cloche.domain.egress import entries
 from cloche.domain.retries import PlatformBudget
 from cloche.errors import ClocheError
@@ -21,7 +21,15 @@ from cloche.isolation.client import SandboxdBackend
 from cloche.queueing.redis_broker import RedisBroker
 from cloche.services import extensions
 from cloche.services.callback_secrets import CallbackSecrets, CallbackVault
-from cloche.services.checkpoint_sinks import CheckpointSender, default_tenant, file_sink, remote_sink
+from cloche.services.checkpoint_sinks import (
+    CheckpointSender,
+    Sink,
+    default_tenant,
+    file_sink,
+    remote_sink,
+    webhook_sink,
+    webhook_target,
+)
 from cloche.services.deliverer import Deliverer, Limits
 from cloche.services.files import FileService
 from cloche.services.quotas import QuotaService, default_quotas
@@ -136,7 +144,15 @@ def _checkpoints(
         remotes = RemoteService(db, audit, vault, rclone)
         files = RemoteFiles(rclone, remotes.config_for, tenant_id, stop.is_set)
         sinks.append(remote_sink(asked.checkpoint_remote, files))
+    if target := webhook_target(asked.checkpoint_webhook.get_secret_value()):
+        sinks.append(_webhook(target, settings))
     return CheckpointSender(db, audit, sinks, asked.checkpoint_interval) if sinks else None
+
+
+def _webhook(target: Target, settings: Settings) -> Sink:
+    # Its address is the operator's own choice, public or not.
+    reach = parse_reach(True, [target.host if ":" in target.host else target.authority])
+    return webhook_sink(target, Sender(reach, settings.callbacks.timeout / 1000, settings.callbacks.ca_file))
 
 
 def _deliverer(settings: Settings, db: Database, audit: AuditLog, owner: str) -> Deliverer:
