@@ -5,23 +5,33 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cloche import config
+from cloche.domain.jobs import ClaimedJob, RetryPolicy
+from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
-from cloche.errors import PlatformFailure
+from cloche.errors import PlatformFailure, PluginFailure
 from cloche.isolation.backend import Backend, Sandbox, SandboxSpec
 from cloche.isolation.cell_spec import slot_memory
 from cloche.sandboxd import cgroups
 from cloche.sandboxd.cells import slot_cgroup
 from cloche.sandboxd.cells.cell import RunningCell
+from cloche.sandboxd.cells.home import Bounds, Home
+from cloche.sandboxd.cells.slot import Cell, Slot
 from cloche.sandboxd.main import Sandboxd
+from cloche.worker import conversation
+from cloche.worker.conversation import Conversation
+from cloche.worker.holds import Hold
 from tests.support import sandbox as support
 
 pytestmark = pytest.mark.docker
@@ -131,6 +141,106 @@ def test_a_container_is_replaced_after_its_jobs() -> None:
         support.wait_until(lambda: seen[0] not in support.containers_of(home), "the first container is gone")
 
 
+@contextmanager
+def asked_together(
+    home: Path, daemon: Sandboxd, monkeypatch: pytest.MonkeyPatch, bundle: str, *asked: tuple[str, int]
+) -> Iterator[list[Sandbox]]:
+    """The only slot is preparing its next cell, and does not get on before all of these (an owner, a priority) wait for it; what each got."""
+    gate, held, prepare = threading.Event(), threading.Event(), Slot.prepare
+
+    def prepare_later(slot: Slot, limits: Limits) -> Cell:
+        if threading.current_thread().name.startswith("cells-"):
+            held.set()
+            gate.wait(60)
+        return prepare(slot, limits)
+
+    monkeypatch.setattr(Slot, "prepare", prepare_later)
+    clients = {owner: support.client(home, owner) for owner, _ in asked}
+    first = clients[asked[0][0]].create(spec(bundle))
+    assert first.level == "namespace"
+    first.destroy()
+    support.wait_until(held.is_set, "the slot prepares its next cell")
+    cells = daemon.host.cells
+    assert cells is not None
+    line = cells._cells._line
+    found: list[Sandbox] = []
+    try:
+        with ThreadPoolExecutor(len(asked)) as threads:
+            futures = []
+            for owner, priority in asked:
+                futures.append(threads.submit(clients[owner].create, replace(spec(bundle), priority=priority)))
+                support.wait_until(lambda so_far=len(futures): len(line._claims) == so_far, "it waits")
+            gate.set()
+            found = [future.result() for future in futures]
+        yield found
+    finally:
+        gate.set()
+        for made in found:
+            made.destroy()
+        for client in clients.values():
+            client.close()
+
+
+def test_the_next_cell_goes_to_the_higher_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    with cells(slots=1, containers=1) as (home, daemon, _):
+        bundle = support.write_bundle(home, WHERE)
+        asked = [("w1", priority) for priority in (2, 9, 5)]
+        with asked_together(home, daemon, monkeypatch, bundle, *asked) as found:
+            assert [made.level for made in found] == ["container", "namespace", "container"]
+            assert found[1].start == "warm"
+
+
+def test_owners_take_turns_at_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who had the last one comes after who had none, though it asked first."""
+    with cells(slots=1, containers=1) as (home, daemon, _):
+        bundle = support.write_bundle(home, WHERE)
+        asked = [("greedy", 5), ("greedy", 5), ("modest", 5)]
+        with asked_together(home, daemon, monkeypatch, bundle, *asked) as found:
+            assert [made.level for made in found] == ["container", "container", "namespace"]
+
+
+def test_a_container_is_replaced_when_it_is_old() -> None:
+    """A job that runs then ends as ever, and none is lost."""
+    with cells(lifetime="1s", idle="1h") as (home, daemon, backend):
+        waits = """
+import time
+from pathlib import Path
+from cloche_guest import hookimpl
+
+@hookimpl
+def run(job):
+    while not Path("/job/in/go").exists():
+        time.sleep(0.02)
+    return "done"
+"""
+        bundle = support.write_bundle(home, waits)
+        with sandbox(backend, spec(bundle)) as early:
+            old = container_of(daemon, early)
+            early.channel.send(support.job_frame(spec(bundle)))
+
+            def replaced() -> bool:
+                places: list[tuple[str, str]] = []
+                done = support.run_job(
+                    backend,
+                    spec(bundle),
+                    inputs={"go": b""},
+                    look=lambda made: places.append((made.level, container_of(daemon, made))),
+                )
+                assert (done.value, places[0][0]) == ("done", "namespace")
+                return places[0][1] != old
+
+            support.wait_until(replaced, "another container takes the jobs that come", 60)
+            assert old in support.containers_of(home), "a job runs in it"
+            (early.in_folder / "go").write_text("")
+            last = None
+            while last is None or last["type"] != "result":
+                last = early.channel.receive(20)
+                assert last is not None
+            assert last["value"] == "done"
+            assert not early.finish().oom_killed
+        support.wait_until(lambda: old not in support.containers_of(home), "it went with its last job", 60)
+
+
 def test_a_container_that_nobody_needs_goes() -> None:
     with cells(idle="1s") as (home, daemon, backend):
         with sandbox(backend, spec(support.write_bundle(home, WHERE))) as made:
@@ -187,20 +297,83 @@ def test_where_it_cannot_be_had_the_level_is_container(monkeypatch: pytest.Monke
             assert len(support.containers_of(home)) == 1
 
 
-@pytest.mark.parametrize("body", ["raise ValueError('no luck')", "os._exit(4)", "os.kill(os.getpid(), 9)"])
-def test_a_setup_that_fails_says_so_to_each_job(shared: tuple[Path, Sandboxd, Backend], body: str) -> None:
+def with_setup(body: str) -> str:
+    return f"import os, time\nfrom cloche_guest import hookimpl\n\n@hookimpl\ndef setup():\n    {body}\n\n@hookimpl\ndef run(job):\n    return 1\n"
+
+
+def setup_outcome(made: Sandbox) -> tuple[str, str] | int | None:
+    """What a worker learns while it waits for the plugin's setup: the reason and the message of a failure; or, of a guest that died, how."""
+    job = ClaimedJob(
+        id="job", tenant_id="t", type="p", plugin_version="1", plugin_digest="b" * 64, payload={}, inputs=(), outputs=(),
+        limits=spec("0" * 64).limits.to_dict(), retry=RetryPolicy(), attempt=1, lease_until=0, submitted_by="u",
+    )  # fmt: skip
+    journal: Any = SimpleNamespace(tick=lambda: None)
+    try:
+        Conversation(made.channel, Hold(job), journal).await_ready()
+    except PluginFailure as failure:
+        assert not made.finish().oom_killed
+        return str(failure.reason), failure.message
+    except EOFError:
+        return made.finish().exit_code
+    raise AssertionError("it was set up")
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        ("raise ValueError('no luck')", ("plugin_failed", "the plugin could not be loaded: ValueError: no luck")),
+        ("os._exit(4)", 4),
+        ("os.kill(os.getpid(), 9)", -9),
+        ("time.sleep(600)", ("timed_out", "the plugin's setup took longer than 2 s")),
+    ],
+)
+def test_a_setup_that_fails_says_so_to_each_job(
+    shared: tuple[Path, Sandboxd, Backend],
+    monkeypatch: pytest.MonkeyPatch,
+    body: str,
+    outcome: tuple[str, str] | int,
+) -> None:
+    """And other jobs go on."""
     home, _, backend = shared
-    source = f"import os\nfrom cloche_guest import hookimpl\n\n@hookimpl\ndef setup():\n    {body}\n\n@hookimpl\ndef run(job):\n    return 1\n"
-    bundle = support.write_bundle(home, source)
+    bundle, works = support.write_bundle(home, with_setup(body)), support.write_bundle(home, WHERE)
+    if "sleep" in body:
+        monkeypatch.setattr(conversation, "SETUP_S", 2.0)
     for _ in range(3):
-        outcome = support.run_job(backend, spec(bundle))
-        assert outcome.remains is not None
-        if "raise" in body:
-            assert outcome.last is not None
-            assert "no luck" in outcome.last["message"]
-        else:
-            assert outcome.last is None
-            assert outcome.remains.exit_code == (4 if "exit" in body else -9)
+        with sandbox(backend, spec(bundle)) as made:
+            assert support.run_job(backend, spec(works)).value["seen"] == 2
+            assert setup_outcome(made) == outcome
+
+
+@pytest.mark.parametrize(
+    "body", ["raise ValueError('no luck')", "os._exit(4)", "os.kill(os.getpid(), 9)", "time.sleep(600)"]
+)
+def test_a_bad_setup_is_tried_again_for_jobs_alone(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is why no pause is needed: as many cells as jobs, at most twice, and none while nobody asks."""
+    looks: list[Home] = []
+    judge = Home.judge
+
+    def counted(home: Home, bounds: Bounds, now: float) -> bool:
+        looks.append(home)
+        return judge(home, bounds, now)
+
+    monkeypatch.setattr(Home, "judge", counted)
+    monkeypatch.setattr("cloche.sandboxd.cells.pool._TICK_SECONDS", 0.05)
+    with cells(slots=1) as (home, daemon, backend):
+        bundle = support.write_bundle(home, with_setup(body))
+        jobs = 4
+        for _ in range(jobs):
+            with sandbox(backend, spec(bundle)) as made:
+                container = container_of(daemon, made)
+        support.wait_until(lambda: daemon.host.health()["cells"]["ready"] == 1, "the last one was made")
+        assert daemon.host.cells is not None
+        (of_bundle,) = daemon.host.cells._cells._homes
+        (slot,) = of_bundle.slots
+        so_far = slot.made
+        assert so_far <= 2 * jobs
+        before = len(looks)
+        support.wait_until(lambda: len(looks) >= before + 20, "the keeper looked again and again", 60)
+        assert (slot.made, daemon.host.health()["cells"]["ready"]) == (so_far, 1)
+        assert support.containers_of(home) == [container]
 
 
 def test_no_namespace_of_users_can_be_made_by_whoever_is_root_in_there(shared: tuple[Path, Sandboxd, Backend]) -> None:

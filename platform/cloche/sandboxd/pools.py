@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.spec import out_on_disk, template
 from cloche.sandboxd.pool import Key, Pool, Ticket
 from cloche.sandboxd.sizing import Backoff, Bounds, Bucket
+from cloche.sandboxd.turns import Turns
 from cloche.sandboxd.warm import Warm
 from cloche.sandboxd.watch import Watch
 
@@ -27,7 +27,6 @@ _QUIET_S = 0.1  # after a request: a short job ends before the next sandbox is m
 _LONGEST_QUIET_S = 0.3  # however fast the requests follow each other
 _HOLD_S = 1.0  # while jobs wait for cold starts, one is made this often at most
 _DISK_MARGIN = 8  # times the size of an output on disk has to be free: a waiting sandbox has allocated all of its own
-_MAX_OWNERS = 1_024
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,7 @@ class Pools:
         self._where: dict[Warm, Pool] = {}
         self._doomed: deque[Warm] = deque()
         self._asked: deque[Ticket] = deque()
-        self._numbers = itertools.count()
-        self._turns: OrderedDict[str, int] = OrderedDict()  # by owner: when it last got one, as a ticket's number
+        self._turns = Turns()
         self._pause = Backoff()  # of the engine, not of a plugin
         self._last_fill = float("-inf")
         self._closed = False
@@ -76,9 +74,9 @@ class Pools:
     def take(self, spec: SandboxSpec, owner: str, image: str) -> Ticket:
         """A waiting sandbox, or the reason why there is none; the ticket is settled. Waits only for one that is being made already.
 
-        Of requests that come at once, the higher priority is served first, then the owner who has waited longest for its turn.
+        Of requests that come at once, :class:`Turns` says which is served first.
         """
-        ticket = Ticket(Key(template(spec), image), owner, spec.priority, next(self._numbers))
+        ticket = Ticket(Key(template(spec), image), owner, spec.priority, self._turns.number())
         self._asked.append(ticket)  # before the lock: whoever has it next serves all who ask, the first of them first
         with self._lock:
             self._serve()
@@ -93,13 +91,9 @@ class Pools:
         asked = []
         while self._asked:
             asked.append(self._asked.popleft())
-        while asked:
-            first = min(asked, key=self._order)
+        while (first := self._turns.first(asked)) is not None:
             asked.remove(first)
             self._answer(first)
-
-    def _order(self, ticket: Ticket) -> tuple[int, int, int]:
-        return (-ticket.priority, self._turns.get(ticket.owner, -1), ticket.number)
 
     def _answer(self, ticket: Ticket) -> None:
         now = self._now()
@@ -118,7 +112,7 @@ class Pools:
                     return
                 self._lose(pool, warm, why)
         if pool.making <= len(pool.waiting):
-            last = max(pool.waiting, key=self._order, default=None)
+            last = self._turns.last(pool.waiting)
             if last is None or last.priority >= ticket.priority:
                 self._refuse(pool, ticket, pool.refusal(now))
                 return
@@ -130,10 +124,7 @@ class Pools:
         if warm.ready:
             pool.backoff.succeeded()
             pool.problem = pool.kind = None
-        self._turns[ticket.owner] = ticket.number
-        self._turns.move_to_end(ticket.owner)
-        while len(self._turns) > _MAX_OWNERS:
-            self._turns.popitem(last=False)
+        self._turns.served(ticket)
         ticket.grant(warm)
 
     def _refuse(self, pool: Pool | None, ticket: Ticket, why: str) -> None:
@@ -184,8 +175,7 @@ class Pools:
             self._pause.succeeded()
             if pool.retired or self._closed or warm.image != pool.key.image:
                 self._doom(warm)
-            elif pool.waiting:
-                first = min(pool.waiting, key=self._order)
+            elif (first := self._turns.first(pool.waiting)) is not None:
                 pool.waiting.remove(first)
                 self._grant(pool, first, warm)
             else:
@@ -204,8 +194,8 @@ class Pools:
                 self._blame(pool, failure.message, "it cannot be made here")
             else:
                 self._pause.failed(now)
-            while len(pool.waiting) > pool.making:
-                self._refuse(pool, max(pool.waiting, key=self._order), f"none could be made: {failure.message}")
+            while len(pool.waiting) > pool.making and (last := self._turns.last(pool.waiting)) is not None:
+                self._refuse(pool, last, f"none could be made: {failure.message}")
 
     def doomed(self) -> Warm | None:
         """One that is dead and has to be destroyed, now the caller's. Holds the lock already: call it with ``changed``."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+from cloche import clock
+from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.isolation.cell_spec import RUNNER_MEMORY
-from cloche.isolation.spec import memory_limit, resized
+from cloche.isolation.spec import NAMESPACE, memory_limit, resized
+from cloche.sandboxd.cells.slot import Cell, Slot
 from cloche.sandboxd.cells.slot_cgroup import SlotCgroup
 from cloche.sandboxd.engine import Engine
 from cloche.sandboxd.running import Running
@@ -31,6 +35,43 @@ class RunningCell(Running):
     ended: Callable[[], int | None]
     door: int
     waited: bool  # whether it was made before its job came
+
+    @classmethod
+    def of(
+        cls,
+        slot: Slot,
+        cell: Cell,
+        channel: socket.socket,
+        container: str,
+        owner: str,
+        limits: Limits,
+        *,
+        waited: bool,
+        counts_swap: bool,
+    ) -> Self:
+        """The slot's cell with the job it gets, which has the cell's ``pidfd`` from now on.
+
+        Raises:
+            OSError: no descriptor is left; the cell keeps its own.
+        """
+        running = cls(
+            id=clock.uuid7(),
+            owner=owner,
+            container=container,
+            limits=limits,
+            uid=cell.uid,
+            site=cell.site,
+            cgroup=slot.group.group,
+            pidfd=cell.pidfd,
+            counts_swap=counts_swap,
+            level=NAMESPACE,
+            waited=waited,
+            slot_cgroup=slot.group,
+            ended=slot.ended,
+            door=os.dup(channel.fileno()),
+        )
+        cell.pidfd = -1
+        return running
 
     def usage(self) -> dict[str, int]:
         with self.lock:

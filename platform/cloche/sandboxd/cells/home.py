@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
-from cloche.errors import ClocheError
+from cloche.domain.states import Reason
+from cloche.errors import ClocheError, PlatformFailure
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import UIDS, CellKey
 from cloche.sandboxd.cells.container import CellContainer, Facts
 from cloche.sandboxd.cells.slot import Slot, State
-from cloche.sandboxd.uids import UidPool
+from cloche.sandboxd.cells.slot_cgroup import CgroupProblem
+from cloche.sandboxd.uids import NoUidLeft, UidPool
 
 
 class NoCells(ClocheError):
@@ -73,6 +76,24 @@ class Home:
         elif any(slot.state == State.READY and slot.works_unasked() for slot in self.slots):
             self.retired = "a cell of it works without a job"
         return bool(self.retired)
+
+
+def is_lack(error: BaseException) -> TypeGuard[Exception]:
+    """Whether it is why a container cannot be had here, and not that what the job needs is gone."""
+    missing = isinstance(error, PlatformFailure) and error.reason == Reason.BUNDLE_UNAVAILABLE
+    return isinstance(error, (CgroupProblem, ClocheError, NoUidLeft, OSError)) and not missing
+
+
+def ready_slot(homes: Iterable[Home], key: CellKey) -> tuple[Home, Slot] | None:
+    """One with a waiting cell, from now on busy. Under the pool's lock."""
+    for home in homes:
+        if home.key == key and not home.retired:
+            for slot in home.slots:
+                if slot.state == State.READY:
+                    slot.state = State.BUSY
+                    home.used = time.monotonic()
+                    return home, slot
+    return None
 
 
 def greediest(homes: Sequence[Home], memory: int) -> Home | None:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import functools
-import os
 import queue
 import socket
 import threading
 import time
 from collections.abc import Callable
 
-from cloche import clock, logs
+from cloche import logs
 from cloche.domain.states import Reason
 from cloche.errors import ClocheError, PlatformFailure
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import CellKey, key_of
-from cloche.isolation.spec import NAMESPACE
 from cloche.sandboxd.cells import survey
 from cloche.sandboxd.cells.cell import RunningCell
 from cloche.sandboxd.cells.container import Facts
-from cloche.sandboxd.cells.home import Bounds, Home, Maker, NoCells, greediest
+from cloche.sandboxd.cells.home import Bounds, Home, Maker, NoCells, greediest, is_lack, ready_slot
+from cloche.sandboxd.cells.line import Claim, Line
 from cloche.sandboxd.cells.preloaded import PreloadFailed
 from cloche.sandboxd.cells.slot import Anomaly, Slot, State, Unplaced, Waiting
-from cloche.sandboxd.cells.slot_cgroup import CgroupProblem
-from cloche.sandboxd.uids import NoUidLeft, UidPool
+from cloche.sandboxd.uids import UidPool
 
 log = logs.get(__name__)
 _FILLERS = 2
@@ -44,6 +42,7 @@ class Cells:
         self._bounds = bounds
         self._changed = threading.Condition()
         self._homes: list[Home] = []
+        self._line = Line()
         self._taken: dict[str, tuple[Home, Slot]] = {}
         self._problems = survey.Problems()
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -81,7 +80,7 @@ class Cells:
             PlatformFailure: ``bundle_unavailable``.
         """
         key = key_of(spec, facts.image)
-        home, slot, fresh = self._take(facts, key, spec)
+        home, slot, fresh = self._take(facts, key, spec, owner)
         try:
             cell = slot.cell
             waited = not fresh and cell is not None and not cell.is_dead()
@@ -94,23 +93,10 @@ class Cells:
             channel, cell.channel = cell.channel, None
             if channel is None or home.container is None or home.container.container is None:
                 raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the cell was handed out before")
-            running = RunningCell(
-                id=clock.uuid7(),
-                owner=owner,
-                container=home.container.container,
-                limits=spec.limits,
-                uid=cell.uid,
-                site=cell.site,
-                cgroup=slot.group.group,
-                pidfd=cell.pidfd,
-                counts_swap=facts.counts_swap,
-                level=NAMESPACE,
-                waited=waited,
-                slot_cgroup=slot.group,
-                ended=slot.ended,
-                door=os.dup(channel.fileno()),
+            container, counts_swap = home.container.container, facts.counts_swap
+            running = RunningCell.of(
+                slot, cell, channel, container, owner, spec.limits, waited=waited, counts_swap=counts_swap
             )
-            cell.pidfd = -1
         except (Anomaly, ClocheError, OSError) as error:
             self._failed(home, slot, error)
             raise NoCells(str(error)) from None
@@ -197,44 +183,56 @@ class Cells:
 
     # --- who gets which slot ------------------------------------------------------------------------------------------------
 
-    def _take(self, facts: Facts, key: CellKey, spec: SandboxSpec) -> tuple[Home, Slot, bool]:
+    def _take(self, facts: Facts, key: CellKey, spec: SandboxSpec, owner: str) -> tuple[Home, Slot, bool]:
         """A slot, now busy, and whether its cell was made just now."""
+        claim = self._line.join(key, owner, spec.priority)
+        try:
+            return self._served(facts, claim, spec)
+        except BaseException:
+            with self._changed:
+                self._leave(claim, served=False)
+            raise
+
+    def _served(self, facts: Facts, claim: Claim, spec: SandboxSpec) -> tuple[Home, Slot, bool]:
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:
             with self._changed:
                 if self._stop.is_set():
                     raise NoCells("sandboxd is ending")
-                if found := self._ready(key):
+                if not self._line.is_first(claim):
+                    self._await(deadline)
+                    continue
+                if found := ready_slot(self._homes, claim.key):
+                    self._leave(claim, served=True)
                     return (*found, False)
-                mine = [home for home in self._homes if home.key == key and not home.retired]
+                mine = [home for home in self._homes if home.key == claim.key and not home.retired]
                 coming = any(slot.state == State.PREPARING for home in mine for slot in home.slots)
                 grow = next(
                     (h for h in mine if h.container is not None and len(h.slots) + h.adding < facts.slots), None
                 )
                 if grow is not None and not coming:
                     grow.adding += 1
+                    self._leave(claim, served=True)
                 elif coming or any(home.container is None for home in mine):
-                    if not self._changed.wait(max(0.0, deadline - time.monotonic())):
-                        raise NoCells("no cell became free in time")
+                    self._await(deadline)
                     continue
                 else:
-                    home, idle = self._reserve(key)
+                    claim.makes, idle = self._reserve(claim.key)
             if grow is not None:
                 return grow, self._grow(grow, spec), True
-            if home is not None:
-                self._found(facts, home, spec)
+            if claim.makes is not None:
+                self._found(facts, claim.makes, spec)
+                claim.makes = None
             elif idle is not None:
                 self._bury_idle(idle)
 
-    def _ready(self, key: CellKey) -> tuple[Home, Slot] | None:
-        for home in self._homes:
-            if home.key == key and not home.retired:
-                for slot in home.slots:
-                    if slot.state == State.READY:
-                        slot.state = State.BUSY
-                        home.used = time.monotonic()
-                        return home, slot
-        return None
+    def _await(self, deadline: float) -> None:
+        if not self._changed.wait(max(0.0, deadline - time.monotonic())):
+            raise NoCells("no cell became free in time")
+
+    def _leave(self, claim: Claim, *, served: bool) -> None:
+        if self._line.leave(claim, served=served):
+            self._changed.notify_all()
 
     def _reserve(self, key: CellKey) -> tuple[Home | None, Home | None]:
         """Room for one more container; or, when there is none, the one that is idle longest and has to go first.
@@ -261,15 +259,14 @@ class Cells:
         try:
             container = self._maker.make(facts, home.key, spec)
         except BaseException as error:
-            known = isinstance(error, (CgroupProblem, ClocheError, NoUidLeft, OSError))
             with self._changed:
                 self._homes.remove(home)
-                why = str(error) or type(error).__name__
-                if isinstance(error, Exception) and known and not _is_missing_bundle(error):
+                if is_lack(error):
                     self._back_off(home.key, error)
                 self._changed.notify_all()
-            if not known or _is_missing_bundle(error):
+            if not is_lack(error):
                 raise
+            why = str(error) or type(error).__name__
             log.warning("cell_container_not_made", error=why)
             raise NoCells(why) from None
         with self._changed:
@@ -393,7 +390,3 @@ class Cells:
             self._homes.remove(home)
             self._changed.notify_all()
         log.info("cell_container_gone", container=container.container, jobs=container.jobs, reason=home.retired)
-
-
-def _is_missing_bundle(error: BaseException) -> bool:
-    return isinstance(error, PlatformFailure) and error.reason == Reason.BUNDLE_UNAVAILABLE
