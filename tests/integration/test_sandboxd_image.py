@@ -166,6 +166,7 @@ def test_the_doctor_finds_this_host_fit(tmp_path: Path) -> None:
         "runtimes",
         "apparmor",
         "user namespaces",
+        "cells",
         "image",
         "gvisor",
     ]

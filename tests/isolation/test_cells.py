@@ -23,7 +23,7 @@ from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure, PluginFailure
 from cloche.isolation.backend import Backend, Sandbox, SandboxSpec
 from cloche.isolation.cell_spec import slot_memory
-from cloche.sandboxd import cgroups
+from cloche.sandboxd import cgroups, doctor_cells
 from cloche.sandboxd.cells import slot_cgroup
 from cloche.sandboxd.cells.cell import RunningCell
 from cloche.sandboxd.cells.home import Bounds, Home
@@ -280,6 +280,8 @@ def test_switched_off_the_level_is_container() -> None:
         bundle = support.write_bundle(home, WHERE)
         with sandbox(backend, spec(bundle), level="container"):
             assert daemon.host.health()["cells"] is None
+            row = doctor_cells.check(config.load(home=home))
+            assert (row.status, row.detail) == ("warn", "switched off in the sandboxd that runs")
 
 
 def test_where_it_cannot_be_had_the_level_is_container(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,6 +295,8 @@ def test_where_it_cannot_be_had_the_level_is_container(monkeypatch: pytest.Monke
         facts = daemon.host.health()["cells"]
         assert facts["problem"] == "no cgroup controller pids"
         assert facts["containers"] == 0
+        row = doctor_cells.check(config.load(home=home))
+        assert (row.status, row.detail.rpartition(": ")[2]) == ("warn", "no cgroup controller pids")
         with sandbox(backend, spec(bundle), level="container"):
             assert len(support.containers_of(home)) == 1
 
@@ -404,6 +408,8 @@ def test_nothing_is_left_when_sandboxd_ends() -> None:
         bundle = support.write_bundle(home, WHERE)
         support.run_job(backend, spec(bundle))
         kept = backend.create(spec(bundle))
+        row = doctor_cells.check(config.load(home=home))
+        assert (row.status, row.detail.split(",")[0]) == ("ok", "1 containers")
         running = daemon.host.find(kept.id)
         assert running is not None
         group = running.cgroup

@@ -10,7 +10,7 @@ from typing import Any
 
 from cloche.config import Settings
 from cloche.errors import ClocheError, EnvironmentProblem, PlatformFailure
-from cloche.sandboxd import doctor_gvisor, doctor_host, image_parts, syscalls
+from cloche.sandboxd import doctor_cells, doctor_gvisor, doctor_host, image_parts, syscalls
 from cloche.sandboxd.doctor_host import Check as Check
 from cloche.sandboxd.engine import Engine
 from cloche.sandboxd.image import check_rules
@@ -37,6 +37,7 @@ def checks(settings: Settings) -> list[Check]:
             ]
             found += [
                 doctor_host.user_namespaces(info),
+                _guarded("cells", lambda: doctor_cells.check(settings)),
                 _guarded("image", lambda: _image(engine, settings.sandbox.image)),
                 _guarded("gvisor", lambda: doctor_gvisor.check(settings, engine, info)),
             ]

@@ -10,7 +10,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +120,17 @@ class Groups:
         Raises:
             GroupProblem: it cannot be had, or the kernel keeps other limits than those.
         """
+        return self._made(sandbox_id, lambda group: _limit(group, limits))
+
+    def parent(self, sandbox_id: str) -> Group:
+        """One without limits, empty, in which there may be others.
+
+        Raises:
+            GroupProblem: it cannot be had.
+        """
+        return self._made(sandbox_id, lambda _: None)
+
+    def _made(self, sandbox_id: str, limit: Callable[[Group], None]) -> Group:
         group = self.find(sandbox_id)
         for name, place in group.cgroup.controllers.items():
             # Anywhere else the folders could be made just as well, and would limit nothing.
@@ -128,7 +139,7 @@ class Groups:
         try:
             for folder in group.folders:
                 self._make(folder, unified=group.cgroup.unified is not None)
-            _limit(group, limits)
+            limit(group)
         except (OSError, GroupProblem) as error:
             with contextlib.suppress(OSError):  # what is wrong with it is known already
                 self.remove(sandbox_id)
