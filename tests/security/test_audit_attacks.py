@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -134,6 +135,43 @@ class TestAMarkByAKeyThatWasReplaced:
         assert _outsider(platform).exit_code == 0
         _prune(platform, 2)
         assert _outsider(platform).exit_code == 0
+
+
+class TestAKeyThatWasReplacedBeginsAnotherHistory:
+    """Stolen before it was replaced, with the HMAC key; the thief may write to the database."""
+
+    @pytest.fixture
+    def rewritten(self, platform, tmp_path):
+        shutil.copytree(platform.keys, tmp_path / "stolen")
+        stolen = KeyRing.load_or_create(tmp_path / "stolen")
+        rotate_signing_key(platform.db, platform.keyring)  # batch 4
+        platform.filled(2, JOBS)
+        assert platform.verify().exit_code == 0
+        kept = _batches(platform)[-1].note
+        first = _batches(platform)[3].size
+        with attacker(platform) as connection:
+            gone = "SELECT event_id FROM audit_leaf WHERE seq >= ?"
+            connection.execute(f"DELETE FROM audit_event WHERE id IN ({gone})", (first,))
+            connection.execute("DELETE FROM audit_leaf WHERE seq >= ?", (first,))
+            connection.execute("DELETE FROM audit_batch WHERE number > 3")
+        rotate_signing_key(platform.db, stolen)
+        return platform, kept
+
+    def test_the_platforms_own_keys_say_so(self, rewritten):
+        platform, _ = rewritten
+        keys = platform.keyring
+        verdict = verify_store(platform.url, Trust(keys.verifier, keys.hmac_keys(), keys.held()))
+        assert (verdict.exit_code, verdict.first_bad.why[:27]) == (1, "batch 4 announces the key c")
+        assert "which the platform does not have" in verdict.first_bad.why
+        told = AuditService(platform.db, keys).verify(ALICE)
+        assert told["first_bad"]["why"] == verdict.first_bad.why
+        with pytest.raises(EnvironmentProblem, match="the platform does not have"):
+            prune(platform.db, keys, _batches(platform)[1].at + 1, least_ms=-DAY)
+
+    def test_far_away_a_checkpoint_does(self, rewritten):
+        platform, kept = rewritten
+        assert _outsider(platform).exit_code == 0, "that is what docs/audit.md says of it"
+        assert _outsider(platform, checkpoint=kept).exit_code == 1
 
 
 class TestExports:

@@ -57,7 +57,7 @@ def _pruned(platform: Platform, batches: int) -> Pruned:
 
 def _against(platform: Platform, note: str) -> Verdict:
     keys = platform.keyring
-    return verify_store(platform.url, Trust(keys.verifier, keys.hmac_keys(), keys.known()), checkpoint=note)
+    return verify_store(platform.url, Trust(keys.verifier, keys.hmac_keys(), keys.held()), checkpoint=note)
 
 
 def _outsider(platform: Platform, **given) -> Verdict:

@@ -65,7 +65,7 @@ class Platform:
     def verify(self) -> Verdict:
         """The verdict over the database as it is now, with all of the platform's keys."""
         keys = self.keyring
-        return verify_store(self.url, Trust(keys.verifier, keys.hmac_keys()))
+        return verify_store(self.url, Trust(keys.verifier, keys.hmac_keys(), keys.held()))
 
     def copy(self, target: Path) -> Path:
         """The database's file as it is now, complete in one file."""

@@ -105,6 +105,10 @@ class KeyRing:
         """``body`` (ending in a newline) as a signed note, by that key, else the first. Raises as :meth:`sign`."""
         return sign_note(body, key or self.verifier, lambda message: self.sign(message, key))
 
+    def held(self) -> list[PublicKey]:
+        """The public halves of the private keys that are in the folder now."""
+        return read_signing_keys(self._folder, self.origin)
+
     def known(self) -> list[PublicKey]:
         """The public halves of every private key that is here."""
         self._privates.update(_signing_keys(self._folder)[1])

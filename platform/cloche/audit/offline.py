@@ -23,12 +23,12 @@ _MAX_NOTES = 64 << 20  # bytes of checkpoints
 
 @dataclass(frozen=True)
 class Trust:
-    """What a verification believes: the first public key, HMAC keys where they are at hand, and keys that a checkpoint may bear although the
-    trail does not announce them."""
+    """What a verification believes: the first public key, HMAC keys where they are at hand, and ``held``, the signing keys whose private half
+    the platform has: none where this user may not read them, or the platform is far away."""
 
     key: PublicKey
     hmac_keys: Sequence[bytes] = ()
-    also: Sequence[PublicKey] = ()
+    held: Sequence[PublicKey] = ()
 
 
 def verify_database(
@@ -94,7 +94,7 @@ def verify_file(path: Path, trust: Trust, *, checkpoint: str | None = None) -> V
 
 
 def _verify(trail: Trail, trust: Trust, checkpoint: str | None, now_ms: int) -> Verdict:
-    return verify(trail, key=trust.key, hmac_key=trust.hmac_keys, checkpoint=checkpoint, also=trust.also, now_ms=now_ms)
+    return verify(trail, key=trust.key, hmac_key=trust.hmac_keys, checkpoint=checkpoint, held=trust.held, now_ms=now_ms)
 
 
 def _pinned(keys: Path | None, public_key: Path | None) -> Trust:

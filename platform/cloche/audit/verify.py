@@ -79,25 +79,28 @@ def verify(
     now_ms: int,
     hmac_key: bytes | Sequence[bytes] | None = None,
     checkpoint: str | None = None,
-    also: Sequence[PublicKey] = (),
+    held: Sequence[PublicKey] = (),
 ) -> Verdict:
     """Check ``trail`` against the pinned public key, its first; never raises for what is wrong with it.
 
     Args:
         hmac_key: the HMAC key; several where it was rotated.
         checkpoint: signed notes kept elsewhere, one or several on end: the trail must be an extension of each.
-        also: keys that checkpoints may be signed with although the trail does not announce them, as it would not after its end was cut off.
+        held: the signing keys whose private half the platform has. The trail has to end under one of them: whoever stole a key that was
+            replaced could cut off its end and announce one of his own. A checkpoint may bear one that the trail does not announce, as it would
+            not after its end was cut off.
     """
     check = _Check(trail, key, hmac_key, now_ms)
     verdict = check.verdict
     try:
         check.read_marks()
         check.left_behind()
-        check.keep(checkpoint, also)
+        check.keep(checkpoint, held)
         check.sealed()
         check.unsealed()
         check.numbering()
         check.people()
+        check.ends_under(held)
         verdict.notes.extend(check.missing(trail.finish(check.chain.last, check.pruned_until)))
     except TamperedTrail as found:
         verdict.status = Status.TAMPERED
@@ -164,11 +167,11 @@ class _Check:
             )
             self.verdict.notes.extend(self.missing([what]))
 
-    def keep(self, checkpoint: str | None, also: Sequence[PublicKey]) -> None:
+    def keep(self, checkpoint: str | None, held: Sequence[PublicKey]) -> None:
         """Take what was kept elsewhere."""
         if checkpoint is None:
             return
-        opened = (open_kept(note, self.chain, also) for note in notes_in(checkpoint))
+        opened = (open_kept(note, self.chain, held) for note in notes_in(checkpoint))
         self._kept = deque(sorted(opened, key=lambda one: one.size))
         old = 0
         while self._kept and self._kept[0].size < self._frontier.size:
@@ -267,6 +270,14 @@ class _Check:
                 raise TamperedTrail(
                     f"the {person.kind} behind the commitment {str(person.commitment)[:12]}… was changed"
                 )
+
+    def ends_under(self, held: Sequence[PublicKey]) -> None:
+        if held and self.chain.last not in held:
+            last = self.chain.last
+            raise TamperedTrail(
+                f"batch {self.chain.periods[-1].first - 1} announces the key {last.name}+{last.id.hex()}, which the platform does not have: "
+                "somebody else announced it, or the folder of keys is not the one that belongs to this database"
+            )
 
     def missing(self, what: Iterator[str] | list[str]) -> list[str]:
         """``what`` as a list; anything in it makes the verdict incomplete."""

@@ -50,7 +50,7 @@ def prune(db: Database, keyring: KeyRing, before_ms: int, *, least_ms: int = LEA
         raise EnvironmentProblem(
             f"too far: what is younger than {least_ms // 3_600_000} hours stays; give a time before {to_rfc3339(db.now_ms() - least_ms)}"
         )
-    verdict = verify_store(db.url, Trust(keyring.verifier, keyring.hmac_keys()))
+    verdict = verify_store(db.url, Trust(keyring.verifier, keyring.hmac_keys(), keyring.held()))
     if verdict.first_bad is not None:
         raise EnvironmentProblem(
             f"the trail does not verify ({verdict.first_bad.why}): nothing is deleted, see `cloche audit verify`"

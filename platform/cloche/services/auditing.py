@@ -87,7 +87,7 @@ class AuditService:
             raise Unavailable("the trail is being verified already: try again when that has ended", retry_after=10)
         try:
             self._read(actor, Action.AUDIT_VERIFY)
-            trust = Trust(self._keyring.verifier, self._keyring.hmac_keys())
+            trust = Trust(self._keyring.verifier, self._keyring.hmac_keys(), self._keyring.held())
             return verify_store(self._db.url, trust).to_dict()
         finally:
             self._verifying.release()
