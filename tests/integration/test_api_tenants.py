@@ -76,6 +76,10 @@ def test_nobody_but_the_platforms_administrators_gets_into_a_suspended_tenant(si
     made = person.made("/tokens", name="t")
     headers = {"Authorization": f"Bearer {made['token']}"}
     assert site.client().get(f"{API}/jobs", headers=headers).status_code == 200
+    stored = there.ask("POST", "/files", query_string={"name": "table.csv"}, data=b"a,b\n1,2\n").json
+    body = {"type": "csv_profile", "inputs": [{"from": f"artifact:{stored['id']}"}]}
+    batch = there.ask("POST", "/jobs/batch", json={"jobs": [body]}).json["id"]
+    assert there.ask("POST", f"/batches/{batch}/cancel").status_code in (200, 202)
     shown = suspend(root, tenant)
     assert (shown["suspended"], shown["version"]) == (True, 2)
     problem(person.ask("GET", "/jobs"), 401)
@@ -83,10 +87,9 @@ def test_nobody_but_the_platforms_administrators_gets_into_a_suspended_tenant(si
     credentials = {"username": f"u-{name}", "password": PASSWORD}
     problem(site.client().post(f"{API}/session", json=credentials), 401, "tenant-suspended")
     assert there.got("/users")["items"], "the platform's administrators look after it"
-    stored = there.ask("POST", "/files", query_string={"name": "table.csv"}, data=b"a,b\n1,2\n").json
-    body = {"type": "csv_profile", "inputs": [{"from": f"artifact:{stored['id']}"}]}
     problem(there.ask("POST", "/jobs", json=body), 409, "tenant-suspended")
     problem(there.ask("POST", "/jobs/batch", json={"jobs": [body]}), 409, "tenant-suspended")
+    problem(there.ask("POST", f"/batches/{batch}/retry"), 409, "tenant-suspended")
     suspend(root, tenant, False)
     assert site.client().get(f"{API}/jobs", headers=headers).status_code == 200
     assert sign_in(site, f"u-{name}").got("/me")["username"] == f"u-{name}"

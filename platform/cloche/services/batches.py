@@ -27,6 +27,7 @@ from cloche.errors import Conflict, Forbidden, Invalid, NotFound, Problem, Quota
 from cloche.failpoints import Point
 from cloche.queueing.broker import Broker
 from cloche.services import effects
+from cloche.services.actors import refuse_suspended
 from cloche.services.admission import Admission
 from cloche.services.asked import Defaults
 from cloche.services.batch_refs import MAX_PROBLEMS, Plan, planned
@@ -199,9 +200,10 @@ class BatchService:
         greater than their upstreams', so that they find them at work again. Returns the batch.
 
         Raises:
-            Conflict: none has failed, or the queue of one that has is gone (``queue-gone``).
+            Conflict: none has failed, the queue of one that has is gone (``queue-gone``), or the tenant is suspended.
             Forbidden: it is somebody else's and the actor may retry only their own.
         """
+        refuse_suspended(actor)
         nothing = Conflict("no job of this batch has failed", code="nothing-failed")
         state, reason = t.job.c.state, t.job.c.reason
         hindered = (state == State.CANCELED.value) & (reason == Reason.UPSTREAM_FAILED.value)
