@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import importlib
 import mmap
 import os
 import signal
 import socket
 import stat
+import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ _NS = {"mnt": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "user": 0x10000000, "
 _MARK = "of-a-neighbour"
 _SO_PEERPIDFD = 77
 _SEGMENT = 1 << 20
+_SIOCSIFADDR = 0x8916
 _kept: list[Any] = []
 
 
@@ -58,6 +62,8 @@ def cell_mounts(job: Job) -> Any:
     return {
         "tmpfs": tried(mount, b"x", b"/tmp", b"tmpfs", 2 | 4 | 8),
         "proc": tried(mount, b"x", b"/proc", b"proc", 2 | 4 | 8),
+        "cgroup": tried(mount, b"x", b"/tmp", b"cgroup", 2 | 4 | 8),
+        "cgroup2": tried(mount, b"x", b"/tmp", b"cgroup2", 2 | 4 | 8),
         "bind": tried(mount, b"/usr", out, None, 4096),
         "deep bind": tried(mount, b"/", out, None, 4096 | 16384),
         "private": tried(mount, b"x", b"/", None, (1 << 18) | 16384),
@@ -191,6 +197,66 @@ def take_port(_: Job) -> Any:
     accepted, _ = server.accept()
     _kept.extend((server, client, accepted))
     return "taken"
+
+
+@act
+def use_network(_: Job) -> Any:
+    """Everything that a slot's network takes, once the host has seen it before; left open. And tries to leave an address and settings."""
+    _wait_for("go", "here")
+    done = {}
+    for family, host, name in ((socket.AF_INET, "127.0.0.1", "4"), (socket.AF_INET6, "::1", "6")):
+        done[f"tcp{name}"] = tried(_talk, family, host)
+        done[f"udp{name}"] = tried(_send, family, host)
+    done["unix"] = tried(_name)
+    request = struct.pack("16sHH4s8x", b"lo", socket.AF_INET, 0, socket.inet_aton("192.0.2.9"))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        done["address"] = tried(fcntl.ioctl, asking, _SIOCSIFADDR, request)
+    for name in ("ipv4/tcp_max_tw_buckets", "ipv4/ip_forward", "core/somaxconn"):
+        done[name] = tried(Path("/proc/sys/net", name).write_text, "1")
+    _wait_for("end", "in use")
+    return done
+
+
+def _wait_for(file: str, word: str) -> None:
+    """Say where we are, and go on when the host has put an input there."""
+    say(word)
+    while not Path("/job/in", file).exists():
+        time.sleep(0.02)
+
+
+def _talk(family: int, host: str) -> None:
+    server = socket.create_server((host, 47_114), family=family)
+    client = socket.create_connection((host, 47_114))
+    accepted, _ = server.accept()
+    client.sendall(b"unread")
+    _kept.extend((server, client, accepted))
+
+
+def _send(family: int, host: str) -> None:
+    receiver = socket.socket(family, socket.SOCK_DGRAM)
+    receiver.bind((host, 47_115))
+    receiver.sendto(b"unread", (host, 47_115))
+    _kept.append(receiver)
+
+
+def _name() -> None:
+    for name in ("\0cloche-left", "/tmp/left.sock"):
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(name)
+        server.listen()
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(name)  # and is never accepted
+        _kept.extend((server, client))
+
+
+@act
+def compute(job: Job) -> Any:
+    """So many seconds of CPU time, in one process, from when the host says so."""
+    _wait_for("go", "here")
+    end = time.process_time() + job.payload["seconds"]
+    while time.process_time() < end:
+        pass
+    return "computed"
 
 
 @act

@@ -142,9 +142,9 @@ def deaf(_: Job) -> Any:
 
 
 @act
-def spin(_: Job) -> Any:
-    """Four processes that compute for ever."""
-    for _number in range(3):
+def spin(job: Job) -> Any:
+    """Four processes, or as many as are asked for, that compute for ever."""
+    for _number in range(job.payload.get("processes", 4) - 1):
         if os.fork() == 0:
             break
     else:

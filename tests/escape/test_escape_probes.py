@@ -18,7 +18,7 @@ from cloche.sandboxd.probes import scenes
 from cloche.sandboxd.probes.bench import Bench, open_bench
 from cloche.sandboxd.probes.probe import Probe, Verdict
 from cloche.sandboxd.probes.run import Runner, run_all
-from cloche.sandboxd.probes.table import PROBES, for_level, markdown, markdown_of_cells
+from cloche.sandboxd.probes.table import PROBES, differences_of_cells, for_level, markdown, markdown_of_cells
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,6 +96,7 @@ def test_probes_only_name_addresses_that_lead_nowhere() -> None:
 def test_the_threat_model_shows_this_table() -> None:
     shown = (ROOT / "docs" / "threat-model.md").read_text()
     assert markdown() in shown
+    assert differences_of_cells() in shown
     assert markdown_of_cells() in shown
 
 

@@ -1,4 +1,4 @@
-"""mount(2), umount2(2) and fallocate(2) through ctypes: what Python does not offer, with errors as OSError."""
+"""mount(2), umount2(2), setns(2) and fallocate(2) through ctypes: what Python does not offer, with errors as OSError."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_NOSYMFOLLOW, MS_BIND = 1, 2, 4, 8, 32, 256, 4096
 MS_SHARED = 1 << 20
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -44,6 +45,15 @@ def resize_tmpfs(target: Path, options: str) -> None:
     _call(
         _libc.mount(b"cloche", os.fsencode(target), b"tmpfs", ctypes.c_ulong(flags), options.encode()), "resize tmpfs"
     )
+
+
+def enter_network(pid: int) -> None:
+    """Put the calling thread, and no other, into a process' network namespace."""
+    fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _call(_libc.setns(fd, CLONE_NEWNET), "setns")
+    finally:
+        os.close(fd)
 
 
 def allocate(fd: int, size: int) -> None:

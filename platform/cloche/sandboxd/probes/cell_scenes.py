@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -11,10 +12,14 @@ from typing import Any
 from cloche.errors import PlatformFailure
 from cloche.sandboxd import syscalls
 from cloche.sandboxd.cells.slot_cgroup import SlotCgroup
+from cloche.sandboxd.probes import network
 from cloche.sandboxd.probes.bench import Bench, Live, processes_of, users_of
 from cloche.sandboxd.probes.probe import Observe
 
 _JOBS = 1_000
+_LEAVES = 10  # every so many of them
+_MOST_SLOTS = 16
+_SPINNERS = 12
 _LOOKS = 5
 
 
@@ -60,15 +65,52 @@ def one_port(bench: Bench) -> Any:
 
 
 def network_left(bench: Bench) -> Any:
-    """Seen from the host, through the runner's own files: after a job that used the network, in the slot that it used."""
-    with bench.live("take_port") as live:
+    """Seen from the host: a slot's network before, during and after a job that uses all of it."""
+    with bench.live("use_network") as live:
+        live.until("here")
         runner = _runner(live)
-        live.drive(20)
-        live.finish()
-        folder = Path(f"/proc/{runner}/net")
-        devices = [line.split(":")[0].strip() for line in (folder / "dev").read_text().splitlines()[2:]]
-        open_sockets = [line for name in ("tcp", "udp") for line in (folder / name).read_text().splitlines()[1:]]
-        return {"addresses": devices, "sockets": len(open_sockets)}
+        before = network.look(runner)
+        (live.sandbox.in_folder / "go").write_text("")
+        live.until("in use")
+        during = network.look(runner)
+        (live.sandbox.in_folder / "end").write_text("")
+        live.drive(30)
+        done = live.facts()["value"]
+        after = network.look(runner)
+    changed = {
+        name: [before.settings.get(name), after.settings.get(name)]
+        for name in before.settings.keys() | after.settings.keys()
+        if before.settings.get(name) != after.settings.get(name)
+    }
+    return {
+        "done": done,
+        "addresses": [sorted(before.addresses), sorted(after.addresses)],
+        "sockets": [look.sockets for look in (before, during, after)],
+        "settings": len(before.settings),
+        "kept when closed": before.settings.get("ipv4/tcp_max_tw_buckets"),
+        "changed": changed,
+    }
+
+
+def cpu_beside(bench: Bench) -> Any:
+    """Many processes that compute for ever in one slot, one that computes in another of the same limits: CPU time of each while both do."""
+    with bench.live("spin", {"processes": _SPINNERS}) as one:
+        one.until("spinning")
+        with bench.live("compute", {"seconds": 1}) as two:
+            two.until("here")
+            before = [_slot(live).usage()["cpu_ms"] for live in (one, two)]
+            (two.sandbox.in_folder / "go").write_text("")
+            two.drive(180)
+            hostile, victim = (
+                _slot(live).usage()["cpu_ms"] - was for live, was in zip((one, two), before, strict=True)
+            )
+            return {
+                "same container": one.running.container == two.running.container,
+                "same limits": one.running.limits == two.running.limits,
+                "hostile": hostile,
+                "victim": victim,
+                "value": two.facts()["value"],
+            }
 
 
 def memory_beside(bench: Bench) -> Any:
@@ -110,18 +152,43 @@ def runner_lost(bench: Bench) -> Any:
 
 
 def thousand(bench: Bench) -> Any:
-    """Jobs one after the other, and what the slot and the host hold before and after them."""
+    """Jobs one after the other, and what the slot and the host hold before and after them; some leave a trace in every place there is."""
     for _ in range(5):
         bench.run("take_port")
     before = _held(bench)
-    failed = sum(bench.run("take_port")["value"] != "taken" for _ in range(_JOBS))
+    failed, slots, left = 0, set[Path](), list[Any]()
+    for number in range(_JOBS):
+        if number % _LEAVES:
+            failed += bench.run("take_port")["value"] != "taken"
+        else:
+            with bench.live("leave") as live:
+                slots.add(_slot(live).folders()[0])
+                live.drive(30)
+                left.append(live.facts()["value"])
+    found, unseen = _found(bench, slots)
     after = _held(bench)
     for _ in range(_LOOKS):  # what is only on its way out is no leftover
         if all(count <= before["counts"][name] for name, count in after["counts"].items()):
             break
         time.sleep(1)
         after = _held(bench)
-    return {"failed": failed, "before": before, "after": after, "grown": after["memory"] - before["memory"]}
+    grown = after["memory"] - before["memory"]
+    facts = {"failed": failed, "left": left[-1], "traces": len(left), "found": found, "unseen": unseen}
+    return {**facts, "before": before, "after": after, "grown": grown}
+
+
+def _found(bench: Bench, slots: set[Path]) -> tuple[list[Any], int]:
+    """What a job finds in each of these slots, and in how many none did. Kept until the last has looked, so that each gets another slot."""
+    found, unseen = [], set(slots)
+    with contextlib.ExitStack() as kept:
+        for _ in range(_MOST_SLOTS):
+            if not unseen:
+                break
+            live = kept.enter_context(bench.live("find"))
+            live.drive(30)
+            unseen.discard(_slot(live).folders()[0])
+            found.append(live.facts()["value"])
+    return found, len(unseen)
 
 
 def _held(bench: Bench) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,21 @@ class Probe:
     expects: str
     held: Judge
     observe: Observe | None = None
+
+
+@dataclass(frozen=True)
+class Differs:
+    """What is judged otherwise under another runtime or at another level: ``expects``, ``held`` and ``observe`` (when it needs another) as in
+    :class:`Probe`, and ``why`` they differ."""
+
+    expects: str
+    held: Judge
+    why: str
+    observe: Observe | None = None
+
+    def adapted(self, probe: Probe) -> Probe:
+        """The probe as it is judged there."""
+        return replace(probe, expects=self.expects, held=self.held, observe=self.observe or probe.observe)
 
 
 @dataclass(frozen=True)

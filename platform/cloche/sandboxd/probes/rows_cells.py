@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from cloche.sandboxd.probes import cell_scenes
-from cloche.sandboxd.probes.probe import Judge, Probe, only, refused
+from cloche.sandboxd.probes.probe import Differs, Judge, Probe, denied, only, refused
 from cloche.sandboxd.probes.rows_kernel import ENVIRONMENT
 
 _WRITABLE = {"/dev/shm", "/job/out", "/proc", "/tmp"}
@@ -42,30 +41,37 @@ def _hidden(facts: Any) -> bool:
     return str(facts.get("raised", "")).startswith((_NO_SUCH, "PermissionError"))
 
 
-# id → (what is expected here, the judge); everything else has to hold as it stands.
-_OTHERWISE: dict[str, tuple[str, Judge]] = {
-    "user": ("one id between 1 and 63 throughout, no other group: inside the user namespace", _own_user),
-    "own_uids": ("three user ids, and beside them only our own runners'", _fresh_uids),
-    "environment": ("the image's own names; process 1 is not there to be seen", lambda f: _hidden(f) or set(f["own"]) <= ENVIRONMENT),
-    "setns": ("process 1's are not there; one's own are refused", only("EPERM", "EACCES", "ENOENT")),
-    "descriptors": ("process 1 is not there to be seen", _hidden),
-    "devices": ("six harmless ones are all there is", lambda f: set(f["there"]) <= _DEVICES and set(f["opened"].values()) <= {"ENOENT"}),
-    "mountinfo": ("what can be written is noexec, nosuid, nodev; no mount has peers; no slot, no /sys", _mounts),
-    "release_agent": ("there is no cgroup file system", _hidden),
-    "processes_seen": ("the job's own alone", lambda f: f["number"] == 2 and f["first"] == 2 and f["uids"] == []),
-    "first_process": ("EPERM: it is another user's", lambda f: str(f.get("raised", "")).startswith("PermissionError")),
-    "daemons": ("alive with the job, dead with it", lambda f: f["last"] == "result" and f["before"] >= 5 and f["left"] == 0),
-    "kill_first": ("EPERM: it is another user's", lambda f: f["last"] == "error" and "PermissionError" in f["message"]),
-    "leftover_processes": ("the job's own process is all there is", lambda f: f["second"]["processes"] == 1),
-}  # fmt: skip
+# fmt: off
+DIFFERENT: dict[str, Differs] = {
+    "user": Differs("one id between 1 and 63 throughout, no other group: inside the user namespace", _own_user,
+                    "a cell sees ids of its container's user namespace; outside they are those of a range that only this container has"),
+    "own_uids": Differs("three user ids, and beside them only our own runners'", _fresh_uids,
+                        "a cell is forked in its slot's cgroup by the runner, which stays there under an id that no cell has"),
+    "environment": Differs("the image's own names; process 1 is not there to be seen", lambda f: _hidden(f) or set(f["own"]) <= ENVIRONMENT,
+                           "a cell's `/proc` hides other users' processes (`hidepid=2`), and its process 1 is the runner's, not the job's"),
+    "setns": Differs("process 1's are not there; one's own are refused", only("EPERM", "EACCES", "ENOENT"), "as above"),
+    "descriptors": Differs("process 1 is not there to be seen", _hidden, "as above"),
+    "devices": Differs("six harmless ones are all there is", lambda f: set(f["there"]) <= _DEVICES and set(f["opened"].values()) <= {"ENOENT"},
+                       "a slot's `/dev` is six devices that we chose; there is no console and no `ptmx`"),
+    "mountinfo": Differs("what can be written is noexec, nosuid, nodev; no mount has peers; no slot, no /sys", _mounts,
+                         "a cell's `/proc` is its own and has nothing but processes, so that nothing in it is covered; what is the container's is not mounted in a slot"),
+    "release_agent": Differs("there is no cgroup file system", _hidden, "none is mounted in a slot, as nothing of `/sys` is"),
+    "processes_seen": Differs("the job's own alone", lambda f: f["number"] == 2 and f["first"] == 2 and f["uids"] == [],
+                              "process 1 is another user's and hidden; the guest is the job's own process"),
+    "first_process": Differs("EPERM: it is another user's", lambda f: str(f.get("raised", "")).startswith("PermissionError"),
+                             "in a container process 1 has the job's user id and takes no signal; here the kernel refuses to send one"),
+    "daemons": Differs("alive with the job, dead with it", lambda f: f["last"] == "result" and f["before"] >= 5 and f["left"] == 0,
+                       "one process fewer has the job's user id: process 1 is the runner's"),
+    "kill_first": Differs("EPERM: it is another user's", lambda f: f["last"] == "error" and "PermissionError" in f["message"], "as with `first_process`"),
+    "leftover_processes": Differs("the job's own process is all there is", lambda f: f["second"]["processes"] == 1, "as with `processes_seen`"),
+}
+# fmt: on
 
 
 def adapted(probe: Probe) -> Probe:
     """The probe with what is expected of it at level ``namespace``."""
-    if probe.id not in _OTHERWISE:
-        return probe
-    expects, held = _OTHERWISE[probe.id]
-    return replace(probe, expects=expects, held=held)
+    row = DIFFERENT.get(probe.id)
+    return probe if row is None else row.adapted(probe)
 
 
 def _surroundings(facts: Any) -> bool:
@@ -101,7 +107,43 @@ def _no_marks(facts: Any) -> bool:
 def _nothing_grows(facts: Any) -> bool:
     before, after = facts["before"]["counts"], facts["after"]["counts"]
     more = [name for name in before.keys() | after.keys() if after.get(name, 0) > before.get(name, 0)]
-    return facts["failed"] == 0 and not more and facts["grown"] <= 2 << 20
+    traces = facts["traces"] > 0 and all(
+        facts["left"]["left"][place] == "DONE" for place in ("/tmp", "/dev/shm", "/job/out")
+    )
+    clean = facts["unseen"] == 0 and len(facts["found"]) > 0 and all(map(_nothing_found, facts["found"]))
+    return facts["failed"] == 0 and not more and facts["grown"] <= 2 << 20 and traces and clean
+
+
+def _nothing_found(facts: Any) -> bool:
+    empty = all(names == (["a.txt"] if place == "/job/in" else []) for place, names in facts["places"].items())
+    reached = {"/tmp", "/dev/shm", "/job/in", "/job/out"} <= facts["places"].keys()
+    return (
+        empty
+        and reached
+        and facts["shm"] == -1
+        and facts["socket"] == "ECONNREFUSED"
+        and not facts["environment"]
+        and facts["processes"] == 1
+    )
+
+
+def _network(facts: Any) -> bool:
+    """That no closed connection is kept shows that the settings are the slot's: a host keeps thousands."""
+    before, after = facts["addresses"]
+    done = facts["done"]
+    used = all(done[kind] == "DONE" for kind in ("tcp4", "udp4", "unix"))
+    refused_all = denied([done[name] for name in done if name == "address" or "/" in name])
+    seen = facts["settings"] > 0 and facts["kept when closed"] == "0"
+    sockets, during, left = facts["sockets"]
+    used = used and all(during[kind] > sockets[kind] for kind in ("tcp", "udp", "unix"))
+    same = sockets == left and facts["changed"] == {} and before == after
+    return used and refused_all and seen and same and {"127.0.0.1"} <= set(after) <= {"127.0.0.1", "::1"}
+
+
+def _shared_out(facts: Any) -> bool:
+    """At least a quarter of what twelve times as many processes had; sharing by process would give it a twelfth."""
+    together = facts["same container"] and facts["same limits"] and facts["value"] == "computed"
+    return together and facts["hostile"] > 0 and 4 * facts["victim"] >= facts["hostile"]
 
 
 def _no_power(facts: Any) -> bool:
@@ -128,7 +170,7 @@ def _unfit(why: str) -> Judge:
 # fmt: off
 CELLS = (
     Probe("cell_unshare", "cells", "unshare as the runner does, which the filter lets pass", "EPERM: no capability; a user namespace least of all", refused),
-    Probe("cell_mounts", "cells", "mount, unmount, setns as the runner does", "each is EPERM: no capability", refused),
+    Probe("cell_mounts", "cells", "mount, unmount, setns as the runner does; cgroup file systems of both versions", "each is EPERM: no capability", refused),
     Probe("cell_filters", "cells", "one more filter, on the process and on a socket", "each is EPERM", refused),
     Probe("cell_surroundings", "cells", "agent, runner, control sockets, the slot's folder, other processes, shared memory", "not one can be seen or signalled; one socket, the channel; none",
           _surroundings),
@@ -140,15 +182,18 @@ CELLS = (
           lambda f: f["exit_code"] == 7 and f["processes"] == 1, cell_scenes.outlive),
     Probe("cell_port", "cells", "one TCP port, listened on and connected to by ten jobs of a slot, one after the other", "each can",
           lambda f: f["values"] == ["taken"] * 10, cell_scenes.one_port),
-    Probe("cell_network", "cells", "a slot's network namespace after jobs that used it", "the address of lo, no socket",
-          lambda f: f["addresses"] == ["lo"] and f["sockets"] == 0, cell_scenes.network_left),
+    Probe("cell_network", "cells", "a slot's network namespace before and after a job that used TCP, UDP and names of both families, and tried to leave an address and settings",
+          "addresses (those of lo), sockets of every kind and all of `/proc/sys/net` are as before", _network, cell_scenes.network_left),
+    Probe("cell_cpu", "cells", "twelve processes that compute for ever in one slot, one that computes in another of the same container and limits",
+          "the one has at least a quarter of the CPU time of the twelve", _shared_out, cell_scenes.cpu_beside),
     Probe("cell_memory", "cells", "out of memory in one slot, a job at work in another of the same container", "the one is killed and called so; the other ends well",
           lambda f: f["same container"] and f["oom"] and f["neighbour"] == 90, cell_scenes.memory_beside),
     Probe("cell_forks", "cells", "a fork bomb in one slot, a job at work in another of the same container", "never more than its own limit; the other ends well",
           lambda f: f["same container"] and f["most"] <= f["limit"] and f["neighbour"] == 90, cell_scenes.forks_beside),
     Probe("cell_runner_lost", "cells", "the runner of a slot dies under its job", "the job has failed by the platform; the next one gets another container",
           lambda f: f["failed"] == "engine_unavailable" and f["next"] == "result", cell_scenes.runner_lost),
-    Probe("cell_thousand", "cells", "1,000 jobs in the same slots", "not one fails; no more mounts, descriptors, processes, folders than before; memory flat",
+    Probe("cell_thousand", "cells", "1,000 jobs in the same slots, a hundred of which leave a trace in every place there is",
+          "not one fails; no more mounts, descriptors, processes, folders than before; memory flat; the last in each slot finds no file, no memory, no socket",
           _nothing_grows, cell_scenes.thousand),
     Probe("cell_oom_flood", "cells", "the job's memory goes to files in /dev/shm and memory that no process holds, five times",
           "called out of memory each time, and the level goes on", lambda f: f["ooms"] == 5 and f["after"] == 90, cell_scenes.oom_again),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 from cloche.sandboxd.probes import rows_egress, scenes, scenes_egress
 from cloche.sandboxd.probes.bench import MIB, SMALL
-from cloche.sandboxd.probes.probe import Judge, Observe, Probe, denied, only, refused
+from cloche.sandboxd.probes.probe import Differs, Probe, denied, only, refused
 from cloche.sandboxd.probes.scenes import job
 
 _NO_CAPABILITY = dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd"), "0" * 16)
@@ -16,22 +15,10 @@ _DEVICES = {"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx
 _PLENTY = 512 * MIB
 
 
-@dataclass(frozen=True)
-class Differs:
-    """Of one probe: ``expects``, ``held`` and ``observe`` (when it needs another) as in :class:`Probe`, and ``why`` they differ."""
-
-    expects: str
-    held: Judge
-    why: str
-    observe: Observe | None = None
-
-
 def adapted(probe: Probe) -> Probe:
     """The probe as it is judged under gVisor."""
     row = DIFFERENT.get(probe.id)
-    if row is None:
-        return probe
-    return replace(probe, expects=row.expects, held=row.held, observe=row.observe or probe.observe)
+    return probe if row is None else row.adapted(probe)
 
 
 def _nodes(facts: Any) -> bool:

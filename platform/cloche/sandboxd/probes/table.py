@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cloche.domain.runtimes import RUNSC
 from cloche.isolation.spec import NAMESPACE
 from cloche.sandboxd.probes import (
@@ -14,7 +16,7 @@ from cloche.sandboxd.probes import (
     rows_reach,
     rows_warm,
 )
-from cloche.sandboxd.probes.probe import Probe
+from cloche.sandboxd.probes.probe import Differs, Probe
 
 _COLD: tuple[Probe, ...] = (
     *rows_kernel.IDENTITY,
@@ -62,17 +64,21 @@ def markdown(probes: tuple[Probe, ...] = PROBES) -> str:
     return "\n".join(lines) + "\n"
 
 
-def differences() -> str:
-    """The rows that are judged otherwise under gVisor, as docs/threat-model.md shows them."""
-    lines = ["| probe | what is expected under gVisor | why |", "| --- | --- | --- |"]
-    lines += [f"| `{name}` | {_cell(row.expects)} | {_cell(row.why)} |" for name, row in rows_gvisor.DIFFERENT.items()]
+def differences(rows: Mapping[str, Differs] = rows_gvisor.DIFFERENT, where: str = "under gVisor") -> str:
+    """The rows that are judged otherwise there, as docs/threat-model.md shows them."""
+    lines = [f"| probe | what is expected {where} | why |", "| --- | --- | --- |"]
+    lines += [f"| `{name}` | {_cell(row.expects)} | {_cell(row.why)} |" for name, row in rows.items()]
     return "\n".join(lines) + "\n"
 
 
+def differences_of_cells() -> str:
+    """The same for level ``namespace``."""
+    return differences(rows_cells.DIFFERENT, "at level `namespace`")
+
+
 def markdown_of_cells() -> str:
-    """What differs and what is added at level ``namespace``, as docs/threat-model.md shows it."""
-    differs = tuple(now for was, now in zip(PROBES, for_level(NAMESPACE), strict=False) if was.expects != now.expects)
-    return markdown((*differs, *rows_cells.CELLS))
+    """The probes that only level ``namespace`` has."""
+    return markdown(rows_cells.CELLS)
 
 
 def _cell(text: str) -> str:
