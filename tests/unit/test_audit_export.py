@@ -13,7 +13,7 @@ from cloche.audit.event import Event, canonical_bytes, leaf_bytes, mac
 from cloche.audit.keys import PUBLIC_FILE
 from cloche.audit.merkle import Frontier, leaf_hash
 from cloche.audit.note import NO_PREVIOUS, Checkpoint, note_hash
-from cloche.audit.trail import Batch, Leaf, Numbered
+from cloche.audit.trail import Batch, Leaf
 from cloche.audit.verify import verify
 from cloche.clock import now_ms
 from cloche.domain.permissions import Actor
@@ -214,9 +214,8 @@ class _Made:
     def unsealed(self):
         return iter(())
 
-    def numbered(self):
-        for seq, event in enumerate(self._events()):
-            yield Numbered(event.object, seq + 1, event.id, seq)
+    def breaks(self):
+        return iter(())
 
     def persons(self):
         return iter(())

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from cloche.audit.event import Event, TamperedTrail
 from cloche.audit.note import PublicKey
-from cloche.audit.trail import Batch, Leaf, Numbered, Person, Prune
+from cloche.audit.trail import Batch, Break, Leaf, Person, Prune
 from cloche.errors import EnvironmentProblem, Unavailable
 
 _TABLES = ("audit_event", "audit_leaf", "audit_batch", "audit_person")
@@ -23,9 +23,12 @@ _UNSEALED = (
 )
 _BATCHES = "SELECT number, size, root, previous, at, note FROM audit_batch ORDER BY number"
 _PRUNES = "SELECT number, upto, at, note FROM audit_prune ORDER BY number"
-_NUMBERED = (
-    "SELECT e.object, e.object_seq, e.id, l.seq FROM audit_event e LEFT JOIN audit_leaf l ON l.event_id = e.id"
-    " WHERE e.object_seq IS NOT NULL ORDER BY e.object, e.object_seq"
+# Counted by the store, from its index: of a whole trail nothing is fetched.
+_BREAKS = (
+    "SELECT n.object, n.object_seq, n.previous, (SELECT e.id FROM audit_event e WHERE e.object = n.object AND e.object_seq = n.object_seq),"
+    " (SELECT l.seq FROM audit_event e JOIN audit_leaf l ON l.event_id = e.id WHERE e.object = n.object AND e.object_seq = n.object_seq)"
+    " FROM (SELECT object, object_seq, lag(object_seq) OVER (PARTITION BY object ORDER BY object_seq) AS previous FROM audit_event"
+    " WHERE object_seq IS NOT NULL) n WHERE n.object_seq <> coalesce(n.previous, 0) + 1 ORDER BY n.object, n.object_seq"
 )
 _SHORT = (
     "SELECT j.id, j.audit_seq, coalesce((SELECT max(e.object_seq) FROM audit_event e WHERE e.object = 'job:' || j.id), 0) AS there"
@@ -88,8 +91,8 @@ class DatabaseTrail:
     def unsealed(self) -> Iterator[Event]:
         return map(Event._make, self._rows(_UNSEALED))
 
-    def numbered(self) -> Iterator[Numbered]:
-        return map(Numbered._make, self._rows(_NUMBERED))
+    def breaks(self) -> Iterator[Break]:
+        return map(Break._make, self._rows(_BREAKS))
 
     def persons(self) -> Iterator[Person]:
         return map(Person._make, self._rows("SELECT commitment, kind, value, salt FROM audit_person ORDER BY rowid"))

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from cloche.audit.event import Event, TamperedTrail
 from cloche.audit.note import BadNote, PublicKey, open_note
-from cloche.audit.trail import Batch, Leaf, Numbered, Person, Prune
+from cloche.audit.trail import Batch, Break, Leaf, Person, Prune
 from cloche.errors import EnvironmentProblem
 
 FORMAT = 1
@@ -76,6 +76,12 @@ def end_body(origin: str, digest: str) -> str:
     return f"{origin}/export\nsha256 {digest}\n"
 
 
+_BREAKS = (
+    "SELECT object, object_seq, previous, id, seq FROM (SELECT *, lag(object_seq) OVER (PARTITION BY object ORDER BY object_seq) AS previous"
+    " FROM numbered) WHERE object_seq <> coalesce(previous, 0) + 1 ORDER BY object, object_seq"
+)
+
+
 class ExportTrail:
     """A trail in an export file, parsed anew on every pass.
 
@@ -125,7 +131,7 @@ class ExportTrail:
             if "event" in item and item.get("seq") is None:
                 yield _row(Event, item["event"], None)
 
-    def numbered(self) -> Iterator[Numbered]:
+    def breaks(self) -> Iterator[Break]:
         """Sorted by a temporary SQLite table, which spills to the disk instead of growing in memory."""
         connection = sqlite3.connect("", isolation_level=None)
         try:
@@ -133,7 +139,7 @@ class ExportTrail:
             connection.execute("BEGIN")
             connection.execute("CREATE TABLE numbered (object, object_seq, id, seq)")
             connection.executemany("INSERT INTO numbered VALUES (?, ?, ?, ?)", self._numbers())
-            yield from map(Numbered._make, connection.execute("SELECT * FROM numbered ORDER BY object, object_seq"))
+            yield from map(Break._make, connection.execute(_BREAKS))
         except (sqlite3.Error, OverflowError) as error:
             raise TamperedTrail(f"the events' numbers cannot be read ({error})") from None
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from types import TracebackType
 from typing import Any
@@ -11,7 +12,7 @@ import psycopg
 
 from cloche.audit.event import Event, TamperedTrail
 from cloche.audit.note import PublicKey
-from cloche.audit.trail import Batch, Leaf, Numbered, Person, Prune
+from cloche.audit.trail import Batch, Break, Leaf, Person, Prune
 from cloche.errors import EnvironmentProblem, Unavailable
 
 _TABLES = ("audit_event", "audit_leaf", "audit_batch", "audit_person")
@@ -27,9 +28,12 @@ _UNSEALED = (
 )
 _BATCHES = "SELECT number, size, root, previous, at, note FROM audit_batch ORDER BY number"
 _PRUNES = "SELECT number, upto, at, note FROM audit_prune ORDER BY number"
-_NUMBERED = (
-    "SELECT e.object, e.object_seq, e.id, l.seq FROM audit_event e LEFT JOIN audit_leaf l ON l.event_id = e.id"
-    " WHERE e.object_seq IS NOT NULL ORDER BY e.object, e.object_seq"
+# Counted by the store, from its index: of a whole trail nothing is fetched.
+_BREAKS = (
+    "SELECT n.object, n.object_seq, n.previous, (SELECT e.id FROM audit_event e WHERE e.object = n.object AND e.object_seq = n.object_seq),"
+    " (SELECT l.seq FROM audit_event e JOIN audit_leaf l ON l.event_id = e.id WHERE e.object = n.object AND e.object_seq = n.object_seq)"
+    " FROM (SELECT object, object_seq, lag(object_seq) OVER (PARTITION BY object ORDER BY object_seq) AS previous FROM audit_event"
+    " WHERE object_seq IS NOT NULL) n WHERE n.object_seq <> coalesce(n.previous, 0) + 1 ORDER BY n.object, n.object_seq"
 )
 _PERSONS = "SELECT commitment, kind, value, salt FROM audit_person ORDER BY commitment"
 _SHORT = (
@@ -101,8 +105,8 @@ class PostgresTrail:
     def unsealed(self) -> Iterator[Event]:
         return map(Event._make, self._rows(_UNSEALED))
 
-    def numbered(self) -> Iterator[Numbered]:
-        return map(Numbered._make, self._rows(_NUMBERED))
+    def breaks(self) -> Iterator[Break]:
+        return map(Break._make, self._rows(_BREAKS))
 
     def persons(self) -> Iterator[Person]:
         return map(Person._make, self._rows(_PERSONS))
@@ -115,12 +119,18 @@ class PostgresTrail:
         yield from ()
 
     def _rows(self, statement: str, *values: int) -> Iterator[tuple[Any, ...]]:
-        """A cursor of the server's for each, so that memory does not grow with the trail."""
+        """A cursor of the server's for each, so that memory does not grow with the trail. The server looks for the next rows while these
+        are checked: a thread waits for them."""
         try:
-            with self._connection.cursor(f"trail_{next(self._names)}") as cursor:
-                cursor.itersize = _CHUNK
+            with (
+                self._connection.cursor(f"trail_{next(self._names)}") as cursor,
+                ThreadPoolExecutor(1, thread_name_prefix="trail") as ahead,
+            ):
                 cursor.execute(statement, values or None)  # constants of this module
-                yield from cursor
+                coming = ahead.submit(cursor.fetchmany, _CHUNK)
+                while rows := coming.result():
+                    coming = ahead.submit(cursor.fetchmany, _CHUNK)
+                    yield from rows
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             raise Unavailable(f"the database does not answer ({type(error).__name__})") from None
         except (psycopg.Error, UnicodeError) as error:

@@ -48,11 +48,12 @@ class Person(NamedTuple):
     salt: str
 
 
-class Numbered(NamedTuple):
-    """An event that carries a number within its object (a job's first, second, … event)."""
+class Break(NamedTuple):
+    """An event that carries a number within its object (a job's first, second, … event) and does not follow the one before it."""
 
     object: str
     object_seq: int
+    previous: int | None  # None where there is none before it
     event_id: str
     seq: int | None  # None before sealing
 
@@ -83,8 +84,9 @@ class Trail(Protocol):
     def unsealed(self) -> Iterator[Event]:
         """Events without a leaf in the tree: one whose leaf has a number that no leaf has (below 0) is not sealed."""
 
-    def numbered(self) -> Iterator[Numbered]:
-        """By object, then ``object_seq``."""
+    def breaks(self) -> Iterator[Break]:
+        """Every event whose number is not one more than that of its object's event before it, or not 1 where it is the first; by object,
+        then ``object_seq``."""
 
     def persons(self) -> Iterator[Person]: ...
 

@@ -20,7 +20,7 @@ from cloche.audit.event import Event, TamperedTrail, canonical_bytes, commitment
 from cloche.audit.merkle import Frontier, leaf_hash
 from cloche.audit.note import NO_PREVIOUS, BadNote, Checkpoint, PublicKey, note_hash, notes_in, open_checkpoint
 from cloche.audit.prune import Mark
-from cloche.audit.trail import Batch, Leaf, Numbered, Trail
+from cloche.audit.trail import Batch, Break, Leaf, Trail
 from cloche.clock import uuid7_ms
 
 GRACE_MS = 10_000  # the sealer closes a batch within a second; ten allow for a restart
@@ -244,16 +244,13 @@ class _Check:
             )
 
     def numbering(self) -> None:
-        current, last = None, 0
-        for item in self._trail.numbered():
-            if item.object != current:
-                current, last = item.object, self._before(item)
+        for item in self._trail.breaks():
+            last = self._before(item) if item.previous is None else item.previous
             if item.object_seq != last + 1:
                 why = f"event {last + 1} of {item.object} is missing (the next there is {item.object_seq})"
                 raise TamperedTrail(why, seq=item.seq, event_id=item.event_id)
-            last += 1
 
-    def _before(self, first: Numbered) -> int:
+    def _before(self, first: Break) -> int:
         """The number after which an object's events have to be there: 0, unless the object is older than what retention deleted."""
         if self._mark is None:
             return 0
