@@ -225,6 +225,7 @@ def record_locks(job: Job) -> Any:
                 return {"made": made, "error": errno.errorcode.get(error.errno or 0)}
             made += 1
     if not job.payload.get("end"):
+        say(f"locked {made}")
         wait()
     return {"made": made, "error": None}
 
