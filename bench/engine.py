@@ -43,8 +43,9 @@ def engine_rate(image: str, count: int, threads: int = 2, runtime: str = RUNC) -
     client = docker.DockerClient(base_url=address(), timeout=60)
 
     def once(_n: int) -> None:
+        waits = ["/bin/sh", "-c", "read line"]  # for input that never comes; not every image has a `sleep`
         made = client.containers.create(
-            image, ["/bin/sh", "-c", "sleep 60"], entrypoint=[], network_mode="none", read_only=True, runtime=runtime
+            image, waits, entrypoint=[], stdin_open=True, network_mode="none", read_only=True, runtime=runtime
         )
         made.start()
         made.remove(force=True)

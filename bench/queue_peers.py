@@ -13,14 +13,14 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from bench.peers_environment import Figures, NotInstalled, environment, unmeasured, version
 
 _NEEDS = ("celery[redis]", "rq", "hiredis")
 _SECONDS = 180
@@ -42,35 +42,27 @@ PEERS = (
     Peer("RQ, a fork for each job", "rq", "p_rq.py", 800, 100, {}),
     Peer("Celery, acks_late, prefork 2", "celery", "p_celery.py", 4_000, 100, {"CELERY_LATE": "1"}),
 )
-Figures = dict[str, Any]  # of one peer; with "not measured" alone where it could not be
 
 
 def measured(folder: Path | None) -> dict[str, Figures]:
     """Figures of each peer by its name."""
+    names = [peer.name for peer in PEERS]
     if folder is None:
-        return {peer.name: {"not measured": "no folder of peers is given (--peers)"} for peer in PEERS}
+        return unmeasured(names, "no folder of peers is given (--peers)")
     for program in ("redis-server", "redis-cli"):
         if shutil.which(program) is None:
-            return {peer.name: {"not measured": f"{program} is not on PATH"} for peer in PEERS}
+            return unmeasured(names, f"{program} is not on PATH")
     with tempfile.TemporaryDirectory(prefix="cloche-peers-") as home:
         try:
-            python = _environment(Path(home))
-        except subprocess.CalledProcessError as error:
-            why = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-            return {peer.name: {"not measured": f"cannot be installed: {why[:200]}"} for peer in PEERS}
+            python = environment(Path(home), *_NEEDS)
+        except NotInstalled as error:
+            return unmeasured(names, str(error))
         return {peer.name: _one(peer, folder, python, Path(home)) for peer in PEERS}
-
-
-def _environment(home: Path) -> Path:
-    subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True, capture_output=True)
-    python = home / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", *_NEEDS], check=True, capture_output=True)
-    return python
 
 
 def _one(peer: Peer, folder: Path, python: Path, home: Path) -> Figures:
     with _redis(home) as port:
-        environment = {
+        variables = {
             **os.environ,
             **peer.environment,
             "PEERS_HOME": str(home),
@@ -80,13 +72,11 @@ def _one(peer: Peer, folder: Path, python: Path, home: Path) -> Figures:
         command = [python, folder / "queues" / peer.program, str(peer.jobs), str(peer.rounds)]
         try:
             done = subprocess.run(
-                command, cwd=folder / "queues", env=environment, capture_output=True, timeout=_SECONDS, check=True
+                command, cwd=folder / "queues", env=variables, capture_output=True, timeout=_SECONDS, check=True
             )
         except subprocess.SubprocessError as error:
             return {"not measured": f"{peer.program}: {type(error).__name__}"}
-    version = [python, "-c", f"from importlib.metadata import version; print(version('{peer.package}'))"]
-    told = subprocess.run(version, capture_output=True, text=True, check=True).stdout.strip()
-    return {"version": told, **json.loads(done.stdout.decode().strip().rpartition("\n")[2])}
+    return {"version": version(python, peer.package), **json.loads(done.stdout.decode().strip().rpartition("\n")[2])}
 
 
 @contextmanager

@@ -25,10 +25,8 @@ from bench import (
     peers_kill,
     queue,
     queue_table,
-    sandbox_cells,
-    sandbox_pool,
-    sandbox_preload,
-    sandbox_runsc,
+    sandbox,
+    sandbox_table,
     stores,
 )
 from bench.engine import engine_rate, run_seconds, socket_path
@@ -162,12 +160,12 @@ def submit(running: Stack) -> dict[str, Any]:
     return running.submit({"type": "noop"})
 
 
-def sandboxes(count: int) -> Iterator[Row]:
-    """sandboxd by itself: level ``container`` cold and warm, then level ``namespace`` and what preloading does, then gVisor."""
-    yield from sandbox_pool.rows(count)
-    yield from sandbox_cells.rows(10 * count)
-    yield from sandbox_preload.rows(5 * count)
-    yield from sandbox_runsc.rows(count)
+def sandboxes(options: argparse.Namespace) -> Iterator[Row]:
+    run = sandbox.Run()
+    yield from sandbox.rows(run, options.count, options.peers)
+    yield {"what": "as a table", "markdown": "\n\n" + sandbox_table.text(run)}
+    if options.write:
+        sandbox_table.write(run)
 
 
 def queues(options: argparse.Namespace) -> Iterator[Row]:
@@ -197,7 +195,7 @@ def main() -> None:
     known: dict[str, Callable[[Stack, str, int], list[Row]]] = {"latency": latency, "throughput": throughput}
     unrun: dict[str, Callable[[Stack, int], list[Row]]] = {"submit": submits, "batch": batches}
     alone: dict[str, Callable[[], Iterator[Row]]] = {
-        "sandbox": lambda: sandboxes(options.count),
+        "sandbox": lambda: sandboxes(options),
         "leaks": lambda: leaks.rows(options.namespace, options.container),
         "stores": lambda: stores.rows(5 * options.count),
         "peers": lambda: peers_kill.rows(options.watch),
@@ -215,10 +213,13 @@ def main() -> None:
     parser.add_argument("--container", type=int, default=300, help="leaks: jobs at level container")
     parser.add_argument("--watch", type=float, default=900, help="peers: seconds that each is watched")
     parser.add_argument(
-        "--peers", type=Path, default=peers, help=f"queue: a folder with other queues to measure (or {_PEERS})"
+        "--peers",
+        type=Path,
+        default=peers,
+        help=f"queue, sandbox: a folder with others to measure beside (or {_PEERS})",
     )
     parser.add_argument(
-        "--write", action="store_true", help="queue, audit, auth: put the tables into docs/performance.md"
+        "--write", action="store_true", help="sandbox, queue, audit, auth: put the tables into docs/performance.md"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--markdown", action="store_true", help="a table for the documentation")

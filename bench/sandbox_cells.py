@@ -31,6 +31,12 @@ _TENANT = "01890000-0000-7000-8000-000000000001"
 _BUNDLE = "b" * 64
 _PLUGIN = "from cloche_guest import hookimpl\n\n\n@hookimpl\ndef run(job):\n    return job.payload\n"
 _LIMITS = replace(Limits(), memory=64 << 20, output=1 << 20, tmp=1 << 20)
+# Names of rows that have a mark, or that peers are compared with.
+_ONE = "namespace, one at a time"
+_RESULT = "handed over → result"
+_ALL = "all"
+RESULT, WHOLE = f"{_ONE}: {_RESULT}", f"{_ONE}: {_ALL}"
+SUSTAINED = "jobs, backend alone"
 Row = dict[str, Any]
 
 
@@ -57,7 +63,7 @@ class Load:
         self._spec = spec
         self._lock = threading.Lock()
         self.phases: dict[str, list[float]] = {
-            name: [] for name in ("create", "ready", "handed over → result", "finish", "destroy", "all")
+            name: [] for name in ("create", "ready", _RESULT, "finish", "destroy", _ALL)
         }
 
     def one(self) -> None:
@@ -81,7 +87,7 @@ class Load:
         with self._lock:
             for name, start, end in zip(self.phases, marks, marks[1:], strict=False):
                 self.phases[name].append(end - start)
-            self.phases["all"].append(marks[-1] - marks[0])
+            self.phases[_ALL].append(marks[-1] - marks[0])
 
     def many(self, jobs: int, clients: int) -> float:
         """Seconds for so many jobs by so many clients at once."""
@@ -120,9 +126,9 @@ def rows(jobs: int = 400, clients: int = 4, settings: config.Settings | None = N
         before, began = _cpu_ms(pid), time.process_time()
         seconds = together.many(jobs, clients)
         daemon, client = (_cpu_ms(pid) - before) / jobs, (time.process_time() - began) * 1_000 / jobs
-        found = [timed(f"namespace, one at a time: {name}", times) for name, times in alone.phases.items()]
+        found = [timed(f"{_ONE}: {name}", times) for name, times in alone.phases.items()]
         rate = round(jobs / seconds, 1)
-        found.append({"what": f"namespace, {clients} clients, {jobs} jobs, backend alone", "jobs_per_s": rate})
+        found.append({"what": f"namespace, {clients} clients, {jobs} {SUSTAINED}", "jobs_per_s": rate})
         found.append({"what": "of that, CPU of sandboxd for each job", "ms": round(daemon, 2)})
         found.append({"what": "of that, CPU of the clients for each job", "ms": round(client, 2)})
         return found

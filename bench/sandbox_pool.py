@@ -26,13 +26,22 @@ from cloche.sandboxd import syscalls
 SOURCE = "from cloche_guest import hookimpl\n\n@hookimpl\ndef run(job):\n    return job.payload\n"
 _START = "import sys; from cloche import config; from cloche.sandboxd.main import run; sys.exit(run(config.load(home=sys.argv[1])))"
 _READY_SECONDS = 120
+# Names of rows that have a mark, or that peers are compared with.
+COLD_RATIO = "ratio cold / docker run"
+WARM = "warm: handed over, result"
+COLD_WHOLE = "cold: a whole job, until it is destroyed"
+WARM_WHOLE = "warm: a whole job, until it is destroyed"
+SUSTAINED = "jobs without a pause, 4 clients"
+ENGINE_RATIO = "ratio ours / the engine's limit"
+WAITING = "memory of a waiting sandbox"
 
 
 class Done(NamedTuple):
-    """``seconds`` from the request for the sandbox to the result; ``start``: cold or warm."""
+    """``seconds`` from the request for the sandbox to the result, ``whole`` to its end; ``start``: cold or warm."""
 
     start: str
     seconds: float
+    whole: float
     value: Any
 
 
@@ -62,7 +71,7 @@ class Alone:
             sandbox.finish()
         finally:
             sandbox.destroy()
-        return Done(sandbox.start, took, value)
+        return Done(sandbox.start, took, time.perf_counter() - began, value)
 
     def pool(self) -> Mapping[str, Any]:
         return next((pool for pool in self.backend.pools() if pool["bundle"] == self.bundle), {})
@@ -78,38 +87,44 @@ def rows(count: int, runtime: str = RUNC) -> Iterator[Row]:
         yield row if runtime == RUNC else {**row, "what": f"{runtime}: {row['what']}"}
 
 
+def image_of(bench: Alone) -> str:
+    """Config digest of the image that its jobs run."""
+    sandbox = bench.backend.create(bench.spec(warm=False))
+    sandbox.destroy()
+    return sandbox.image
+
+
 def _rows(count: int, runtime: str) -> Iterator[Row]:
     with alone(runtime=runtime) as bench:
-        sandbox = bench.backend.create(bench.spec(warm=False))
-        image = sandbox.image
-        sandbox.destroy()
+        image = image_of(bench)
         yield from _starts(bench, image, count)
         yield from _sustained(bench, image, max(40, 2 * count))
         bench.wait_warm()
         pool = bench.pool()
-        yield {"what": "memory of a waiting sandbox", "MB": round(pool["memory"] / pool["warm"] / (1 << 20), 1)}
+        yield {"what": WAITING, "MB": round(pool["memory"] / pool["warm"] / (1 << 20), 1)}
 
 
 def _starts(bench: Alone, image: str, count: int) -> Iterator[Row]:
     cold, warm, engine = [], [], []
     bench.job(warm=True)
     for _ in range(count):
-        cold.append(bench.job(warm=False).seconds)
+        cold.append(bench.job(warm=False))
         engine.append(run_seconds(image, "python3", "-I", "-c", "pass", runtime=bench.registered))
     for _ in range(count):
         bench.wait_warm()
-        start, took, _ = bench.job(warm=True)
-        if start != "warm":
+        warm.append(bench.job(warm=True))
+        if warm[-1].start != "warm":
             raise RuntimeError("a job started cold although one waited")
-        warm.append(took)
     found = [
         figures("docker run of Python doing nothing", engine),
-        figures("cold: create, ready, result", cold),
-        figures("warm: handed over, result", warm),
+        figures("cold: create, ready, result", [done.seconds for done in cold]),
+        figures(WARM, [done.seconds for done in warm]),
+        figures(COLD_WHOLE, [done.whole for done in cold]),
+        figures(WARM_WHOLE, [done.whole for done in warm]),
     ]
     yield from found
     run_ms = found[0]["median_ms"]
-    yield {"what": "ratio cold / docker run", "ratio": round(found[1]["median_ms"] / run_ms, 2)}
+    yield {"what": COLD_RATIO, "ratio": round(found[1]["median_ms"] / run_ms, 2)}
     yield {"what": "ratio docker run / warm", "ratio": round(run_ms / found[2]["median_ms"], 1)}
 
 
@@ -124,12 +139,12 @@ def _sustained(bench: Alone, image: str, count: int) -> Iterator[Row]:
     after = max(engine_rate(image, count // 2, threads, bench.registered) for threads in (2, 4))
     engine = (before + after) / 2
     yield {
-        "what": f"{count} jobs without a pause, 4 clients",
+        "what": f"{count} {SUSTAINED}",
         "jobs_per_s": round(ours, 1),
         "warm": f"{starts.count('warm')} of {count}",
     }
     yield {"what": "create + start + kill + remove on the engine alone", "per_s": round(engine, 1)}
-    yield {"what": "ratio ours / the engine's limit", "ratio": round(ours / engine, 2)}
+    yield {"what": ENGINE_RATIO, "ratio": round(ours / engine, 2)}
 
 
 @contextmanager
