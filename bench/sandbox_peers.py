@@ -66,11 +66,12 @@ def measured(folder: Path | None, image: str) -> dict[str, Figures]:
             python = environment(Path(home), *(need for peer in PEERS for need in peer.needs))
         except NotInstalled as error:
             return unmeasured(names, str(error))
-        with _opened(image) as plain:
-            return {name: found for peer in PEERS for name, found in _one(peer, folder, python, plain).items()}
+        with opened(image) as plain:
+            return {name: found for peer in PEERS for name, found in run_peer(peer, folder, python, plain).items()}
 
 
-def _one(peer: Peer, folder: Path, python: Path, image: str) -> dict[str, Figures]:
+def run_peer(peer: Peer, folder: Path, python: Path, image: str) -> dict[str, Figures]:
+    """Figures of each way that its program knows; or the reason why there are none."""
     variables = {**os.environ, "DOCKER_HOST": address(), "PEERS_IMAGE": image}
     command = [python, folder / "containers" / peer.program]
     try:
@@ -86,7 +87,7 @@ def _one(peer: Peer, folder: Path, python: Path, image: str) -> dict[str, Figure
 
 
 @contextmanager
-def _opened(image: str) -> Iterator[str]:
+def opened(image: str) -> Iterator[str]:
     """A name for the same files, and ``sleep``, in an image that starts whatever it is told to. Afterwards it and all its containers are gone."""
     name = f"cloche-bench-peers:{uuid.uuid4().hex}"
     repository, _, tag = name.partition(":")
