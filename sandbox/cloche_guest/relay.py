@@ -67,8 +67,11 @@ class Relay:
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
                 raise ValueError("progress is counted in finite numbers")
         with self._lock:
+            known = (
+                self._pending is not None
+            )  # then the thread looks again by itself; each wake-up is a system call, which a sandbox may make dear
             self._pending = {"type": "progress", "current": _plain(current), "total": _plain(total), "message": shown}
-            if not self._send_progress():
+            if not self._send_progress() and not known:
                 self._wake()
 
     def drain(self) -> None:
