@@ -16,7 +16,7 @@ from cloche.errors import EnvironmentProblem
 
 LOOPBACK = "127.0.0.1"
 CONNECTIONS, TOTAL, MAX_BYTES, MAX_TIME_MS = 4, 60, 2 << 20, 3_000  # bounds of a probe's own attempt
-_START_SECONDS = 30
+_START_SECONDS = 120  # a busy machine takes its time to start a Python
 _CHUNK = 65_536
 
 
