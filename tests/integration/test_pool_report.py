@@ -43,7 +43,7 @@ def versions(db) -> dict[str, str]:
     """Digest by version of a plugin that is known and enabled."""
     found = {"1.0.0": "a" * 64, "2.0.0": "b" * 64}
     rows = [
-        {"name": "noop", "version": version, "digest": digest, "manifest": {}, "enabled": True, "first_seen_at": 1}
+        {"name": "noop", "version": version, "digest": digest, "manifest": {}, "first_seen_at": 1}
         for version, digest in found.items()
     ]
     db.write(lambda c: c.execute(insert(t.plugin_version), rows))
@@ -51,9 +51,9 @@ def versions(db) -> dict[str, str]:
     return found
 
 
-def enable(db, version: str, enabled: bool) -> None:
+def put(db, version: str, state: str) -> None:
     mine = t.plugin_version.c.version == version
-    db.write(lambda c: c.execute(update(t.plugin_version).where(mine).values(enabled=enabled)))
+    db.write(lambda c: c.execute(update(t.plugin_version).where(mine).values(state=state)))
 
 
 def told(db) -> Any:
@@ -66,12 +66,13 @@ def test_operators_see_versions_and_numbers(db, versions) -> None:
     assert WorkerService(db).pools() == {"host": told(db)}
 
 
-def test_a_disabled_version_is_retired_and_asked_for_no_more(db, versions) -> None:
+@pytest.mark.parametrize("state", ["disabled", "yanked"])
+def test_a_closed_version_is_retired_and_asked_for_no_more(db, versions, state: str) -> None:
     pools = Pools(*versions.values())
     report = PoolReport(db, pools, "w1", 60)
     report.once()
     assert pools.retired == []
-    enable(db, "2.0.0", False)
+    put(db, "2.0.0", state)
     report.once()
     assert pools.retired == [versions["2.0.0"]]
     assert report.retired(versions["2.0.0"])
@@ -79,9 +80,26 @@ def test_a_disabled_version_is_retired_and_asked_for_no_more(db, versions) -> No
     report.once()
     assert pools.retired == [versions["2.0.0"]], "there is nothing left to retire"
     assert report.retired(versions["2.0.0"]), "although it has no pool any more"
-    enable(db, "2.0.0", True)
+    put(db, "2.0.0", "enabled")
     report.once()
     assert not report.retired(versions["2.0.0"])
+
+
+def test_a_version_that_was_closed_before_it_had_a_pool_gets_none(db, versions) -> None:
+    """A worker that starts afterwards, or one that never had a job of it."""
+    put(db, "1.0.0", "yanked")
+    report = PoolReport(db, Pools(), "w1", 60)
+    report.once()
+    assert report.retired(versions["1.0.0"])
+    assert not report.retired(versions["2.0.0"])
+
+
+def test_a_deprecated_version_keeps_what_waits(db, versions) -> None:
+    put(db, "1.0.0", "deprecated")
+    pools = Pools(versions["1.0.0"])
+    report = PoolReport(db, pools, "w1", 60)
+    report.once()
+    assert (pools.retired, report.retired(versions["1.0.0"])) == ([], False)
 
 
 def test_a_sandboxd_that_is_away_ends_nothing(db, versions) -> None:

@@ -27,6 +27,8 @@ NEVER = "01900000-0000-7000-8000-00000000dead"
 ROLES = tuple(BUILTIN_ROLES)
 CALLERS = ("anonymous", *ROLES, "platform", "narrow")
 OUTPUT = "out.txt"
+VERSION = "1.0.0"  # of the plugin that :func:`plugin` names
+FIXED = {"path": OUTPUT, "version": VERSION}  # what a path names beside its object
 S3 = {
     "provider": "Other",
     "endpoint": "https://s3.invalid",

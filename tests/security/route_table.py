@@ -56,6 +56,7 @@ BODIES: dict[str, Callable[[World], Any]] = {
     "DELETE /dead-letters": lambda _: {"filter": {}, "dry_run": True},
     "POST /queues": lambda w: {"name": f"n{next(w.numbers)}"},
     "PATCH /queues/{name}": lambda _: {"paused": False},
+    "PATCH /plugins/{name}/{version}": lambda _: {"state": "enabled"},
     "POST /remotes": lambda w: {"name": f"n{next(w.numbers)}", "type": "s3", "options": objects.S3},
     "PATCH /remotes/{name}": lambda _: {"options": {"bucket": "another"}},
     "POST /secrets": lambda w: {"name": f"N{next(w.numbers)}", "value": "a value of some length"},
@@ -118,7 +119,7 @@ class Walk:
     def ask(self, prefix: str, route: Route, caller: Caller, owner: str, *, exact: bool = False) -> Cell:
         world, key = self.world, key_of(route)
         target = self._target(route, caller, owner)
-        path = prefix + _PARAMETER.sub(lambda found: objects.OUTPUT if found[1] == "path" else target, route.template)
+        path = prefix + _PARAMETER.sub(lambda found: objects.FIXED.get(found[1], target), route.template)
         options: dict[str, Any] = {"headers": {"If-Match": "*"} if "If-Match" in route.headers else {}}
         if isinstance(route.body, Raw):
             options |= {"data": b"x", "query_string": {"name": "x.txt"}}

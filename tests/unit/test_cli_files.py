@@ -103,6 +103,7 @@ def test_plugin_list(api: FakeApi, cli: Cli) -> None:
         "version": "1.0.0",
         "digest": "ab" * 32,
         "enabled": True,
+        "state": "enabled",
         "default": True,
         "summary": "Scale.",
     }
@@ -112,7 +113,7 @@ def test_plugin_list(api: FakeApi, cli: Cli) -> None:
         "thumbnail",
         "1.0.0",
         "yes",
-        "yes",
+        "enabled",
         "abababababab",
         "Scale.",
     ]

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from cloche.db import tables as t
 from cloche.db.audit_log import AuditLog
@@ -29,6 +29,14 @@ def service(db, *folders: Path) -> PluginService:
     return PluginService(db, Catalog(folders), AuditLog(b"k" * 32))
 
 
+def resolved(db, plugins: PluginService, spec: str | None, name: str = "sample") -> str:
+    return db.read(lambda c: plugins.resolve(c, name, spec))[0].manifest.version
+
+
+def open_ones(admin, plugins: PluginService) -> list[str]:
+    return [item["version"] for item in plugins.list(admin) if item["enabled"]]
+
+
 def recorded(db) -> list[tuple[str, str, str]]:
     event = t.audit_event
     query = select(event.c.action, event.c.object, event.c.outcome).order_by(event.c.id)
@@ -46,20 +54,19 @@ def test_sync_registers_each_version_once(db, tenant: str, folder: Path):
     assert {row["digest"] for row in rows} == {bundle.digest for bundle in catalog.bundles()}
 
 
-def test_a_version_that_changed_takes_no_new_jobs(db, tenant: str, folder: Path):
+def test_a_version_that_changed_takes_no_new_jobs(db, admin, tenant: str, folder: Path):
     service(db, folder).sync(tenant)
     (folder / "sample/2.0.0/plugin.py").write_text("# edited in place\n")
     plugins = service(db, folder)
     plugins.sync(tenant)
     assert recorded(db)[-1] == ("plugin:changed", "plugin:sample==2.0.0", "denied")
-    assert not plugins.available("sample", "2.0.0")
-    assert plugins.available("sample", "1.0.0")
+    assert open_ones(admin, plugins) == ["3.0.0-rc.1", "1.0.0"]
     with pytest.raises(Invalid, match="publish a new version") as caught:
-        plugins.resolve("sample", None)
+        resolved(db, plugins, None)
     assert caught.value.problems[0].pointer == "/version"
-    assert plugins.resolve("sample", "==1.*").manifest.version == "1.0.0"
+    assert resolved(db, plugins, "==1.*") == "1.0.0"
     # Another process that has not synced itself knows too
-    assert not service(db, folder).available("sample", "2.0.0")
+    assert open_ones(admin, service(db, folder)) == ["3.0.0-rc.1", "1.0.0"]
 
 
 def test_a_version_that_was_put_back_is_available_again(db, tenant: str, folder: Path):
@@ -71,23 +78,15 @@ def test_a_version_that_was_put_back_is_available_again(db, tenant: str, folder:
     source.write_text(code)
     plugins = service(db, folder)
     plugins.sync(tenant)
-    assert plugins.resolve("sample", None).manifest.version == "2.0.0"
+    assert resolved(db, plugins, None) == "2.0.0"
 
 
-def test_a_disabled_version_takes_no_new_jobs(db, tenant: str, folder: Path):
-    service(db, folder).sync(tenant)
-    row = t.plugin_version.c
-    db.write(lambda c: c.execute(update(t.plugin_version).where(row.version == "1.0.0").values(enabled=False)))
-    with pytest.raises(Invalid, match="disabled"):
-        service(db, folder).resolve("sample", "1.0.0")
-
-
-def test_unknown_plugins_are_neither_available_nor_found(db, admin, folder: Path):
+def test_unknown_plugins_are_neither_resolved_nor_found(db, admin, folder: Path):
     plugins = service(db, folder)
-    assert not plugins.available("sample", "9.0.0")
-    assert not plugins.available("other", "1.0.0")
     with pytest.raises(Invalid):
-        plugins.resolve("other", None)
+        resolved(db, plugins, "9.0.0")
+    with pytest.raises(Invalid):
+        resolved(db, plugins, None, "other")
     with pytest.raises(NotFound):
         plugins.get(admin, "other")
     with pytest.raises(NotFound):

@@ -57,6 +57,7 @@ def job_lines(job: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("type", f"{job['type']} {plugin.get('version') or ''}".strip()),
         ("digest", plugin.get("digest")),
         ("status", f"{job['status']}: {reason}" if reason else job["status"]),
+        ("warning", "\n".join(job.get("warnings") or ())),
         ("attempt", _attempt(job)),
         ("waits until", job.get("next_run_at")),
         ("depends on", ", ".join(job.get("depends_on") or ())),

@@ -66,8 +66,8 @@ def insert_job(
 ) -> Row:
     """Write a job's :func:`first_row`."""
     full = first_row(row, state, reason, ready_at, now)
-    callback = full.get("callback")
-    connection.execute(insert(job), full if callback is not None else {**full, "callback": null()})
+    absent = {name: null() for name in ("callback", "warnings") if full.get(name) is None}
+    connection.execute(insert(job), {**full, **absent})
     return full
 
 

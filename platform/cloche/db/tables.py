@@ -61,6 +61,7 @@ from cloche.db.schema import metadata
 from cloche.db.secret_tables import secret as secret
 from cloche.db.worker_tables import lease as lease
 from cloche.db.worker_tables import worker as worker
+from cloche.domain.versions import MAX_REASON
 
 artifact = Table(
     "artifact",
@@ -119,7 +120,10 @@ plugin_version = Table(
     Column("version", _NAME, nullable=False),
     Column("digest", String(64), nullable=False),
     Column("manifest", JSON, nullable=False),
-    Column("enabled", Boolean, nullable=False),
+    Column("state", String(16), nullable=False, server_default="enabled"),  # of cloche.domain.versions
+    Column("state_reason", String(MAX_REASON)),  # shown to whoever submits
+    Column("state_changed_at", _MS),
+    Column("revision", Integer, nullable=False, server_default="1"),  # of the state, for the ETag
     Column("first_seen_at", _MS, nullable=False),
     PrimaryKeyConstraint("name", "version"),
 )
@@ -162,6 +166,7 @@ job = Table(
     Column("limits", JSON, nullable=False),
     Column("retry", JSON, nullable=False),
     Column("callback", JSON),  # {"url", "events"}
+    Column("warnings", JSON),  # what was said when it was accepted; null: nothing
     Column("state", String(16), nullable=False),
     Column("reason", String(32), nullable=False),
     Column("attempt", Integer, nullable=False),

@@ -91,6 +91,7 @@ class Action(StrEnum):
     WORKER_DRAIN = "worker:drain"
     PLUGIN_REGISTER = "plugin:register"
     PLUGIN_CHANGED = "plugin:changed"
+    PLUGIN_UPDATE = "plugin:update"
     SECRET_CREATE = "secret:create"  # noqa: S105 - the name of an act
     SECRET_UPDATE = "secret:update"  # noqa: S105
     SECRET_DELETE = "secret:delete"  # noqa: S105

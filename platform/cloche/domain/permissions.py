@@ -21,6 +21,7 @@ class Permission(StrEnum):
     FILE_WRITE = "file:write"
     FILE_DELETE_ANY = "file:delete_any"
     PLUGIN_READ = "plugin:read"
+    PLUGIN_MANAGE = "plugin:manage"
     QUEUE_READ = "queue:read"
     QUEUE_PAUSE = "queue:pause"
     QUEUE_MANAGE = "queue:manage"
@@ -63,6 +64,7 @@ PERMISSION_TEXT: dict[Permission, str] = {
     Permission.FILE_WRITE: "Upload files and delete one's own.",
     Permission.FILE_DELETE_ANY: "Delete anybody's files in the tenant.",
     Permission.PLUGIN_READ: "See which job types and versions there are.",
+    Permission.PLUGIN_MANAGE: "Enable, deprecate, disable and yank versions of plugins, for every tenant; of platform administrators alone.",
     Permission.QUEUE_READ: "See queues and how full they are.",
     Permission.QUEUE_PAUSE: "Pause and resume a queue for the tenant's own jobs.",
     Permission.QUEUE_MANAGE: "Create, limit, pause and remove queues for every tenant; of platform administrators alone.",
@@ -133,6 +135,7 @@ _AUDIT = {
 # What concerns every tenant. No role gives it: platform administrators have it, as they have everything, in whichever tenant they are.
 PLATFORM_PERMISSIONS = frozenset(
     {
+        Permission.PLUGIN_MANAGE,
         Permission.QUEUE_MANAGE,
         Permission.WORKER_DRAIN,
         Permission.TENANT_MANAGE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,9 +71,9 @@ class Catalog:
         """The versions of one plugin, newest first; empty when there is none."""
         return sorted(self._bundles.get(name, {}).values(), key=lambda bundle: bundle.version, reverse=True)
 
-    def default(self, name: str) -> Bundle | None:
-        """The version a job gets that asks for none: the newest that is not a pre-release."""
-        return next((bundle for bundle in self.versions(name) if not bundle.version.is_prerelease), None)
+    def default(self, name: str, closed: Collection[str] = ()) -> Bundle | None:
+        """The version a job gets that asks for none: the newest that is no pre-release and not ``closed``."""
+        return next((bundle for bundle in self._releases(name) if bundle.manifest.version not in closed), None)
 
     def get(self, name: str, version: str) -> Bundle | None:
         return self._bundles.get(name, {}).get(version)
@@ -83,26 +83,39 @@ class Catalog:
         bundle = self.get(name, version)
         return bundle if bundle is not None and bundle.digest == digest else None
 
-    def resolve(self, name: str, spec: str | None) -> Bundle:
+    def resolve(self, name: str, spec: str | None, closed: Mapping[str, str] | None = None) -> Bundle:
         """The newest version of ``name`` that fits ``spec``, a PEP 440 specifier or a bare version; None means the default.
 
+        ``closed``: versions that take no new jobs, each with why; they are passed over. A pre-release never stands in for them: it has to be
+        asked for.
+
         Raises:
-            Invalid: no such plugin, a malformed specifier or no version that fits; the message lists what there is.
+            Invalid: no such plugin, a malformed specifier, no version that fits, or none of those takes jobs; the message lists what there is.
         """
         versions = self.versions(name)
         if not versions:
             known = ", ".join(sorted(self._bundles)) or "none"
             raise _invalid("/type", f"there is no plugin '{name[:64]}'; there are: {known}")
         if spec is None:
-            chosen = self.default(name)
-            if chosen is None:
-                raise _invalid("/version", f"'{name}' has only pre-releases; name one of: {_listed(versions)}")
-            return chosen
-        fitting = list(_specifier(spec).filter([bundle.version for bundle in versions]))
-        for bundle in versions:
-            if bundle.version in fitting:
+            fitting = self._releases(name)
+            none = f"'{name}' has only pre-releases; name one of: {_listed(versions)}"
+        else:
+            named = list(_specifier(spec).filter([bundle.version for bundle in versions]))
+            fitting = [bundle for bundle in versions if bundle.version in named]
+            none = f"no version of '{name}' fits '{spec}'; there are: {_listed(versions)}"
+        if not fitting:
+            raise _invalid("/version", none)
+        closed = closed or {}
+        for bundle in fitting:
+            if bundle.manifest.version not in closed:
                 return bundle
-        raise _invalid("/version", f"no version of '{name}' fits '{spec}'; there are: {_listed(versions)}")
+        open_ones = [bundle for bundle in versions if bundle.manifest.version not in closed]
+        newest = fitting[0].manifest.version
+        what = f"ask for one of: {_listed(open_ones)}" if open_ones else "no other version of it does"
+        raise _invalid("/version", f"{name} {newest} takes no new jobs: {closed[newest]}; {what}")
+
+    def _releases(self, name: str) -> Sequence[Bundle]:
+        return [bundle for bundle in self.versions(name) if not bundle.version.is_prerelease]
 
     def _add(self, bundle: Bundle) -> None:
         manifest = bundle.manifest

@@ -135,6 +135,7 @@ class Admission:
             "limits": limits,
             "retry": retry,
             "callback": callback,
+            "warnings": version.warnings or None,
             "submitted_by": self._actor.user_id,
             **waits,
         }
@@ -146,7 +147,7 @@ class Admission:
     def _version(self, name: str, spec: str | None) -> _Version:
         found = self._resolved.get((name, spec))
         if found is None:
-            found = self._resolved[name, spec] = _Version(self._plugins.resolve(name, spec))
+            found = self._resolved[name, spec] = _Version(*self._plugins.resolve(self._connection, name, spec))
         return found
 
     def _payload(self, version: _Version, payload: Mapping[str, Any]) -> list[Problem]:
@@ -164,8 +165,9 @@ class Admission:
 class _Version:
     """A plugin version with what its jobs have in common, unless they ask for something of their own."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, warnings: list[str]) -> None:
         self.bundle = bundle
+        self.warnings = warnings
         self.check = PayloadCheck(bundle.manifest.params, key=bundle.digest)
         self._limits: dict[str, Any] | None = None
         self._retry: dict[str, Any] | None = None

@@ -18,7 +18,7 @@ from cloche.domain.permissions import Actor, system_actor
 from cloche.domain.quotas import Kind, Quotas
 from cloche.domain.states import RETRIABLE, TERMINAL, Reason, State
 from cloche.errors import Conflict, NotFound, RequestError
-from cloche.services import past, quota_rows, usage_rows
+from cloche.services import past, quota_rows, usage_rows, version_rows
 from cloche.services.actors import refuse_suspended
 from cloche.services.dependents import Dependents
 from cloche.services.effects import Effects, queue_entry
@@ -47,7 +47,8 @@ class Afterlife:
 
         Raises:
             NotFound: no such job in the actor's tenant.
-            Conflict: it has not ended, has completed, a job it depends on stands in the way, or the tenant is suspended.
+            Conflict: it has not ended, has completed, its plugin's version is disabled, a job it depends on stands in the way, or the tenant
+                is suspended.
             QuotaExceeded: whoever submitted it, or the tenant, has as many jobs in flight as may be, or has used up the day's CPU-seconds.
                 Nothing was written.
         """
@@ -59,6 +60,7 @@ class Afterlife:
         before = dict(found)
         if State(before["state"]) not in RETRIABLE:
             raise _refused(State(before["state"]))
+        version_rows.refuse_disabled(connection, [(before["type"], before["plugin_version"])])
         tenant, owner = before["tenant_id"], before["submitted_by"]
         quotas = quota_rows.in_force(connection, self._quotas, tenant, owner)
         if quotas.any(Kind.CPU):

@@ -26,7 +26,7 @@ from cloche.domain.states import TERMINAL, Reason, State
 from cloche.errors import Conflict, Forbidden, Invalid, NotFound, Problem, QuotaExceeded
 from cloche.failpoints import Point
 from cloche.queueing.broker import Broker
-from cloche.services import effects
+from cloche.services import effects, version_rows
 from cloche.services.actors import refuse_suspended
 from cloche.services.admission import Admission
 from cloche.services.asked import Defaults
@@ -46,6 +46,7 @@ from cloche.services.views import job_view
 Act = Callable[[Connection, Actor, str, int], effects.Effects]
 Rows = list[dict[str, Any]]  # an alias, because the service's own `list` hides the built-in one inside the class
 MAX_WAITING = 1_000  # jobs of one batch that wait for others: each takes several times as long as one that does not
+_ANSWER: dict[str, Any] = {"warnings": []}  # what an answer kept by an older version does not say
 _SHOWN = 5  # queues that are named in words
 _TOGETHER = 100  # jobs canceled in one transaction: between two of them others have their turn
 
@@ -107,7 +108,7 @@ class BatchService:
         digests = self._digests(actor, idempotency_key, name, bodies)
         earlier = self._db.read(lambda c: replayed(c, actor, idempotency_key, digests))
         if earlier is not None:
-            return earlier
+            return _ANSWER | earlier
         plan = planned(bodies)
         rows, quota = self._db.read(lambda c: (self._admitted(c, actor, plan), self._gate.ask(c, actor, len(bodies))))
         self._gate.pace(quota)
@@ -118,11 +119,12 @@ class BatchService:
         waiting = [(number, row) for number, row in zip(plan.numbers, rows, strict=True) if row.get("depends_on")]
         prepared = self._prepared(actor, batch, rows, now)
         answer = {"id": batch["id"], "name": name, "count": len(rows), "created_at": to_rfc3339(now), "refs": plan.refs}
+        answer["warnings"] = list(dict.fromkeys(text for row in rows for text in row["warnings"] or ()))
 
         def unit(connection: Connection) -> tuple[dict[str, Any], effects.Effects]:
             before = replayed(connection, actor, idempotency_key, digests)
             if before is not None:
-                return before, effects.Effects()
+                return _ANSWER | before, effects.Effects()
             _hold_queues(connection, plan.numbers, rows)
             prepared.write(connection)
             done = effects.Effects(ready=list(prepared.ready), events=[_event(batch)])
@@ -143,7 +145,7 @@ class BatchService:
             earlier = self._db.read(lambda c: replayed(c, actor, idempotency_key, digests))
             if earlier is None:
                 raise
-            return earlier
+            return _ANSWER | earlier
         failpoints.hit(Point.BATCH_COMMITTED)
         effects.apply(self._broker, done)
         failpoints.hit(Point.BATCH_PUSHED)
@@ -200,7 +202,8 @@ class BatchService:
         greater than their upstreams', so that they find them at work again. Returns the batch.
 
         Raises:
-            Conflict: none has failed, the queue of one that has is gone (``queue-gone``), or the tenant is suspended.
+            Conflict: none has failed, the queue of one that has is gone (``queue-gone``) or its version disabled (``version-disabled``), or
+                the tenant is suspended.
             Forbidden: it is somebody else's and the actor may retry only their own.
         """
         refuse_suspended(actor)
@@ -226,6 +229,7 @@ class BatchService:
             scope.vouch(ids)
             if asked.queued:
                 _require_queues(connection, t.job.c.batch_id == batch_id, asked.which)
+                _require_versions(connection, t.job.c.batch_id == batch_id, asked.which)
             entry = AuditEntry(actor, asked.action, f"batch:{batch_id}", details={asked.counted: len(ids)})
             self._audit.record(connection, entry)
             return ids
@@ -332,6 +336,15 @@ def _require_queues(connection: Connection, *which: ColumnElement[bool]) -> None
         named = ", ".join(f"'{name}'" for name in gone[:_SHOWN]) + (", …" if len(gone) > _SHOWN else "")
         detail = f"no longer there: {named}, where jobs of this batch were; create it again, or retry jobs one by one"
         raise Conflict(detail, code="queue-gone")
+
+
+def _require_versions(connection: Connection, *which: ColumnElement[bool]) -> None:
+    """
+    Raises:
+        Conflict: the version of one of these jobs is disabled.
+    """
+    kinds = connection.execute(select(t.job.c.type, t.job.c.plugin_version).where(*which).distinct())
+    version_rows.refuse_disabled(connection, {(row.type, row.plugin_version) for row in kinds})
 
 
 def _placed(number: int, error: Invalid) -> Invalid:

@@ -52,6 +52,7 @@ _ANSWER: dict[str, Any] = {
     "schedule_at": None,
     "expires_at": None,
     "waiting_for": None,
+    "warnings": [],
 }
 _RECHECK_S = 2.0  # a waiting reader looks at the database this often even when no event comes
 _ID_LEAD_MS = 60_000

@@ -1,7 +1,8 @@
-"""Which plugin versions there are, and whether each is still what it was when first seen.
+"""Which plugin versions there are, whether each is still what it was when first seen, and what state platform administrators gave it.
 
 A version is frozen: its digest is recorded the first time a platform sees it. Files that differ later make that version unavailable to new
-jobs, and the difference is audited. Jobs accepted before keep running from the frozen copy of the first digest.
+jobs, and the difference is audited. Jobs accepted before keep running from the frozen copy of the first digest, whatever became of the version:
+:mod:`cloche.domain.versions` says what each state means.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, insert, select
+from sqlalchemy import Connection, insert, select, update
 
 from cloche import logs
 from cloche.clock import to_rfc3339
@@ -18,21 +19,26 @@ from cloche.db.audit_log import AuditEntry, AuditLog
 from cloche.db.engine import Database, now_ms
 from cloche.domain.events import Action, Outcome
 from cloche.domain.permissions import Actor, Permission, system_actor
-from cloche.errors import Forbidden, Invalid, NotFound, Problem
+from cloche.domain.versions import VersionState
+from cloche.errors import Conflict, Forbidden, Invalid, NotFound, Problem
 from cloche.registry.catalog import Bundle, Catalog
 from cloche.registry.manifest import Manifest
+from cloche.services import version_rows
+from cloche.services.version_rows import Rows
 
+_CHANGED = "its files differ from those first seen; publish a new version instead"
 _log = logs.get(__name__)
+Items = list[dict[str, Any]]  # the service's own `list` hides the built-in one inside the class
+Warnings = list[str]
 
 
 class PluginService:
-    """Shared by a process's threads. ``resolve`` and ``available`` touch no database once the state has been read."""
+    """Shared by a process's threads. Nothing of the database is remembered: a state acts on the next request, in every process."""
 
     def __init__(self, db: Database, catalog: Catalog, audit: AuditLog) -> None:
         self._db = db
         self._catalog = catalog
         self._audit = audit
-        self._unavailable: Mapping[tuple[str, str], str] | None = None  # why, by (name, version); replaced as a whole
 
     def sync(self, tenant_id: str) -> None:
         """Record versions that are new and audit those that changed. At the start of a process that accepts jobs; safe to repeat.
@@ -41,35 +47,40 @@ class PluginService:
             Unavailable: the database does not answer.
         """
         actor = system_actor(tenant_id, "plugins")
-        self._unavailable = self._db.write(lambda connection: self._register(connection, actor))
-        for (name, version), why in self._unavailable.items():
-            _log.warning("plugin version unavailable", plugin=name, version=version, why=why)
+        seen = self._db.write(lambda connection: self._register(connection, actor))
+        for bundle in self._catalog.bundles():
+            if why := _refused(bundle, seen):
+                _log.warning(
+                    "plugin version unavailable", plugin=bundle.manifest.name, version=bundle.manifest.version, why=why
+                )
 
-    def resolve(self, name: str, spec: str | None) -> Bundle:
-        """The bundle a job's ``type`` and ``version`` mean.
+    def resolve(self, connection: Connection, name: str, spec: str | None) -> tuple[Bundle, Warnings]:
+        """The bundle a job's ``type`` and ``version`` mean, and what whoever submits it has to be told.
+
+        Disabled and yanked versions are passed over; one whose files changed is refused.
 
         Raises:
             Invalid: there is none, or the one meant is not available.
         """
-        bundle = self._catalog.resolve(name, spec)
-        why = self._state().get((name, bundle.manifest.version))
-        if why is not None:
-            detail = f"{name} {bundle.manifest.version} takes no new jobs: {why}"
+        seen = version_rows.states(connection, name)
+        bundle = self._catalog.resolve(name, spec, version_rows.closed(seen))
+        version = bundle.manifest.version
+        if why := _refused(bundle, seen):
+            detail = f"{name} {version} takes no new jobs: {why}"
             raise Invalid(detail, problems=[Problem("/version", detail)])
-        return bundle
+        row = seen.get((name, version))
+        if row is None or row["state"] != VersionState.DEPRECATED:
+            return bundle, []
+        return bundle, [f"{name} {version}: {version_rows.said(row)}"]
 
-    def available(self, name: str, version: str) -> bool:
-        """Whether new jobs may use that version."""
-        return self._catalog.get(name, version) is not None and (name, version) not in self._state()
-
-    def list(self, actor: Actor) -> list[dict[str, Any]]:
+    def list(self, actor: Actor) -> Items:
         """Every version of every plugin, by name, newest first.
 
         Raises:
             Forbidden: the actor may not see plugins.
         """
-        _may_read(actor)
-        seen = self._db.read(_rows)
+        _need(actor, Permission.PLUGIN_READ)
+        seen = self._db.read(version_rows.states)
         return [self._shown(bundle, seen) for bundle in self._catalog.bundles()]
 
     def get(self, actor: Actor, name: str, version: str | None = None) -> dict[str, Any]:
@@ -79,24 +90,69 @@ class PluginService:
             Forbidden: the actor may not see plugins.
             NotFound: no such plugin or version.
         """
-        _may_read(actor)
+        _need(actor, Permission.PLUGIN_READ)
         versions = self._catalog.versions(name)
         if not versions:
             raise NotFound(f"there is no plugin '{name[:64]}'")
-        bundle = (self._catalog.default(name) or versions[0]) if version is None else self._catalog.get(name, version)
+        seen = self._db.read(lambda connection: version_rows.states(connection, name))
+        default = self._catalog.default(name, version_rows.closed(seen)) or versions[0]
+        bundle = default if version is None else self._bundle(name, version)
+        return {**self._shown(bundle, seen), "versions": [each.manifest.version for each in versions]}
+
+    def set_state(
+        self,
+        actor: Actor,
+        name: str,
+        version: str,
+        state: VersionState,
+        reason: str | None = None,
+        revision: int | None = None,
+    ) -> dict[str, Any]:
+        """Give a version a state, for every tenant. ``reason`` is the new state's, and told to whoever submits. ``revision``: the one that was
+        read; None is whichever there is. Workers give up the sandboxes that wait for its jobs at their next heartbeat.
+
+        Raises:
+            Forbidden: the actor may not manage plugins.
+            NotFound: no such plugin or version.
+            Conflict: it is no longer at ``revision`` (``version-changed``).
+        """
+        _need(actor, Permission.PLUGIN_MANAGE)
+        bundle = self._bundle(name, version)
+        table = t.plugin_version
+        mine = (table.c.name == name) & (table.c.version == version)
+
+        def unit(connection: Connection) -> Rows:
+            columns = (table.c.state, table.c.state_reason, table.c.revision)
+            row = connection.execute(select(*columns).where(mine).with_for_update()).one_or_none()
+            if row is None:
+                raise _missing(name, version)
+            if revision is not None and revision != row.revision:
+                raise Conflict("the version has changed since; read it again", code="version-changed")
+            values = {"state": state.value, "state_reason": reason, "revision": row.revision + 1}
+            connection.execute(update(table).where(mine).values(**values, state_changed_at=now_ms(connection)))
+            before = {"state": row.state, "reason": row.state_reason}
+            after = {"state": state.value, "reason": reason}
+            entry = AuditEntry(
+                actor,
+                Action.PLUGIN_UPDATE,
+                _object(bundle.manifest),
+                before=before,
+                after=after,
+                details={**after, "was": row.state},
+            )
+            self._audit.record(connection, entry)
+            return version_rows.states(connection, name)
+
+        return self._shown(bundle, self._db.write(unit))
+
+    def _bundle(self, name: str, version: str) -> Bundle:
+        bundle = self._catalog.get(name, version)
         if bundle is None:
-            raise NotFound(f"there is no version '{(version or '')[:64]}' of '{name}'")
-        shown = self._shown(bundle, self._db.read(_rows))
-        return {**shown, "versions": [each.manifest.version for each in versions]}
+            raise _missing(name, version)
+        return bundle
 
-    def _state(self) -> Mapping[tuple[str, str], str]:
-        if self._unavailable is None:
-            seen = self._db.read(_rows)
-            self._unavailable = _unavailable(self._catalog, seen)
-        return self._unavailable
-
-    def _register(self, connection: Connection, actor: Actor) -> dict[tuple[str, str], str]:
-        seen = _rows(connection)
+    def _register(self, connection: Connection, actor: Actor) -> Rows:
+        seen = version_rows.states(connection)
         at = now_ms(connection)
         for bundle in self._catalog.bundles():
             manifest = bundle.manifest
@@ -109,13 +165,14 @@ class PluginService:
                 details = {"digest": row["digest"], "found": bundle.digest}
                 entry = _entry(actor, Action.PLUGIN_CHANGED, manifest, details, Outcome.DENIED)
                 self._audit.record(connection, entry)
-        return _unavailable(self._catalog, seen)
+        return seen
 
-    def _shown(self, bundle: Bundle, seen: Mapping[tuple[str, str], RowMapping]) -> dict[str, Any]:
+    def _shown(self, bundle: Bundle, seen: Rows) -> dict[str, Any]:
         manifest = bundle.manifest
         row = seen.get((manifest.name, manifest.version))
-        why = self._state().get((manifest.name, manifest.version))
-        default = self._catalog.default(manifest.name)
+        why = _refused(bundle, seen)
+        mine = {key: each for key, each in seen.items() if key[0] == manifest.name}
+        default = self._catalog.default(manifest.name, version_rows.closed(mine))
         return {
             "id": f"{manifest.name}=={manifest.version}",
             "name": manifest.name,
@@ -123,6 +180,10 @@ class PluginService:
             "digest": bundle.digest,
             "enabled": why is None,
             "disabled_reason": why,
+            "state": VersionState.ENABLED.value if row is None else row["state"],
+            "state_reason": None if row is None else row["state_reason"],
+            "state_changed_at": to_rfc3339(None if row is None else row["state_changed_at"]),
+            "revision": None if row is None else row["revision"],
             "default": default is not None and default.manifest.version == manifest.version,
             "summary": manifest.summary,
             "configuration": _configuration(manifest),
@@ -165,7 +226,6 @@ def _row(bundle: Bundle, at: int) -> dict[str, Any]:
         "version": manifest.version,
         "digest": bundle.digest,
         "manifest": kept,
-        "enabled": True,
         "first_seen_at": at,
     }
 
@@ -174,25 +234,29 @@ def _entry(
     actor: Actor, action: Action, manifest: Manifest, details: Mapping[str, Any], outcome: Outcome = Outcome.ALLOWED
 ) -> AuditEntry:
     reason = "its files differ from those first seen" if action is Action.PLUGIN_CHANGED else None
-    name = f"plugin:{manifest.name}=={manifest.version}"
-    return AuditEntry(actor=actor, action=action, object=name, outcome=outcome, reason=reason, details=details)
+    return AuditEntry(
+        actor=actor, action=action, object=_object(manifest), outcome=outcome, reason=reason, details=details
+    )
 
 
-def _rows(connection: Connection) -> dict[tuple[str, str], RowMapping]:
-    return {(row["name"], row["version"]): row for row in connection.execute(select(t.plugin_version)).mappings()}
+def _object(manifest: Manifest) -> str:
+    return f"plugin:{manifest.name}=={manifest.version}"
 
 
-def _unavailable(catalog: Catalog, seen: Mapping[tuple[str, str], RowMapping]) -> dict[tuple[str, str], str]:
-    found = {}
-    for key, row in seen.items():
-        bundle = catalog.get(*key)
-        if bundle is not None and not row["enabled"]:
-            found[key] = "it is disabled"
-        elif bundle is not None and bundle.digest != row["digest"]:
-            found[key] = "its files differ from those first seen; publish a new version instead"
-    return found
+def _refused(bundle: Bundle, seen: Rows) -> str | None:
+    """Why the version takes no new jobs; None when it does."""
+    row = seen.get((bundle.manifest.name, bundle.manifest.version))
+    if row is None:
+        return None
+    if version_rows.is_closed(row):
+        return version_rows.said(row)
+    return None if row["digest"] == bundle.digest else _CHANGED
 
 
-def _may_read(actor: Actor) -> None:
-    if not actor.may(Permission.PLUGIN_READ):
-        raise Forbidden(f"this needs the permission {Permission.PLUGIN_READ}")
+def _missing(name: str, version: str) -> NotFound:
+    return NotFound(f"there is no version '{version[:64]}' of '{name[:64]}'")
+
+
+def _need(actor: Actor, permission: Permission) -> None:
+    if not actor.may(permission):
+        raise Forbidden(f"this needs the permission {permission}")

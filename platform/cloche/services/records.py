@@ -103,7 +103,8 @@ def traced_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the trace says of an accepted job."""
     batch = {} if row.get("batch_id") is None else {"batch": row["batch_id"]}
     sensitive = {"sensitive": True} if row.get("sensitive") else {}
-    return {"type": row["type"], "version": row["plugin_version"], **batch, **sensitive}
+    warnings = {"warnings": row["warnings"]} if row.get("warnings") else {}
+    return {"type": row["type"], "version": row["plugin_version"], **batch, **sensitive, **warnings}
 
 
 def audited_of(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def job_view(row: Mapping[str, Any], username: str, tenant: str, *, opened: bool
         "limits": row["limits"],
         "retry": row["retry"],
         "callback": _callback(row["callback"]),
+        "warnings": row.get("warnings") or [],
         "progress": row.get("progress"),
         "result": row.get("result"),
         "error": row.get("error"),

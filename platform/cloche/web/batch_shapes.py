@@ -9,13 +9,14 @@ from cloche.web.routing import Shape
 
 
 class AcceptedBatchOut(Shape):
-    """``refs``: the ids of the jobs that have a ref."""
+    """``refs``: the ids of the jobs that have a ref. ``warnings``: each once, however many jobs it is about."""
 
     id: str
     name: str | None
     count: int
     created_at: str
     refs: dict[str, str]
+    warnings: list[str]
 
 
 class BatchOut(Shape):

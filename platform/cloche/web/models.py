@@ -14,6 +14,7 @@ from cloche.domain.limits import parse_size
 from cloche.domain.queues import MAX_CONCURRENCY, MAX_SHARES, MAX_WEIGHT, NAME_PATTERN
 from cloche.domain.retries import MAX_RETRIES, delay_ms, retried_reason
 from cloche.domain.states import EDGES, State
+from cloche.domain.versions import MAX_REASON
 from cloche.services.ended import MAX_AT_ONCE
 from cloche.web.routing import Body, Query
 
@@ -119,6 +120,7 @@ Size = Annotated[
 Moment = Annotated[str, AfterValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text200 = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Reasoned = Annotated[str, StringConstraints(min_length=1, max_length=MAX_REASON, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,63}(=[A-Za-z0-9._/-]{0,63})?$")]
 QueueName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Concurrency = Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)]
@@ -229,6 +231,18 @@ class ChangedQueue(Body):
     max_concurrency: Concurrency | None = Field(None, description="`null`: no limit.")
     weights: Annotated[dict[Name, Annotated[int, Field(ge=1, le=MAX_WEIGHT)]], Field(max_length=MAX_SHARES)] = Field(
         default_factory=dict, description="Of tenants by name: how many turns each gets for one of the others'."
+    )
+
+
+class ChangedVersion(Body):
+    """Of a plugin's version, for every tenant."""
+
+    state: Literal["enabled", "deprecated", "disabled", "yanked"] = Field(
+        description="`enabled`; `deprecated`: jobs are accepted and told so; `disabled`, `yanked`: no new jobs, and jobs that were accepted run on."
+        " Of a yanked version jobs that have ended may be retried, of a disabled one not."
+    )
+    reason: Reasoned | None = Field(
+        None, description="Why; whoever submits a job is told. The state before it loses its own."
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import ConfigDict
 
 from cloche.domain.states import State
+from cloche.domain.versions import VersionState
 from cloche.web.routing import Shape
 
 T = TypeVar("T")
@@ -126,6 +127,7 @@ class JobOut(Shape):
     limits: dict[str, Any]
     retry: dict[str, Any]
     callback: CallbackOut | None
+    warnings: list[str]
     progress: dict[str, Any] | None
     result: Any
     error: dict[str, Any] | None
@@ -244,6 +246,10 @@ class PluginOut(Shape):
     enabled: bool
     default: bool
     disabled_reason: str | None
+    state: VersionState
+    state_reason: str | None
+    state_changed_at: str | None
+    revision: int | None
     summary: str
     configuration: dict[str, Any]
     params: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What the host's pools of waiting sandboxes hold, told to operators; and versions that are disabled, told to the pools."""
+"""What the host's pools of waiting sandboxes hold, told to operators; and versions that are disabled or yanked, told to the pools."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sqlalchemy import Connection, RowMapping, select, update
 from cloche import logs
 from cloche.db import tables as t
 from cloche.db.engine import Database
+from cloche.domain.versions import CLOSED
 from cloche.errors import ClocheError
 
 _log = logs.get(__name__)
@@ -60,7 +61,7 @@ class PoolReport:
             self._thread.join(timeout=5)
 
     def retired(self, bundle: str) -> bool:
-        """Whether the bundle's version was disabled, as far as is known: no more sandboxes shall wait for its jobs."""
+        """Whether the bundle's version was disabled or yanked, as far as is known: no more sandboxes shall wait for its jobs."""
         return bundle in self._retired
 
     def once(self) -> None:
@@ -69,13 +70,13 @@ class PoolReport:
             ClocheError: sandboxd or the database does not answer.
         """
         pools = self._backend.pools()
-        bundles = {str(pool["bundle"]) for pool in pools} | self._retired
-        versions = self._db.read(lambda connection: _versions(connection, bundles)) if bundles else {}
-        disabled = frozenset(bundle for bundle, row in versions.items() if not row["enabled"])
-        self._retired = disabled  # first: a job that starts now must not have one made again
-        for bundle in disabled & {str(pool["bundle"]) for pool in pools}:
+        bundles = {str(pool["bundle"]) for pool in pools}
+        versions = self._db.read(lambda connection: _versions(connection, bundles))
+        closed = frozenset(bundle for bundle, row in versions.items() if row["state"] in CLOSED)
+        self._retired = closed  # first: a job that starts now must not have one made again
+        for bundle in closed & bundles:
             count = self._backend.retire(bundle)
-            _log.info("waiting sandboxes of a disabled version removed", bundle=bundle, count=count)
+            _log.info("waiting sandboxes of a closed version removed", bundle=bundle, count=count)
         self._tell([_shown(pool, versions[pool["bundle"]]) for pool in pools if pool["bundle"] in versions])
 
     def _tell(self, shown: list[dict[str, Any]]) -> None:
@@ -95,9 +96,11 @@ class PoolReport:
 
 
 def _versions(connection: Connection, bundles: set[str]) -> dict[str, RowMapping]:
-    version = t.plugin_version
-    query = select(version.c.digest, version.c.name, version.c.version, version.c.enabled)
-    return {row["digest"]: row for row in connection.execute(query.where(version.c.digest.in_(bundles))).mappings()}
+    """Of these bundles, and of every version that takes no new jobs: its accepted jobs start cold, and no pool is begun for them."""
+    version = t.plugin_version.c
+    query = select(version.digest, version.name, version.version, version.state)
+    query = query.where(version.digest.in_(bundles) | version.state.in_(CLOSED))
+    return {row["digest"]: row for row in connection.execute(query).mappings()}
 
 
 def _shown(pool: Mapping[str, Any], version: RowMapping) -> dict[str, Any]:

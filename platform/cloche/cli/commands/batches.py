@@ -175,6 +175,7 @@ def _lines(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("status", f"{status}: {100 * found['done']:.1f} % of {found['count']} have ended" if status else None),
         ("jobs", ", ".join(f"{count} {name}" for name, count in states.items()) or str(found["count"])),
         ("refs", "\n".join(f"{ref} {job_id}" for ref, job_id in (found.get("refs") or {}).items())),
+        ("warning", "\n".join(found.get("warnings") or ())),
         ("created", found["created_at"]),
         ("started", found.get("started_at")),
         ("finished", found.get("finished_at")),
