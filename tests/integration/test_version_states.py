@@ -8,6 +8,7 @@ import threading
 import pytest
 from sqlalchemy import select
 
+from cloche.clock import now_ms
 from cloche.db import tables as t
 from cloche.db.audit_log import AuditLog
 from cloche.domain.permissions import BUILTIN_ROLES, PLATFORM_PERMISSIONS, Permission
@@ -220,6 +221,7 @@ def until_claimed(site, job_id):
     found = []
 
     def claimed():
+        site.services.db.write(lambda c: jobs.transitions().due(c, now_ms(), 100))
         found.extend(jobs.claim(site.services.db, site.services.broker, [job_id]))
         return found
 

@@ -229,7 +229,7 @@ class BatchService:
             scope.vouch(ids)
             if asked.queued:
                 _require_queues(connection, t.job.c.batch_id == batch_id, asked.which)
-                _require_versions(connection, t.job.c.batch_id == batch_id, asked.which)
+                version_rows.refuse_disabled_jobs(connection, t.job.c.batch_id == batch_id, asked.which)
             entry = AuditEntry(actor, asked.action, f"batch:{batch_id}", details={asked.counted: len(ids)})
             self._audit.record(connection, entry)
             return ids
@@ -336,15 +336,6 @@ def _require_queues(connection: Connection, *which: ColumnElement[bool]) -> None
         named = ", ".join(f"'{name}'" for name in gone[:_SHOWN]) + (", …" if len(gone) > _SHOWN else "")
         detail = f"no longer there: {named}, where jobs of this batch were; create it again, or retry jobs one by one"
         raise Conflict(detail, code="queue-gone")
-
-
-def _require_versions(connection: Connection, *which: ColumnElement[bool]) -> None:
-    """
-    Raises:
-        Conflict: the version of one of these jobs is disabled.
-    """
-    kinds = connection.execute(select(t.job.c.type, t.job.c.plugin_version).where(*which).distinct())
-    version_rows.refuse_disabled(connection, {(row.type, row.plugin_version) for row in kinds})
 
 
 def _placed(number: int, error: Invalid) -> Invalid:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from sqlalchemy import Connection, RowMapping, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, select
 
 from cloche.db import tables as t
 from cloche.domain.versions import CLOSED, VersionState, words
@@ -60,3 +60,9 @@ def refuse_disabled(connection: Connection, kinds: Collection[tuple[str, str]]) 
                 f"jobs of {what} are not retried: {said(row)}; have it enabled, or submit new jobs for another version"
             )
             raise Conflict(detail, code="version-disabled")
+
+
+def refuse_disabled_jobs(connection: Connection, *which: ColumnElement[bool]) -> None:
+    """The same of all jobs that fit these conditions."""
+    kinds = connection.execute(select(t.job.c.type, t.job.c.plugin_version).where(*which).distinct())
+    refuse_disabled(connection, {(row.type, row.plugin_version) for row in kinds})
