@@ -118,8 +118,7 @@ class BatchService:
         # Those that wait for other jobs are stored one by one: what their upstreams are is only known in the transaction.
         waiting = [(number, row) for number, row in zip(plan.numbers, rows, strict=True) if row.get("depends_on")]
         prepared = self._prepared(actor, batch, rows, now)
-        answer = {"id": batch["id"], "name": name, "count": len(rows), "created_at": to_rfc3339(now), "refs": plan.refs}
-        answer["warnings"] = list(dict.fromkeys(text for row in rows for text in row["warnings"] or ()))
+        answer = _answer(batch, rows, plan)
 
         def unit(connection: Connection) -> tuple[dict[str, Any], effects.Effects]:
             before = replayed(connection, actor, idempotency_key, digests)
@@ -143,9 +142,9 @@ class BatchService:
         except IntegrityError:
             # Where writers do not wait for each other, another request with this key was stored in between.
             earlier = self._db.read(lambda c: replayed(c, actor, idempotency_key, digests))
-            if earlier is None:
-                raise
-            return _ANSWER | earlier
+            if earlier is not None:
+                return _ANSWER | earlier
+            raise
         failpoints.hit(Point.BATCH_COMMITTED)
         effects.apply(self._broker, done)
         failpoints.hit(Point.BATCH_PUSHED)
@@ -314,6 +313,12 @@ def _acting(actor: Actor, ids: Sequence[str], act: Act) -> Callable[[Connection]
     return unit
 
 
+def _answer(batch: Mapping[str, Any], rows: Rows, plan: Plan) -> dict[str, Any]:
+    warnings = dict.fromkeys(text for row in rows for text in row["warnings"] or ())
+    named = {key: batch[key] for key in ("id", "name", "count")}
+    return {**named, "created_at": to_rfc3339(batch["created_at"]), "refs": plan.refs, "warnings": list(warnings)}
+
+
 def _hold_queues(connection: Connection, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
     """``numbers``: the places of the rows' jobs in the request.
 
@@ -390,10 +395,5 @@ def _summary(batch: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dic
 
 def _event(batch: Mapping[str, Any]) -> dict[str, Any]:
     """What the stream says: once for all of its jobs, which would push everything else out of it."""
-    return {
-        "type": "batch",
-        "id": batch["id"],
-        "tenant": batch["tenant_id"],
-        "count": batch["count"],
-        "at": batch["created_at"],
-    }
+    row = {key: batch[key] for key in ("id", "count")}
+    return {"type": "batch", **row, "tenant": batch["tenant_id"], "at": batch["created_at"]}
