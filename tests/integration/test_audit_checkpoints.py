@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import select
@@ -20,6 +22,7 @@ from cloche.services.remotes import RemoteService
 from cloche.staging.transfer import RemoteFiles, never
 from cloche.staging.vault import OptionVault
 from cloche.webhooks.client import Sender
+from cloche.worker import scheduler
 from tests.support import rclone, stores
 from tests.support.audit import Platform
 from tests.support.receiver import answers, receiving, writes
@@ -36,7 +39,7 @@ def platform(tmp_path, database_url):
 
 
 def _sender(platform: Platform, *sinks: Sink, interval_ms: int = HOUR) -> CheckpointSender:
-    return CheckpointSender(platform.db, platform.log, sinks, interval_ms)
+    return CheckpointSender(platform.db, platform.log, sinks, interval_ms, b"k" * 32)
 
 
 def _state(platform: Platform, name: str = "file"):
@@ -149,6 +152,81 @@ def test_another_place_begins_anew_and_one_that_is_no_longer_named_is_forgotten(
     assert platform.db.read(checkpoint_sinks.states) == []
 
 
+def test_another_path_of_the_same_receiver_is_another_place(platform, witness):
+    first = _sender(platform, _webhook(witness, "/kept/s3cret"))
+    assert first.run_once() == 1
+    second = _sender(platform, _webhook(witness, "/kept/an0ther"))
+    assert (second.run_once(), second.run_once()) == (1, 0)
+    assert [got.line.split()[1] for got in witness.got] == ["/kept/s3cret", "/kept/an0ther"]
+    again = _sender(platform, _webhook(witness, "/kept/an0ther"))
+    assert again.run_once() == 0, "the same place, after a restart"
+    row = dict(_state(platform, "webhook"))
+    assert row["place"] == f"http://127.0.0.1:{witness.port}"
+    assert "s3cret" not in repr(row) and "an0ther" not in repr(row)
+
+
+def test_a_place_written_before_places_had_marks_begins_anew(platform, tmp_path):
+    sender = _sender(platform, file_sink(tmp_path / "kept"))
+    sender.run_once()
+    platform.db.write(lambda c: c.execute(tables.audit_sink.update().values(mark="")))
+    assert _sender(platform, file_sink(tmp_path / "kept")).run_once() == 1
+
+
+def test_a_scheduler_with_the_settings_of_before_sends_to_the_old_place_no_more(platform, tmp_path):
+    old = _sender(platform, file_sink(tmp_path / "old"))
+    old.run_once()
+    new = _sender(platform, file_sink(tmp_path / "new"))
+    new.run_once()
+    platform.filled(1, 1)
+    _due(platform)
+    assert old.run_once() == 0
+    assert _state(platform)["number"] == 1
+    assert new.run_once() == 1
+    assert len(notes_in((tmp_path / "old").read_text())) == 1
+
+
+def test_what_was_sent_to_the_place_of_before_vouches_for_nothing_at_the_new_one(platform, tmp_path):
+    """The settings change while a sending is under way."""
+    new = _sender(platform, file_sink(tmp_path / "gone" / "new"))
+    slow = file_sink(tmp_path / "old")
+
+    def send(sealed):
+        slow.send(sealed)
+        assert new.run_once() == 0
+
+    _sender(platform, replace(slow, send=send)).run_once()
+    row = _state(platform)
+    assert (row["place"], row["number"], row["tries"]) == (str(tmp_path / "gone" / "new"), None, 1)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_sending_slower_than_its_claim_sets_nothing_back(platform, tmp_path, fails):
+    """Another scheduler has sent a newer checkpoint meanwhile."""
+    place = file_sink(tmp_path / "kept")
+
+    def send(sealed):
+        platform.filled(1, 1)
+        _due(platform)
+        assert _sender(platform, place).run_once() == 1
+        if fails:
+            raise OSError("at last")
+
+    _sender(platform, replace(place, send=send)).run_once()
+    row = _state(platform)
+    assert (row["number"], row["tries"], row["failing_since"]) == (2, 0, None)
+    assert _recorded(platform) == []
+
+
+def test_a_scheduler_whose_settings_name_no_place_forgets_them_all(platform, tmp_path):
+    _sender(platform, file_sink(tmp_path / "gone" / "kept")).run_once()
+    assert platform.db.read(checkpoint_sinks.failing)
+    settings = config.load(home=str(platform.home))
+    rclone_never_asked = None
+    sender = scheduler._checkpoints(settings, platform.db, platform.log, rclone_never_asked, threading.Event())
+    assert sender.run_once() == 0
+    assert platform.db.read(checkpoint_sinks.failing) == platform.db.read(checkpoint_sinks.states) == []
+
+
 def test_a_remote_gets_a_file_for_each(platform, tmp_path, home):
     tenant = platform.db.read(checkpoint_sinks.default_tenant)
     admin = stores.add_actor(platform.db, tenant, "alma")
@@ -248,3 +326,22 @@ def test_readiness_warns_and_stays_ready(tmp_path, database_url):
         (warning,) = site.client().get("/readyz").json["warnings"]
         assert (warning["part"], warning["reason"]) == ("checkpoints", "file /x: full")
         assert site.client().get("/readyz").json["reasons"] == ["no worker is alive"]
+
+
+def test_where_a_place_is_only_the_operator_reads(tmp_path, database_url):
+    from tests.support.web import running_site
+
+    with running_site(tmp_path / "home", database=database_url) as site:
+        site.add("vera", "viewer")
+        site.add("adam", "admin")
+        row = {"name": "file", "place": "/mnt/x", "due_at": 0, "tries": 3, "failing_since": 1, "error": "/mnt/x: full"}
+        site.services.db.write(lambda c: c.execute(tables.audit_sink.insert(), row))
+
+        def told(user):
+            headers = site.headers(user)
+            answer = site.client().get("/readyz", headers=headers, environ_overrides={"REMOTE_ADDR": "198.51.100.7"})
+            assert answer.json["reasons"] == ["no worker is alive"]
+            return [warning["reason"] for warning in answer.json["warnings"]]
+
+        assert told("vera") == told("adam") == ["checkpoints do not reach the file"]
+        assert told("admin") == ["file /mnt/x: /mnt/x: full"]

@@ -262,6 +262,21 @@ def test_an_idempotent_repeat_is_no_new_job(lite):
     assert_true(lite)
 
 
+@pytest.mark.parametrize(("kind", "status"), [("jobs", 403), ("submissions_per_minute", 429)])
+def test_a_refusal_is_on_record_once_and_then_by_its_count(lite, kind, status):
+    limit_tenant(lite, **{kind: 0 if kind == "jobs" else 1})
+    if status == 429:
+        accepted(lite)
+    assert [submit(lite).status_code for _ in range(5)] == [status] * 5
+    lite.app.extensions["cloche_denials"].flush(everything=True)
+    event = t.audit_event.c
+    query = select(event.object, event.outcome, event.reason).where(event.action == "access:deny")
+    rows = lite.services.db.read(lambda c: c.execute(query).all())
+    assert {(row.object, row.outcome) for row in rows} == {("POST /api/v1/jobs", "denied")}
+    assert len(rows) in (2, 3, 4), "one and a count, or twice that where the minute changed"
+    assert all("quota" in row.reason for row in rows)
+
+
 # --- submissions a minute --------------------------------------------------------------------------------------------------
 
 
@@ -432,6 +447,30 @@ def test_who_may_set_what(lite):
     problem(lite.request("DELETE", f"/users/{tom}/quotas", "tom", headers=any_version), 403)
     assert lite.request("DELETE", f"/users/{ann}/quotas", "tom", headers=any_version).status_code == 204
     problem(lite.request("DELETE", f"/users/{ann}/quotas", "tom", headers=any_version), 404)
+
+
+def test_whoever_assigns_quotas_takes_nothing_from_those_who_may_do_more(lite):
+    admin = stores.add_actor(lite.services.db, tenant(lite), "tom", "admin")
+    lite.services.roles.create(admin, "counter", "", ["quota:assign", "job:read", "token:manage"])
+    lite.add("clerk", "counter")
+    lite.add("ann", "counter")
+    any_version = {"If-Match": "*"}
+    for mighty in (admin.user_id, user_id(lite, "admin")):
+        for method, body in (("PUT", {"jobs": 0}), ("DELETE", None)):
+            answer = lite.request(method, f"/users/{mighty}/quotas", "clerk", json=body, headers=any_version)
+            problem(answer, 403, "user-exceeds-own")
+    path = f"/users/{user_id(lite, 'ann')}/quotas"
+    assert lite.request("PUT", path, "clerk", json={"jobs": 0}, headers=any_version).status_code == 200
+
+
+@pytest.mark.parametrize("refused", [{"headers": {"If-Match": '"v7"'}}, {"json": {"jobs": 11}}])
+def test_what_is_refused_counts_no_jobs(lite, refused, monkeypatch):
+    lite.add("ann", "submitter")
+    limit_tenant(lite, jobs=10)
+    monkeypatch.setattr(quota_rows, "count_live", lambda *_: pytest.fail("counted"))
+    asked = {"json": {"jobs": 5}, "headers": {"If-Match": "*"}} | refused
+    answer = lite.request("PUT", f"/users/{user_id(lite, 'ann')}/quotas", **asked)
+    assert answer.status_code in (412, 422)
 
 
 def test_another_tenants_user_is_not_there(lite):

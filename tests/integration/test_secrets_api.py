@@ -112,6 +112,27 @@ def test_another_tenants_secret_is_not_there(site):
     assert "does not have" in problem(submit(site), 422)["errors"][0]["detail"]
 
 
+def test_a_removal_does_not_take_what_was_changed_meanwhile(site, monkeypatch):
+    """On PostgreSQL somebody else's change can end between the removal's two statements; on SQLite nobody writes then."""
+    create(site)
+    read = module._at
+
+    def meanwhile(connection, *arguments):
+        row = read(connection, *arguments)
+        monkeypatch.setattr(module, "_at", read)
+        if site.services.db.kind == "postgresql":
+            assert grant(site, "API_KEY", ("needy", "==1.0.0")).status_code == 200
+        else:
+            here = update(t.secret).where(module._of(arguments[0]))
+            connection.execute(here.values(version=t.secret.c.version + 1))
+        return row
+
+    monkeypatch.setattr(module, "_at", meanwhile)
+    answer = site.request("DELETE", "/secrets/API_KEY", headers={"If-Match": '"v1"'})
+    problem(answer, 412)
+    assert site.request("GET", "/secrets/API_KEY").status_code == 200
+
+
 def test_changes_name_the_version_they_mean(site):
     made = create(site)
     for method, path, body in (

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from cloche.db import tables as t
 from cloche.db.audit_log import AuditLog
@@ -282,6 +282,27 @@ def test_keys_of_the_settings_take_turns(site):
     assert second.key_id != first.key_id
 
 
+def test_a_second_look_with_the_current_key_as_a_setting_finds_what_another_host_stored_and_makes_no_key(site):
+    keys = site.services.settings.home / "keys"
+    before = (keys / "secrets.key").read_bytes()
+    done = rotated(site)
+    current = (keys / "secrets.key").read_bytes()
+    another_host = SecretVault(keys, site.services.db, [before])
+    row = site.services.db.read(
+        lambda c: c.execute(select(t.secret).where(t.secret.c.name == "API_KEY")).mappings().one()
+    )
+    place = secret_rotation.Place(row["tenant_id"], row["name"], row["id"], row["value_version"])
+    sealed, key_id = another_host.seal(place, "stored meanwhile")
+    here = t.secret.c.id == row["id"]
+    site.services.db.write(lambda c: c.execute(update(t.secret).where(here).values(sealed=sealed, key_id=key_id)))
+    files = sorted(keys.glob("secrets*.key"))
+    again = rotated(site, [current])
+    assert (again.key_id, again.before, again.encrypted) == (done.key_id, None, 1)
+    assert {one.key_id for one in rows(site)} == {done.key_id}
+    assert sorted(keys.glob("secrets*.key")) == files
+    assert (keys / "secrets.key").read_bytes() == current
+
+
 def test_a_key_that_is_lost_for_good_is_replaced_and_its_secrets_named(site):
     keys = site.services.settings.home / "keys"
     (keys / "secrets.key").unlink()
@@ -290,6 +311,14 @@ def test_a_key_that_is_lost_for_good_is_replaced_and_its_secrets_named(site):
     assert [place.partition("/")[2] for place in done.lost] == ["API_KEY", "OTHER"]
     answer = site.request("PUT", "/secrets/API_KEY", json={"value": "set again"}, headers={"If-Match": "*"})
     assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("key_id", ["no hex digits", "abc", "ü", ""])
+def test_a_key_that_cannot_be_is_unknown_and_stops_nobody_elses_rotation(site, key_id):
+    here = t.secret.c.name == "API_KEY"
+    site.services.db.write(lambda c: c.execute(update(t.secret).where(here).values(key_id=key_id)))
+    done = rotated(site)
+    assert (done.encrypted, [place.partition("/")[2] for place in done.lost]) == (1, ["API_KEY"])
 
 
 def test_a_value_that_is_set_while_its_row_is_encrypted_anew_stays(site, monkeypatch):

@@ -75,3 +75,34 @@ def test_passwords_in_urls_of_stores_are_not_shown(tmp_path):
     shown = effective(config.load(home=str(tmp_path), database={"url": url}, admin={"password": PASSWORD}))
     assert "very-secret-word" not in json.dumps(shown)
     assert PASSWORD not in json.dumps(shown)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"secret": {"keys": "ab" * 32}},
+        {"audit": {"checkpoint_webhook": "https://witness.example/s3cret"}},
+    ],
+)
+def test_a_secret_that_is_set_or_taken_away_is_a_change(started, given):
+    started()
+    change, _ = started(**given)
+    assert (change[0], change[3]) == ("settings:change", {"changed": list(given)})
+    change, _ = started()
+    assert (change[0], change[3]) == ("settings:change", {"changed": list(given)})
+
+
+def test_checkpoints_that_are_turned_to_another_receiver_are_a_change(started):
+    def to(url):
+        return started(audit={"checkpoint_webhook": url})
+
+    to("https://witness.example/s3cret")
+    change, _ = to("https://witness.example:8443/s3cret")
+    assert (change[0], change[3]) == ("settings:change", {"changed": ["audit"]})
+
+
+def test_of_a_receivers_url_only_where_it_is_is_seen(tmp_path):
+    url = "https://witness.example/s3cret?key=s3cret"
+    shown = effective(config.load(home=str(tmp_path), audit={"checkpoint_webhook": url}))
+    assert shown["audit"]["checkpoint_webhook"] == "https://witness.example:443"
+    assert "s3cret" not in json.dumps(shown)

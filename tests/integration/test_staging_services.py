@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from cloche.clock import uuid7
 from cloche.db import tables as t
@@ -17,6 +17,7 @@ from cloche.db.audit_log import AuditLog
 from cloche.errors import Conflict, Forbidden, Invalid, NotFound, TooLarge, Unavailable
 from cloche.queueing.memory_broker import MemoryBroker
 from cloche.redact import MASK
+from cloche.services import remotes as remotes_module
 from cloche.services.files import FileService
 from cloche.services.remotes import RemoteService
 from cloche.staging.artifacts import GRACE_S, ArtifactStore
@@ -240,6 +241,26 @@ def test_a_change_over_a_change_is_refused(remotes: RemoteService, admin) -> Non
     with pytest.raises(Conflict):
         remotes.delete(admin, "dav", 1)
     assert remotes.get(admin, "dav")["options"]["user"] == "v"
+
+
+def test_a_removal_does_not_take_what_was_changed_meanwhile(db, remotes: RemoteService, admin, monkeypatch) -> None:
+    """On PostgreSQL somebody else's change can end between the removal's two statements; on SQLite nobody writes then."""
+    remotes.create(admin, "dav", "webdav", OPTIONS)
+    read = remotes_module._found
+
+    def meanwhile(connection, *arguments):
+        row = read(connection, *arguments)
+        monkeypatch.setattr(remotes_module, "_found", read)
+        if db.kind == "postgresql":
+            remotes.update(admin, "dav", {"user": "v"}, 1)
+        else:
+            connection.execute(update(t.remote).values(version=t.remote.c.version + 1))
+        return row
+
+    monkeypatch.setattr(remotes_module, "_found", meanwhile)
+    with pytest.raises(Conflict):
+        remotes.delete(admin, "dav", 1)
+    remotes.get(admin, "dav")
 
 
 def test_bad_remotes_are_refused_and_not_stored(db, remotes: RemoteService, admin) -> None:

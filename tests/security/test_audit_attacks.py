@@ -26,6 +26,7 @@ from cloche.services.audit_keeping import rotate_signing_key
 from cloche.services.audit_prune import prune
 from cloche.services.auditing import AuditService
 from cloche.services.checkpoint_sinks import Sealed, file_sink
+from cloche.services.sealer import Sealer
 from tests.support import stores
 from tests.support.audit import ALICE, TENANT, Platform, attacker
 
@@ -167,6 +168,23 @@ class TestAKeyThatWasReplacedBeginsAnotherHistory:
         assert told["first_bad"]["why"] == verdict.first_bad.why
         with pytest.raises(EnvironmentProblem, match="the platform does not have"):
             prune(platform.db, keys, _batches(platform)[1].at + 1, least_ms=-DAY)
+
+    def test_so_they_do_where_the_thief_announces_nothing_and_signs_on_with_the_first_key(self, platform, tmp_path):
+        shutil.copytree(platform.keys, tmp_path / "stolen")
+        stolen = KeyRing.load_or_create(tmp_path / "stolen")
+        rotate_signing_key(platform.db, platform.keyring)  # batch 4
+        platform.filled(1, JOBS)
+        with attacker(platform) as connection:
+            first = _batches(platform)[3].size
+            gone = "SELECT event_id FROM audit_leaf WHERE seq >= ?"
+            connection.execute(f"DELETE FROM audit_event WHERE id IN ({gone})", (first,))
+            connection.execute("DELETE FROM audit_leaf WHERE seq >= ?", (first,))
+            connection.execute("DELETE FROM audit_batch WHERE number > 3")
+        platform.job()
+        Sealer(platform.db, stolen, "sealer-1").run_once()
+        verdict = platform.verify()
+        assert (verdict.exit_code, verdict.first_bad.why[:38]) == (1, "the trail ends under the first key, cl")
+        assert "-1" not in verdict.first_bad.why
 
     def test_far_away_a_checkpoint_does(self, rewritten):
         platform, kept = rewritten

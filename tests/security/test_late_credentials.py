@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+from sqlalchemy import text
+
+from cloche.services import tokens, user_tokens
 from cloche.services.actors import Origin
 from tests.support.people import add, add_tenant, sign_in, submit
+from tests.support.stores import until
 from tests.support.web import API, PASSWORD, problem, running_site
 
 NEW = "quite another password"
@@ -148,6 +154,36 @@ def test_a_password_that_was_right_before_its_turn_opens_no_session(site, root, 
         assert answer.status_code == 200  # enabled again: the same password is the right one
 
 
+@pytest.mark.parametrize("end", ["the session", "the account", "the account for a while"])
+def test_who_was_sent_away_before_their_turn_sets_no_password(site, root, monkeypatch, end):
+    """A thief has session and password; between the proof of it and the change lies a queue."""
+    name = f"thieved-{end.replace(' ', '-')}"
+    user_id = add(root, name, "viewer")
+    thief, owner = sign_in(site, name), sign_in(site, name)
+    access = site.services.access
+    verify = access._vault.verify
+
+    def send_away():
+        if end == "the session":
+            assert owner.ask("DELETE", "/sessions").json == {"ended": 1}
+        else:
+            for disabled in [True] if end == "the account" else [True, False]:
+                assert root.change("PATCH", f"/users/{user_id}", {"disabled": disabled}).status_code == 200
+
+    def meanwhile(*arguments, **options):
+        fits = verify(*arguments, **options)
+        monkeypatch.setattr(access._vault, "verify", verify)
+        with ThreadPoolExecutor(1) as aside:  # in this thread it would be taken for a part of the thief's request
+            aside.submit(send_away).result()
+        return fits
+
+    monkeypatch.setattr(access._vault, "verify", meanwhile)
+    body = {"current_password": PASSWORD, "new_password": NEW}
+    problem(thief.ask("PUT", "/me/password", json=body), 401, "credential-ended")
+    root.change("PATCH", f"/users/{user_id}", {"disabled": False})
+    sign_in(site, name)  # with the password of before
+
+
 def test_new_password_ends_what_ones_tokens_made_for_others(site, root):
     add(root, "issuer", "admin")
     issuer = sign_in(site, "issuer")
@@ -176,6 +212,82 @@ def test_a_token_that_does_not_name_it_looks_after_nobodys_tokens(site, root):
         problem(site.client().get(f"{API}/users/{user_id}/tokens", headers=headers), 403)
         problem(site.client().delete(f"{API}/users/{user_id}/tokens/{token['id']}", headers=headers), 403)
     assert root.ask("DELETE", f"/users/{user_id}/tokens/{token['id']}").status_code == 204
+
+
+@pytest.fixture
+def looking_after(site, root):
+    """Somebody who manages users, as they came in; a service account; a token of it."""
+
+    def make(name):
+        user_id = add(root, name, "admin")
+        bot = root.made("/users", username=f"bot-of-{name}", kind="service", roles=["viewer"])["id"]
+        token = root.made(f"/users/{bot}/tokens", name="first", scopes=["job:read"])["id"]
+        actor = site.services.access.check_credentials(name, PASSWORD, Origin("192.0.2.1"))
+        return actor, user_id, bot, token
+
+    return make
+
+
+@pytest.mark.parametrize("roles", [["viewer"], ["auditor", "operator"]])
+def test_whoever_manages_users_no_more_issues_no_token_and_ends_none(site, root, looking_after, roles):
+    actor, user_id, bot, token = looking_after(f"steward-{len(roles)}")
+    assert root.change("PUT", f"/users/{user_id}/roles", {"roles": roles}).status_code == 200
+    with pytest.raises(Exception, match="user:manage"):
+        site.services.users.issue_token(actor, bot, "late", ["job:read"])
+    with pytest.raises(Exception, match="user:manage"):
+        site.services.users.revoke_token(actor, bot, token)
+    assert [(one["name"], one["revoked_at"]) for one in root.got(f"/users/{bot}/tokens")["items"]] == [("first", None)]
+
+
+@pytest.mark.parametrize("end", ["disabled", "removed", "shrunk"])
+def test_an_account_that_is_ended_while_a_token_is_issued_gets_none(site, root, looking_after, monkeypatch, end):
+    actor, _, bot, _ = looking_after(f"desk-{end}")
+    holds = user_tokens._service_holds
+
+    def meanwhile(*arguments, **options):
+        held = holds(*arguments, **options)
+        monkeypatch.setattr(user_tokens, "_service_holds", holds)
+        if end == "disabled":
+            assert root.change("PATCH", f"/users/{bot}", {"disabled": True}).status_code == 200
+        elif end == "removed":
+            assert root.change("DELETE", f"/users/{bot}").status_code == 204
+        else:
+            root.made("/roles", name="less", permissions=["file:read"])
+            assert root.change("PUT", f"/users/{bot}/roles", {"roles": ["less"]}).status_code == 200
+        return held
+
+    monkeypatch.setattr(user_tokens, "_service_holds", meanwhile)
+    with pytest.raises(Exception, match=r"disabled|no such user|both hold"):
+        site.services.users.issue_token(actor, bot, "late", ["job:read"])
+
+
+def test_who_disables_an_account_beside_the_issue_of_its_token_ends_that_too(site, root, looking_after, monkeypatch):
+    actor, _, bot, _ = looking_after("beside")
+    count = tokens._check_count
+    db, ended = site.services.db, threading.Event()
+
+    def disable():
+        root.change("PATCH", f"/users/{bot}", {"disabled": True})
+        ended.set()
+
+    def waits():
+        """Whether the other one waits for a lock."""
+        query = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return bool(db.read(lambda connection: connection.scalar(query)))
+
+    other = threading.Thread(target=disable)
+
+    def meanwhile(*arguments):
+        count(*arguments)
+        other.start()
+        if db.kind == "postgresql":  # on SQLite nobody writes beside the transaction
+            until(lambda: ended.is_set() or waits(), 60, "the other one is done, or waits")
+
+    monkeypatch.setattr(tokens, "_check_count", meanwhile)
+    site.services.users.issue_token(actor, bot, "beside", ["job:read"])
+    other.join()
+    rows = root.got(f"/users/{bot}/tokens")["items"]
+    assert [(one["name"], one["revoked_at"] is None) for one in rows] == [("beside", False), ("first", False)]
 
 
 # Odd input

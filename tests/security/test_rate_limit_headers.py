@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from tests.support import stores
 from tests.support.web import problem, running_site
 
 FIELD = re.compile(r'"(address|user|token)";r=(\d+);t=(\d+)\Z')
@@ -61,6 +62,24 @@ def test_who_sends_no_valid_credential_is_limited_by_address(site):
     assert ask(site, "/openapi.json", address="198.51.100.8").status_code == 200
     assert ask(site, "/healthz").status_code == 200
     assert "RateLimit" not in ask(site, "/healthz").headers
+
+
+@pytest.mark.parametrize("tenant", ["nope", "\xff", ""])
+def test_whoever_names_a_tenant_that_is_not_theirs_is_counted_all_the_same(site, tenant):
+    name = f"wanderer-{len(tenant)}-{tenant.isascii()}"
+    user = stores.add_actor(site.services.db, site.services.access.default_tenant(), name, "viewer")
+
+    def asks():
+        token = site.services.access.create_token(user, "wander")["token"]
+        headers = {"Authorization": f"Bearer {token}", "X-Cloche-Tenant": tenant}
+        return [ask(site, headers=headers, address=f"192.0.2.{100 + number}") for number in range(20)]
+
+    answers = asks()
+    assert answers[0].status_code == 404
+    problem(answers[-1], 429, "rate-limited")
+    assert told(answers[-1])[:2] == ("token", 0)
+    answers = asks()
+    assert "this user" in next(one for one in answers if one.status_code == 429).json["detail"]
 
 
 def test_addresses_of_one_ipv6_network_are_one(site):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -7,7 +8,16 @@ import sys
 
 import pytest
 
-from cloche.audit.keys import HMAC_FILE, PRIVATE_FILE, PUBLIC_FILE, KeyRing, read_hmac_keys, read_public_key
+from cloche.audit import keys
+from cloche.audit.keys import (
+    HMAC_FILE,
+    PRIVATE_FILE,
+    PUBLIC_FILE,
+    KeyRing,
+    read_hmac_keys,
+    read_public_key,
+    read_signing_keys,
+)
 from cloche.errors import EnvironmentProblem
 
 
@@ -103,3 +113,35 @@ def test_an_auditor_s_files_are_explained(tmp_path):
     (tmp_path / "bad").write_text("not a key")
     with pytest.raises(EnvironmentProblem, match="form"):
         read_public_key(tmp_path / "bad")
+
+
+@pytest.mark.parametrize("done", ["open to others", "cut short", "a link"])
+def test_a_signing_key_that_is_wrong_is_said_and_not_passed_over(tmp_path, done):
+    ring = KeyRing.load_or_create(tmp_path / "keys")
+    path = tmp_path / "keys" / PRIVATE_FILE
+    if done == "open to others":
+        path.chmod(0o644)
+    elif done == "cut short":
+        path.write_bytes(b"x" * 31)
+    else:
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(EnvironmentProblem):
+        ring.held()
+    with pytest.raises(EnvironmentProblem):
+        read_signing_keys(tmp_path / "keys", ring.origin)
+
+
+def test_signing_keys_that_only_another_user_reads_are_none_far_away_and_an_error_in_the_server(tmp_path, monkeypatch):
+    ring = KeyRing.load_or_create(tmp_path)
+    read = keys._read
+
+    def refused(path, *, secret):
+        if path.name == PRIVATE_FILE:  # as the kernel refuses it to anybody but root and the owner
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path, secret=secret)
+
+    monkeypatch.setattr(keys, "_read", refused)
+    assert read_signing_keys(tmp_path, ring.origin) == []
+    with pytest.raises(EnvironmentProblem, match="Permission denied"):
+        ring.held()

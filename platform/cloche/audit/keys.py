@@ -106,8 +106,15 @@ class KeyRing:
         return sign_note(body, key or self.verifier, lambda message: self.sign(message, key))
 
     def held(self) -> list[PublicKey]:
-        """The public halves of the private keys that are in the folder now."""
-        return read_signing_keys(self._folder, self.origin)
+        """The public halves of the private keys that are in the folder now.
+
+        Raises:
+            EnvironmentProblem: one cannot be read, or is wrong. Without it nobody could say whether the trail ends under a key of ours.
+        """
+        try:
+            return _public_halves(self._folder, self.origin)
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot use the audit keys in {self._folder}: {error.strerror}") from None
 
     def known(self) -> list[PublicKey]:
         """The public halves of every private key that is here."""
@@ -177,12 +184,22 @@ def read_hmac_keys(folder: Path, *, since_ms: int = 0) -> list[bytes]:
 
 
 def read_signing_keys(folder: Path, name: str) -> list[PublicKey]:
-    """The public halves of the private keys that this user can read, as those of the log of that name."""
+    """The public halves of the private keys, as those of the log of that name; none where this user may not read every one.
+
+    Raises:
+        EnvironmentProblem: one is there and wrong.
+    """
     try:
-        found = [raw for _, raw in _private_files(folder)]
-    except (OSError, EnvironmentProblem):
+        return _public_halves(folder, name)
+    except PermissionError:
         return []
-    return [PublicKey(name, Ed25519PrivateKey.from_private_bytes(raw).public_key().public_bytes_raw()) for raw in found]
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot use the audit keys in {folder}: {error.strerror}") from None
+
+
+def _public_halves(folder: Path, name: str) -> list[PublicKey]:
+    privates = [Ed25519PrivateKey.from_private_bytes(raw) for _, raw in _private_files(folder)]
+    return [PublicKey(name, private.public_key().public_bytes_raw()) for private in privates]
 
 
 def _old_hmacs(folder: Path) -> list[tuple[Path, int]]:
@@ -191,7 +208,11 @@ def _old_hmacs(folder: Path) -> list[tuple[Path, int]]:
 
 
 def _private_files(folder: Path) -> list[tuple[Path, bytes]]:
-    return [(path, _read(path, secret=True)) for path in sorted(folder.glob("audit-ed25519*.key"))]
+    found = []
+    for path in sorted(folder.glob("audit-ed25519*.key")):
+        with contextlib.suppress(FileNotFoundError):  # a rotation has removed it meanwhile
+            found.append((path, _read(path, secret=True)))
+    return found
 
 
 def _private_name(key: PublicKey) -> str:

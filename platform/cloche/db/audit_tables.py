@@ -103,6 +103,8 @@ audit_sink = Table(
     metadata,
     Column("name", String(16), primary_key=True),  # file, remote, webhook
     Column("place", String(255), nullable=False),
+    # A keyed digest of the whole address, of which ``place`` shows what may be seen; empty: written before there was one
+    Column("mark", String(64), nullable=False, server_default=text("''")),
     Column("number", BigInteger),  # of the last batch whose checkpoint is there
     Column("sent_at", MS),
     Column("due_at", MS, nullable=False),

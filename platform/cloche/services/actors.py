@@ -99,24 +99,33 @@ def actor_of(connection: Connection, user_id: str, tenant_id: str | None, origin
     )
 
 
+class TenantUnknown(NotFound):
+    """There is no such tenant, or the credential is not good for it. Whose it is, is known: ``user_id``, and ``token_id`` of a token."""
+
+    def __init__(self, user_id: str, token_id: str | None) -> None:
+        super().__init__(
+            "X-Cloche-Tenant names no tenant that this credential is good for; GET /me lists yours. A token belongs to one.",
+            code="tenant-unknown",
+        )
+        self.user_id = user_id
+        self.token_id = token_id
+
+
 def chosen(
-    connection: Connection, user_id: str, tenant_id: str | None, origin: Origin, *, fixed: bool = False
+    connection: Connection, user_id: str, tenant_id: str | None, origin: Origin, *, token_id: str | None = None
 ) -> str | None:
-    """The tenant's id for a request of the user: the one that it asks for, or else ``tenant_id``. ``fixed``: it has to be that one.
+    """The tenant's id for a request of the user: the one that it asks for, or else ``tenant_id``. With a token it has to be that one.
 
     Raises:
-        NotFound: there is no such tenant, it is none of the user's, or it is another than the credential's (``tenant-unknown``).
+        TenantUnknown: there is no such tenant, it is none of the user's, or it is another than the token's.
     """
     if origin.tenant is None:
         return tenant_id
     asked = fold(origin.tenant.strip())
     known = len(asked) <= _LONGEST_NAME and asked.isascii() and asked.isprintable()
     found = connection.scalar(_CHOSEN, {"user_id": user_id, "asked": asked}) if known else None
-    if found is None or (fixed and found != tenant_id):
-        raise NotFound(
-            "X-Cloche-Tenant names no tenant that this credential is good for; GET /me lists yours. A token belongs to one.",
-            code="tenant-unknown",
-        )
+    if found is None or (token_id is not None and found != tenant_id):
+        raise TenantUnknown(user_id, token_id)
     return str(found)
 
 

@@ -1,20 +1,22 @@
 """Checkpoints sent off the machine, where nobody who holds database and keys can change them: to a file, a remote and a webhook.
 
-The scheduler calls :meth:`CheckpointSender.run_once` again and again. Each place gets the newest checkpoint when it is due and something was
-sealed since, with those that announce a key or a restore. What fails is tried again with growing pauses, shown by ``failing`` (readiness,
-metrics) and recorded once when it begins and once when it ends.
+The scheduler calls :meth:`CheckpointSender.run_once` again and again, also where the settings name no place: it forgets what they named
+before. Each place gets the newest checkpoint when it is due and something was sealed since, with those that announce a key or a restore.
+What fails is tried again with growing pauses, shown by ``failing`` (readiness, metrics) and recorded once when it begins and once when it
+ends.
 """
 
 from __future__ import annotations
 
+import hmac
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, RowMapping, Select, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, or_, select, update
 
 from cloche import logs
 from cloche.audit.note import note_hash, notes_in
@@ -51,16 +53,18 @@ Send = Callable[[Sequence[Sealed]], None]
 
 @dataclass(frozen=True)
 class Sink:
-    """A place: its name (``file``, ``remote``, ``webhook``), where it is, and what sends there (raising OSError or ClocheError)."""
+    """A place: its name (``file``, ``remote``, ``webhook``), where it is as far as that may be seen, and what sends there (raising OSError or
+    ClocheError). ``address``: where it is, whole."""
 
     name: str
     place: str
     send: Send
+    address: str = field(repr=False)
 
 
 def file_sink(path: Path) -> Sink:
     """Notes are appended to the file, each whole, and on the disk when the sending returns."""
-    return Sink("file", str(path)[:255], lambda sealed: _append(path, sealed))
+    return Sink("file", str(path)[:255], lambda sealed: _append(path, sealed), str(path))
 
 
 def remote_sink(place: str, files: RemoteFiles) -> Sink:
@@ -80,7 +84,7 @@ def remote_sink(place: str, files: RemoteFiles) -> Sink:
                 if found is None or found.size not in (-1, len(note.encode())):
                     raise PlatformFailure("remote_unavailable", f"the remote does not show {target} after storing it")
 
-    return Sink("remote", place, send)
+    return Sink("remote", place[:255], send, place)
 
 
 def webhook_target(url: str) -> Target | None:
@@ -106,16 +110,19 @@ def webhook_sink(target: Target, sender: Sender) -> Sink:
         except NotDelivered as error:
             raise ConnectionError(error.detail) from None
 
-    return Sink("webhook", target.origin[:255], send)
+    return Sink("webhook", target.origin[:255], send, target.origin + target.path)
 
 
 class CheckpointSender:
-    """One per scheduler, for one thread; several schedulers share the work. ``interval_ms``: between two sendings to one place."""
+    """One per scheduler, for one thread; several schedulers share the work. Where the settings differ, those of the one that started last
+    hold: another finds the places that it knows no more, and sends nothing."""
 
-    def __init__(self, db: Database, audit: AuditLog, sinks: Sequence[Sink], interval_ms: int) -> None:
+    def __init__(self, db: Database, audit: AuditLog, sinks: Sequence[Sink], interval_ms: int, key: bytes) -> None:
+        """``interval_ms``: between two sendings to one place. ``key``: the same in all schedulers; addresses are known again by it, and not
+        to be guessed by their digests without it."""
         self._db = db
         self._audit = audit
-        self._sinks = sinks
+        self._sinks = [(sink, _mark(key, sink)) for sink in sinks]
         self._interval_ms = interval_ms
         self._known = False
 
@@ -128,23 +135,24 @@ class CheckpointSender:
         if not self._known:
             self._db.write(self._introduce)
             self._known = True
-        return sum(self._serve(sink) for sink in self._sinks)
+        return sum(self._serve(sink, mark) for sink, mark in self._sinks)
 
     def _introduce(self, connection: Connection) -> None:
         """The rows of the places that the settings name, and of no others."""
-        names = [sink.name for sink in self._sinks]
+        names = [sink.name for sink, _ in self._sinks]
         connection.execute(_sink.delete().where(_sink.c.name.not_in(names)))
-        for sink in self._sinks:
-            row = {"name": sink.name, "place": sink.place, "due_at": 0, "tries": 0}
+        for sink, mark in self._sinks:
+            row: dict[str, Any] = {"name": sink.name, "place": sink.place, "mark": mark, "due_at": 0, "tries": 0}
             connection.execute(insert_or(connection, _sink).values(row).on_conflict_do_nothing())
-            moved = {"place": sink.place, "number": None, "due_at": 0, "tries": 0, "failing_since": None, "error": None}
-            connection.execute(
-                update(_sink).where(_sink.c.name == sink.name, _sink.c.place != sink.place).values(moved)
-            )
+            moved = {"number": None, "sent_at": None, "failing_since": None, "error": None} | row
+            connection.execute(update(_sink).where(_sink.c.name == sink.name, _sink.c.mark != mark).values(moved))
 
-    def _serve(self, sink: Sink) -> int:
-        row = self._db.read(lambda connection: _due(connection, sink.name))
-        if row is None or not self._db.write(lambda connection: _claim(connection, row)):
+    def _serve(self, sink: Sink, mark: str) -> int:
+        row = self._db.read(lambda connection: _due(connection, sink.name, mark))
+        if row is None:
+            return 0
+        until = self._db.write(lambda connection: _claim(connection, row))
+        if until is None:
             return 0
         sealed = self._db.read(lambda connection: _unsent(connection, row["number"]))
         problem = None
@@ -153,21 +161,21 @@ class CheckpointSender:
         except (OSError, ClocheError, JobFailure) as error:
             problem = str(error)[:255] or type(error).__name__
             _log.warning("checkpoint not sent", to=sink.name, place=sink.place, error=problem, tries=row["tries"] + 1)
-        self._db.write(lambda connection: self._noted(connection, row, sealed[-1].number, problem))
+        self._db.write(lambda connection: self._noted(connection, row, until, sealed[-1].number, problem))
         return 0 if problem else 1
 
-    def _noted(self, connection: Connection, row: RowMapping, number: int, problem: str | None) -> None:
+    def _noted(self, connection: Connection, row: RowMapping, until: int, number: int, problem: str | None) -> None:
         now = now_ms(connection)
-        here = update(_sink).where(_sink.c.name == row["name"])
         if problem is None:
-            values = {"number": number, "sent_at": now, "due_at": now + self._interval_ms, "tries": 0}
-            connection.execute(here.values(values | {"failing_since": None, "error": None}))
+            values: dict[str, Any] = {"number": number, "sent_at": now, "due_at": now + self._interval_ms, "tries": 0}
+            values |= {"failing_since": None, "error": None}
         else:
             pause = min(self._interval_ms, _RETRY_MS << min(row["tries"], 10))
             since = row["failing_since"] or now
-            connection.execute(
-                here.values(tries=row["tries"] + 1, due_at=now + pause, failing_since=since, error=problem)
-            )
+            values = {"tries": row["tries"] + 1, "due_at": now + pause, "failing_since": since, "error": problem}
+        if not connection.execute(update(_sink).where(_still(row, until)).values(values)).rowcount:
+            _log.warning("what came of a checkpoint's sending counts no more", to=row["name"], place=row["place"])
+            return  # it took so long that another one has tried, or the name means another place by now
         if (problem is None) == (row["failing_since"] is None):
             return  # neither begins to fail nor has ceased to
         outcome = Outcome.ALLOWED if problem is None else Outcome.FAILED
@@ -202,16 +210,30 @@ def states(connection: Connection) -> list[RowMapping]:
     return list(connection.execute(select(_sink, behind).order_by(_sink.c.name)).mappings())
 
 
-def _due(connection: Connection, name: str) -> RowMapping | None:
+def _mark(key: bytes, sink: Sink) -> str:
+    """The same for one place only. Not a plain digest: an address may be a credential, and short enough to be guessed."""
+    own = hmac.digest(key, b"cloche-checkpoint-place", "sha256")
+    return hmac.digest(own, f"{sink.name}\0{sink.address}".encode("utf-8", "surrogateescape"), "sha256").hex()
+
+
+def _still(row: RowMapping, due_at: int) -> ColumnElement[bool]:
+    """Whether the row is of the same place, and nobody has touched it."""
+    return and_(_sink.c.name == row["name"], _sink.c.mark == row["mark"], _sink.c.due_at == due_at)
+
+
+def _due(connection: Connection, name: str, mark: str) -> RowMapping | None:
     newest = select(func.max(_batch.c.number)).scalar_subquery()
     fresh = newest > func.coalesce(_sink.c.number, -1)
-    query = select(_sink).where(_sink.c.name == name, _sink.c.due_at <= now_ms(connection), fresh)
+    mine = (_sink.c.name == name, _sink.c.mark == mark)
+    query = select(_sink).where(*mine, _sink.c.due_at <= now_ms(connection), fresh)
     return connection.execute(query).mappings().one_or_none()
 
 
-def _claim(connection: Connection, row: RowMapping) -> bool:
-    mine = update(_sink).where(_sink.c.name == row["name"], _sink.c.due_at == row["due_at"])
-    return bool(connection.execute(mine.values(due_at=now_ms(connection) + _CLAIM_MS)).rowcount)
+def _claim(connection: Connection, row: RowMapping) -> int | None:
+    """Until when nobody else sends there, which the row says as long as the claim holds; None: somebody else was first."""
+    until = now_ms(connection) + _CLAIM_MS
+    claimed = connection.execute(update(_sink).where(_still(row, row["due_at"])).values(due_at=until)).rowcount
+    return until if claimed else None
 
 
 def _unsent(connection: Connection, last: int | None) -> list[Sealed]:

@@ -50,7 +50,8 @@ class NewPasswords(SignIns):
 
         Raises:
             Forbidden: the actor came with a token (``needs-session``).
-            Unauthenticated: the current password is wrong (``bad-credentials``). It counts as a failed sign-in.
+            Unauthenticated: the current password is wrong (``bad-credentials``), which counts as a failed sign-in; or the session or the
+                account has been ended meanwhile.
             RateLimited, Unavailable: see ``sign_in``.
             Invalid: the new one cannot be used.
         """
@@ -71,8 +72,12 @@ class NewPasswords(SignIns):
 
         def unit(connection: Connection) -> Actor | None:
             # Two changes at once: the second one's current password is no longer that.
-            guard = (_user.c.id == actor.user_id) & (_user.c.password_hash == row.password_hash)
-            if not connection.execute(update(_user).where(guard).values(password_hash=encoded)).rowcount:
+            same = _user.c.password_hash == row.password_hash
+            guard = (_user.c.id == actor.user_id) & same & ~_user.c.disabled
+            changed = connection.execute(update(_user).where(guard).values(password_hash=encoded)).rowcount
+            # Whoever ended the session while the password was proved has ended this, too.
+            self._still(connection, actor)
+            if not changed:
                 raise Conflict("The password was changed meanwhile.", code="password-changed")
             details = self._after_change(connection, actor.user_id, revoke_tokens)
             entry = AuditEntry(actor, Action.PASSWORD_CHANGE, f"user:{actor.user_id}", details=details)

@@ -29,7 +29,7 @@ from cloche.domain.quotas import (
     to_stored,
 )
 from cloche.errors import Conflict, Forbidden, Invalid, NotFound, Problem
-from cloche.services import quota_rows, usage_rows
+from cloche.services import members, quota_rows, usage_rows
 from cloche.setting_groups import QuotaSettings
 
 _STEP = 2_000  # jobs counted in one transaction
@@ -89,10 +89,9 @@ class QuotaService:
         """
         Raises:
             Conflict: ``quota-changed``.
-            Forbidden: it is the actor's own, and they are no platform administrator.
+            Forbidden: it is the actor's own, and they are no platform administrator; or the user may do more than they (``user-exceeds-own``).
             Invalid: a limit is wider than the tenant's.
         """
-        self._may_set(actor, user_id)
         values = to_stored(asked)
 
         def bound(connection: Connection) -> None:
@@ -114,10 +113,10 @@ class QuotaService:
             Conflict, Forbidden: see :meth:`set_user`.
             NotFound: nobody has set one.
         """
-        self._may_set(actor, user_id)
         tenant = actor.tenant_id
 
         def unit(connection: Connection) -> None:
+            _may_set(connection, actor, user_id)
             before = quota_rows.stored(connection, tenant, user_id)
             if before is None:
                 raise NotFound("nobody has set a quota for this user; the default holds")
@@ -194,15 +193,21 @@ class QuotaService:
         bound: Any = lambda _connection: None,
     ) -> dict[str, Any]:
         jobs = values[Kind.JOBS.value]
-        if jobs is not None and jobs >= 0:
-            self._count_live(tenant_id)  # in steps, so that little is left for the transaction
 
-        def unit(connection: Connection) -> dict[str, Any]:
+        def check(connection: Connection) -> Mapping[str, Any] | None:
             if user_id != WHOLE:
-                _require_user(connection, tenant_id, user_id)
+                _may_set(connection, actor, user_id)
             before = quota_rows.stored(connection, tenant_id, user_id)
             _expect(before, version)
             bound(connection)
+            return before
+
+        if jobs is not None and jobs >= 0:
+            self._db.read(check)  # what is refused anyway costs nobody a count
+            self._count_live(tenant_id)  # in steps, so that little is left for the transaction
+
+        def unit(connection: Connection) -> dict[str, Any]:
+            before = check(connection)
             row = {
                 "tenant_id": tenant_id,
                 "user_id": user_id,
@@ -224,11 +229,6 @@ class QuotaService:
 
         return self._db.write(unit)
 
-    def _may_set(self, actor: Actor, user_id: str) -> None:
-        self._db.read(lambda connection: _require_user(connection, actor.tenant_id, user_id))
-        if user_id == actor.user_id and not actor.may(Permission.QUOTA_MANAGE):
-            raise Forbidden("nobody sets their own quota; another administrator can")
-
     @staticmethod
     def _shown(row: Mapping[str, Any] | None, default: Quota) -> dict[str, Any]:
         return {
@@ -237,6 +237,13 @@ class QuotaService:
             "version": row["version"] if row else 0,
             "updated_at": to_rfc3339(row["updated_at"]) if row else None,
         }
+
+
+def _may_set(connection: Connection, actor: Actor, user_id: str) -> None:
+    row = members.account(connection, actor, user_id)
+    if user_id == actor.user_id and not actor.may(Permission.QUOTA_MANAGE):
+        raise Forbidden("nobody sets their own quota; another administrator can")
+    members.check_within(actor, members.holds(connection, row, actor.tenant_id))
 
 
 def _write(connection: Connection, row: Mapping[str, Any], before: Mapping[str, Any] | None) -> None:

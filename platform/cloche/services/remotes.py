@@ -142,7 +142,9 @@ class RemoteService:
             row = _found(connection, actor.tenant_id, name)
             if row["version"] != version:
                 raise Conflict("the remote has changed since; read it again", code="remote-changed")
-            connection.execute(delete(t.remote).where(_of(actor), t.remote.c.id == row["id"]))
+            here = _of(actor) & (t.remote.c.id == row["id"]) & (t.remote.c.version == version)
+            if connection.execute(delete(t.remote).where(here)).rowcount != 1:  # changed since the statement before
+                raise Conflict("the remote has changed since; read it again", code="remote-changed")
             self._record(connection, actor, Action.REMOTE_DELETE, name)
 
         self._db.write(unit)

@@ -133,7 +133,10 @@ class SecretVault:
             return self._known
 
     def _find(self, key_id: str) -> JobKey | None:
-        wanted = bytes.fromhex(key_id)
+        try:
+            wanted = bytes.fromhex(key_id)
+        except ValueError:
+            return None  # changed in the database: no key has such an id
         with self._lock:
             held = self._known.all if self._known is not None else {}
             if wanted not in held:

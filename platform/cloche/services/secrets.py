@@ -144,7 +144,8 @@ class SecretService:
 
         def unit(connection: Connection) -> None:
             before = _at(connection, actor, name, version)
-            connection.execute(delete(t.secret).where(_of(actor), t.secret.c.id == before["id"]))
+            if connection.execute(delete(t.secret).where(_same(actor, before))).rowcount != 1:
+                raise Conflict(_CHANGED, code="secret-changed")
             self._record(connection, actor, Action.SECRET_DELETE, name, before=before)
 
         self._db.write(unit)
@@ -156,9 +157,8 @@ class SecretService:
         return {"sealed": sealed, "key_id": key_id, "masked": masked, "value_version": place.version}
 
     def _change(self, connection: Connection, actor: Actor, before: Row, values: Mapping[str, Any]) -> None:
-        here = _of(actor) & (t.secret.c.id == before["id"]) & (t.secret.c.version == before["version"])
         stamp = {"version": before["version"] + 1, "updated_by": actor.user_id, "updated_at": self._db.now_ms()}
-        if connection.execute(update(t.secret).where(here).values(**values, **stamp)).rowcount != 1:
+        if connection.execute(update(t.secret).where(_same(actor, before)).values(**values, **stamp)).rowcount != 1:
             raise Conflict(_CHANGED, code="secret-changed")
 
     def _record(
@@ -214,6 +214,11 @@ def _asked(grants: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
 
 def _of(actor: Actor) -> Any:
     return t.secret.c.tenant_id == actor.tenant_id
+
+
+def _same(actor: Actor, row: Row) -> Any:
+    """As it was read: on PostgreSQL, somebody may have changed it since the statement before."""
+    return _of(actor) & (t.secret.c.id == row["id"]) & (t.secret.c.version == row["version"])
 
 
 def _named() -> Select[Any]:

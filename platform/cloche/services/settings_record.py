@@ -15,14 +15,23 @@ from cloche.db import tables
 from cloche.db.audit_log import AuditEntry, AuditLog, Digest
 from cloche.domain.events import Action
 from cloche.domain.permissions import Actor
+from cloche.services.checkpoint_sinks import webhook_target
 
 _event = tables.audit_event.c
 _SHORT = 16  # hex digits of a group's digest
 
 
 def effective(settings: Settings) -> dict[str, Any]:
-    """The settings as JSON. Of a secret only whether it is set; the URLs of stores hold passwords, and are secrets."""
-    return {name: _plain(getattr(settings, name)) for name in type(settings).model_fields}
+    """The settings as JSON. Of a secret only whether it is set; the URLs of stores hold passwords, and are secrets. Of the receiver of
+    checkpoints also where it is: whoever turns them away to another is seen.
+
+    Raises:
+        SettingsError: that receiver's URL is none.
+    """
+    shown = {name: _plain(getattr(settings, name)) for name in type(settings).model_fields}
+    target = webhook_target(settings.audit.checkpoint_webhook.get_secret_value())
+    shown["audit"]["checkpoint_webhook"] = target and target.origin
+    return shown
 
 
 def record_start(
@@ -63,7 +72,7 @@ def record_start(
 
 def _plain(value: Any) -> Any:
     if isinstance(value, SecretStr):
-        return "set"
+        return "set" if value.get_secret_value() else None
     if isinstance(value, BaseModel):
         return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
     return str(value) if isinstance(value, Path) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ TOKEN_PREFIX = "cloche_pat_"  # noqa: S105 - marks a token, so that scanners fin
 MAX_TOKENS = 1_000  # of one user that are valid at once
 MAX_ADDRESSES = 32
 _LONGEST_MS = 3_650 * 86_400_000
+Begin = Callable[[Connection], object]
 _token = tables.token
 # Built once: this one runs for every token that is not remembered.
 _BY_ID = (
@@ -32,6 +33,10 @@ _BY_ID = (
     .where(_token.c.id == bindparam("id"))
     .execution_options(across_tenants="a token is found by its id, and proved by its secret")
 )
+
+
+def _at_once(_connection: Connection) -> None:
+    """One's own tokens need no turn."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,10 @@ class Tokens(Credentials):
         addresses: Sequence[str] | None = None,
         *,
         owner: str | None = None,
+        begin: Begin = _at_once,
     ) -> dict[str, Any]:
-        """A new token of the actor, or of the account ``owner``, which the caller has looked at; its text is in the answer, this once.
+        """A new token of the actor, or of the account ``owner``; its text is in the answer, this once. ``begin`` is called first in the
+        transaction: it asks what has to hold of that account, and sees to it that it stays so until the end.
 
         One made with a token reaches no further than that: neither in scopes, nor in time, nor in addresses, and it goes when that one is
         revoked. It makes no further tokens.
@@ -75,6 +82,7 @@ class Tokens(Credentials):
         user_id = owner or actor.user_id
 
         def unit(connection: Connection) -> dict[str, Any]:
+            begin(connection)
             # Whoever ends the actor's credentials at this moment ends what they make, too.
             _check_scopes(self._still(connection, actor, lock=True), wanted.scopes)
             ends, kept = _bounded(connection, actor, wanted, networks, now)
@@ -111,8 +119,9 @@ class Tokens(Credentials):
         )
         return [_token_json(row._mapping) for row in self._db.read(lambda connection: connection.execute(query).all())]
 
-    def revoke_token(self, actor: Actor, token_id: str, *, owner: str | None = None) -> None:
-        """End one of the tokens of the actor, or of the account ``owner``, with those it made; safe to repeat.
+    def revoke_token(self, actor: Actor, token_id: str, *, owner: str | None = None, begin: Begin = _at_once) -> None:
+        """End one of the tokens of the actor, or of the account ``owner``, with those it made; safe to repeat. ``begin``: as for
+        :meth:`create_token`.
 
         Raises:
             NotFound: no such token of theirs.
@@ -120,6 +129,7 @@ class Tokens(Credentials):
         now, user_id = self._db.now_ms(), owner or actor.user_id
 
         def unit(connection: Connection) -> None:
+            begin(connection)
             mine = (_token.c.user_id == user_id, _token.c.tenant_id == actor.tenant_id)
             # Locked first, and looked at for what it made in a statement of its own: that sees what was being made meanwhile.
             query = select(_token.c.revoked_at).where(_token.c.id == token_id, *mine)
@@ -169,7 +179,7 @@ def _proved(connection: Connection, token_id: str, secret: str, now: int, origin
         raise Unauthenticated("The token has been revoked.", code="token-revoked")
     if row.expires_at is not None and row.expires_at <= now:
         raise Unauthenticated("The token has expired.", code="token-expired")
-    chosen(connection, row.user_id, row.tenant_id, origin, fixed=True)
+    chosen(connection, row.user_id, row.tenant_id, origin, token_id=token_id)
     actor = actor_of(connection, row.user_id, row.tenant_id, Origin())
     scoped = row.scopes is not None
     allowed = actor.permissions & frozenset(row.scopes) if scoped else actor.permissions - NAMED_ONLY

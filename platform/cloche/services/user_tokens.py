@@ -37,15 +37,19 @@ class UserTokens:
         Raises:
             NotFound: there is no such user in the actor's tenant.
             Conflict: it is a person, who makes tokens themselves, or disabled.
-            Forbidden: a scope is one that the account or the actor does not hold.
+            Forbidden: a scope is one that the account or the actor does not hold; or the actor manages no users any more.
             Invalid: see :meth:`cloche.services.tokens.Tokens.create_token`.
         """
         both = self._db.read(lambda c: _service_holds(c, actor, user_id)) & actor.permissions
         asked = sorted(both - {Permission.TOKEN_MANAGE}) if scopes is None else scopes
-        if not asked or (missing := set(asked) & set(Permission) - both):
-            named = members.listed(missing) if asked else "anything"
-            raise Forbidden(f"You and this account do not both hold {named}.", code="grant-exceeds-own")
-        return self._access.create_token(actor, name, asked, expires_in_ms, addresses, owner=user_id)
+        _check_both(asked, both)
+
+        def begin(connection: Connection) -> None:
+            # Whoever disables or removes the account waits, and ends this token too.
+            still = members.begin(connection, actor, Permission.USER_MANAGE)
+            _check_both(asked, _service_holds(connection, still, user_id, lock=True) & still.permissions)
+
+        return self._access.create_token(actor, name, asked, expires_in_ms, addresses, owner=user_id, begin=begin)
 
     def tokens(self, actor: Actor, user_id: str) -> list[dict[str, Any]]:
         """The user's tokens in the actor's tenant, newest first, without their secrets.
@@ -62,16 +66,16 @@ class UserTokens:
 
         Raises:
             NotFound: there is no such user there, or no such token of theirs.
-            Forbidden: the user may do more than the actor.
+            Forbidden: the user may do more than the actor, or the actor manages no users any more.
         """
         _check_may(actor)
 
-        def unit(connection: Connection) -> None:
-            row = members.account(connection, actor, user_id)
-            members.check_within(actor, members.holds(connection, row, actor.tenant_id))
+        def begin(connection: Connection) -> None:
+            still = members.begin(connection, actor, Permission.USER_MANAGE)
+            row = members.account(connection, still, user_id)
+            members.check_within(still, members.holds(connection, row, actor.tenant_id))
 
-        self._db.read(unit)
-        self._access.revoke_token(actor, token_id, owner=user_id)
+        self._access.revoke_token(actor, token_id, owner=user_id, begin=begin)
 
 
 def looks_after(actor: Actor) -> bool:
@@ -84,8 +88,14 @@ def _check_may(actor: Actor) -> None:
         raise Forbidden(f"A token looks after tokens only where its scopes name {Permission.TOKEN_MANAGE}.")
 
 
-def _service_holds(connection: Connection, actor: Actor, user_id: str) -> frozenset[Permission]:
-    row = members.account(connection, actor, user_id)
+def _check_both(asked: Sequence[str], both: frozenset[Permission]) -> None:
+    if not asked or (missing := set(asked) & set(Permission) - both):
+        named = members.listed(missing) if asked else "anything"
+        raise Forbidden(f"You and this account do not both hold {named}.", code="grant-exceeds-own")
+
+
+def _service_holds(connection: Connection, actor: Actor, user_id: str, *, lock: bool = False) -> frozenset[Permission]:
+    row = members.account(connection, actor, user_id, lock=lock)
     if row["kind"] != Kind.SERVICE:
         detail = "This is a person's account: they make tokens themselves, with POST /tokens."
         raise Conflict(detail, code="no-service-account")

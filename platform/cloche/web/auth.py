@@ -21,7 +21,7 @@ from cloche.db import scope
 from cloche.domain.permissions import NAMED_ONLY, Actor, Permission
 from cloche.errors import BadRequest, Forbidden, RateLimited, Unauthenticated
 from cloche.services.access import AccessService
-from cloche.services.actors import Origin
+from cloche.services.actors import Origin, TenantUnknown
 from cloche.services.rate_limits import RateLimits
 from cloche.services.sessions import SignedIn
 from cloche.services.tokens import TOKEN_PREFIX
@@ -93,6 +93,7 @@ class Auth:
 
         Raises:
             BadRequest: two credentials.
+            NotFound: the credential is not good for the tenant that the request names.
             RateLimited: the address, the user or the token has asked too often.
             Unauthenticated: a credential that proves nothing.
         """
@@ -100,9 +101,12 @@ class Auth:
             try:
                 g.actor = found = self._identify(basic)
             except Unauthenticated:
-                throttle.charge(self._rates, None)
+                throttle.charge(self._rates)
                 raise
-            throttle.charge(self._rates, found)
+            except TenantUnknown as error:  # known is who asks, though not where
+                throttle.charge(self._rates, error.user_id, error.token_id)
+                raise
+            throttle.charge(self._rates, *((found.user_id, found.token_id) if found is not None else ()))
             scope.act_in(found.tenant_id if found is not None else None)
         known: Actor | None = g.actor
         return known

@@ -16,6 +16,7 @@ from cloche.errors import (
     Crowded,
     Forbidden,
     Problem,
+    QuotaPace,
     RateLimited,
     RequestError,
     TooLarge,
@@ -89,6 +90,8 @@ def register(app: Flask, denials: Denials, refused: Callable[[RequestError], Non
         elif isinstance(error, Forbidden):
             denials.refused(error.detail)
         elif isinstance(error, RateLimited):
+            if isinstance(error, QuotaPace):  # as other quotas; what only asks too often would fill the record
+                denials.refused(error.detail)
             headers["Retry-After"] = str(error.retry_after)
         elif isinstance(error, TooLarge):
             headers["Connection"] = "close"  # the rest of the body is not read

@@ -22,7 +22,7 @@ _ADVICE = {
     "postgresql": "Start PostgreSQL, or restore the way to it (CLOCHE_DATABASE_URL). Accepted jobs wait; Cloche goes on by itself.",
     "redis": "Start Redis, or restore the way to it (CLOCHE_REDIS_URL). Accepted jobs are in the database and wait; Cloche goes on by itself.",
     "workers": "Start a worker (`cloche up`, `cloche worker`), or do what its reason asks for.",
-    "checkpoints": "Look at the place (CLOCHE_AUDIT_CHECKPOINT_FILE, CLOCHE_AUDIT_CHECKPOINT_REMOTE). Cloche tries again by itself; jobs are run.",
+    "checkpoints": "Look at the place (CLOCHE_AUDIT_CHECKPOINT_…). Cloche tries again by itself; jobs are run.",
     "disk": "Free space on the disk that holds CLOCHE_HOME.",
 }
 
@@ -64,15 +64,16 @@ class Readiness:
             self._since = {part: self._since.get(part, now) for part, _, _ in found}
             return [Outage(part, self._since[part], reason, _ADVICE[kind]) for part, reason, kind in found]
 
-    def warnings(self) -> list[Outage]:
+    def warnings(self, *, whole: bool) -> list[Outage]:
         """What keeps no job from running, and needs somebody all the same: places that audit checkpoints do not reach. Empty when the
-        database does not answer."""
+        database does not answer. ``whole``: also where they are and what went wrong, which is the operator's to know."""
         found: list[Outage] = []
 
         def look() -> list[str]:
             failed = self._services.db.read(checkpoint_sinks.failing)
             found.extend(
-                Outage("checkpoints", since, f"{place}: {why}", _ADVICE["checkpoints"]) for place, since, why in failed
+                Outage("checkpoints", since, f"{place}: {why}" if whole else _kind(place), _ADVICE["checkpoints"])
+                for place, since, why in failed
             )
             return []
 
@@ -96,6 +97,10 @@ class Readiness:
             if self._asking.get(part) is asking:
                 del self._asking[part]
         return reasons
+
+
+def _kind(place: str) -> str:
+    return f"checkpoints do not reach the {place.partition(' ')[0]}"
 
 
 def _unless(answers: Callable[[], object]) -> list[str]:

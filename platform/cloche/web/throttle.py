@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from flask import Flask, Response, g, request
 
-from cloche.domain.permissions import Actor
 from cloche.errors import RateLimited
 from cloche.services.rate_limits import WINDOW_MS, RateLimits, Standing
 from cloche.web.edge import client_key
@@ -42,8 +41,8 @@ def register(app: Flask, limits: RateLimits) -> None:
         return response
 
 
-def charge(limits: RateLimits, actor: Actor | None) -> None:
-    """Count the current request for its address and, when it has one, its actor. Once per request.
+def charge(limits: RateLimits, user_id: str | None = None, token_id: str | None = None) -> None:
+    """Count the current request for its address and, where they are known, its user and token. Once per request.
 
     Raises:
         RateLimited: one of them has asked too often.
@@ -51,10 +50,10 @@ def charge(limits: RateLimits, actor: Actor | None) -> None:
     if "standings" in g or request.path in _FREE:
         return
     who = [("address", client_key())]
-    if actor is not None:
-        who.append(("user", actor.user_id))
-        if actor.token_id is not None:
-            who.append(("token", actor.token_id))
+    if user_id is not None:
+        who.append(("user", user_id))
+    if token_id is not None:
+        who.append(("token", token_id))
     g.standings = limits.charge(who)
     for standing in g.standings:
         if standing.wait_s:

@@ -43,7 +43,7 @@ from cloche.services.workers import WorkerService
 from cloche.staging.artifacts import ArtifactStore
 from cloche.staging.rclone import RcloneDaemon, rclone_binary
 from cloche.staging.transfer import RemoteFiles
-from cloche.staging.vault import OptionVault
+from cloche.staging.vault import OptionVault, load_or_create_key
 from cloche.webhooks.client import Sender
 
 _log = logs.get(__name__)
@@ -88,8 +88,7 @@ def run(settings: Settings) -> int:
     rclone = RcloneDaemon(
         rclone_binary(), settings.home / "run" / "rclone-scheduler", allow_addresses=settings.remote.allow_private
     )
-    if checkpoints := _checkpoints(settings, db, audit, rclone, stop):
-        rounds["checkpoints"] = (checkpoints.run_once, pause_s)
+    rounds["checkpoints"] = (_checkpoints(settings, db, audit, rclone, stop).run_once, pause_s)
     if settings.callbacks.enabled:
         rounds["callbacks"] = (lambda: deliverer.run_once(stop), pause_s)
     threads = [
@@ -135,7 +134,8 @@ def _quota_rounds(settings: Settings, db: Database, audit: AuditLog) -> Rounds:
 
 def _checkpoints(
     settings: Settings, db: Database, audit: AuditLog, rclone: RcloneDaemon, stop: threading.Event
-) -> CheckpointSender | None:
+) -> CheckpointSender:
+    """Also where the settings name no place: it clears away what an earlier start knew, which would stay behind for ever."""
     asked = settings.audit
     sinks = [file_sink(asked.checkpoint_file)] if asked.checkpoint_file else []
     if asked.checkpoint_remote:
@@ -146,7 +146,8 @@ def _checkpoints(
         sinks.append(remote_sink(asked.checkpoint_remote, files))
     if target := webhook_target(asked.checkpoint_webhook.get_secret_value()):
         sinks.append(_webhook(target, settings))
-    return CheckpointSender(db, audit, sinks, asked.checkpoint_interval) if sinks else None
+    key = load_or_create_key(settings.home / "keys" / "callbacks.key")
+    return CheckpointSender(db, audit, sinks, asked.checkpoint_interval, key)
 
 
 def _webhook(target: Target, settings: Settings) -> Sink:

@@ -62,7 +62,8 @@ def healthz(_call: Call) -> Response:
 def readyz(call: Call) -> Any:
     outages = _readiness().outages()
     ready = not outages
-    warnings = [] if any(outage.part == "database" for outage in outages) else _readiness().warnings()
+    away = any(outage.part == "database" for outage in outages)
+    warnings = [] if away else _readiness().warnings(whole=_is_operator(call))
     if (outages or warnings) and not _sees_all(call):
         outages, warnings = [], []
     body = {
@@ -98,11 +99,23 @@ def _readiness() -> Readiness:
 
 def _sees_all(call: Call) -> bool:
     """Whether the request comes from where ``metrics.allow`` says, or from somebody with ``queue:read``."""
-    # What passed a proxy that says nothing of its client, or one that is not trusted, comes from anywhere.
-    if request.environ.get(FORWARDED) is not False and _trusted().hold(request.remote_addr):
+    if _from_trusted():
         return True
     actor = call.auth.actor()
     return actor is not None and actor.may(Permission.QUEUE_READ)
+
+
+def _is_operator(call: Call) -> bool:
+    """Whether the request comes from where ``metrics.allow`` says, or from an administrator of the platform."""
+    if _from_trusted():
+        return True
+    actor = call.auth.actor()
+    return actor is not None and actor.platform_admin
+
+
+def _from_trusted() -> bool:
+    # What passed a proxy that says nothing of its client, or one that is not trusted, comes from anywhere.
+    return request.environ.get(FORWARDED) is not False and _trusted().hold(request.remote_addr)
 
 
 def _trusted() -> Networks:
