@@ -9,10 +9,12 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cloche.domain.jobs import AGING_STEP_MS
 from cloche.queueing import scripts
 from cloche.queueing.broker import NoIndex, Ready, Rules, Running, Share
 from cloche.queueing.memory_broker import MemoryBroker
 from cloche.queueing.redis_broker import RedisBroker
+from cloche.services import effects
 from tests.support.queues import make_whole, open_rules, take
 from tests.support.stores import until
 
@@ -136,6 +138,22 @@ def test_what_is_in_flight_ends_with_its_lease(broker):
     assert broker.in_flight("q") == ["q-t-001"]
 
 
+def test_what_was_taken_is_known_until_it_is_freed_however_late(broker):
+    """It may be all that is left of an id that nobody claimed."""
+    broker.rebuild(ready("t", 3), [rules(1, limit=1)])
+    (first,) = broker.take(["q"], 1, hold_ms=1)
+    until(lambda: broker.in_flight("q") == [], 5, "its time is over")
+    assert broker.in_flight("q", over=True) == [first.job_id]
+    (second,) = broker.take(["q"], 1)
+    assert set(broker.in_flight("q", over=True)) == {first.job_id, second.job_id}
+    broker.free([("q", second.job_id)])
+    broker.push([first])
+    (again,) = broker.take(["q"], 1)
+    assert (again.job_id, again.fresh) == (first.job_id, True), "it did not count any more"
+    broker.free([("q", first.job_id)])
+    assert broker.in_flight("q", over=True) == []
+
+
 def test_a_heartbeat_keeps_what_is_in_flight_and_never_shortens_it(broker):
     broker.rebuild(ready("t", 2), [rules(1, limit=1)])
     first = broker.take(["q"], 1)[0]
@@ -191,6 +209,17 @@ def test_a_tenants_own_order_is_by_score(broker):
     make_whole(broker, [Ready("late", "q", "a", 30), Ready("early", "q", "a", 10), Ready("b", "q", "b", 20)], ["q"])
     taken = [one.job_id for one in broker.take(["q"], 3)]
     assert taken.index("early") < taken.index("late")
+
+
+def test_the_least_urgent_is_taken_however_many_urgent_ones_keep_coming(broker):
+    """Of a tenant's own: each step of waiting is worth a step of priority. Two of the most urgent come a step, and one is taken."""
+    make_whole(broker, [effects.ready("least", "q", "t", 0, 0)], ["q"])
+    served = []
+    for n in range(30):
+        broker.push(effects.ready(f"most-{n:02}{x}", "q", "t", n * AGING_STEP_MS, 9) for x in "ab")
+        served += take(broker, "q", 1)
+    assert 18 <= served.index("least") <= 20, "after those that came within nine steps, and before all others"
+    assert served[:18] == [f"most-{n:02}{x}" for n in range(9) for x in "ab"]
 
 
 def test_queues_take_turns_within_one_call(broker):

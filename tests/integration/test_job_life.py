@@ -11,7 +11,7 @@ from cloche.db.engine import Database
 from cloche.domain.states import Reason
 from cloche.errors import Conflict, NotFound, StaleAttempt
 from cloche.queueing.memory_broker import MemoryBroker
-from cloche.services import past
+from cloche.services import idempotency, past
 from cloche.services import sweeper as sweeper_module
 from cloche.services.leases import Leases
 from cloche.services.sweeper import Retention, Sweeper
@@ -433,6 +433,57 @@ def test_retention_removes_what_ended_long_ago_by_kind(db, broker, admin):
     assert {young, pending} <= left()
     query = select(t.audit_event.c.actor, t.audit_event.c.action).where(t.audit_event.c.object == f"job:{failed}")
     assert ("system", "job:purge") in [tuple(row) for row in db.read(lambda c: c.execute(query).all())]
+
+
+def old_ones(db, broker, admin):
+    """Five canceled jobs and a failed one that ended long ago."""
+    ids = [jobs.submit(db, broker, admin) for _ in range(6)]
+    for job_id in ids[:5]:
+        jobs.cancel(db, broker, admin, job_id)
+    jobs.claim(db, broker, ids[5:])
+    jobs.fail(db, broker, ids[5])
+    for job_id in ids:
+        change(db, job_id, finished_at=now_ms() - 3 * DAY)
+    return ids
+
+
+def test_retention_goes_on_until_nothing_old_is_left_and_holds_up_nothing_else(db, broker, admin, monkeypatch):
+    """A step a round here: what is due comes first in every round, kinds take turns, and no round waits for its time while there is more."""
+    monkeypatch.setattr(sweeper_module, "_RETAIN_STEP", 2)
+    monkeypatch.setattr(sweeper_module, "_REMOVE_S", 0.0)
+    *canceled, failed = old_ones(db, broker, admin)
+    kept = Retention(jobs=2 * DAY, dead_letters=2 * DAY)
+    sweeper = Sweeper(db, broker, jobs.transitions(), WorkerService(db), lambda _: None, "test", kept)
+    left = []
+    for _ in range(8):
+        due = jobs.submit(db, broker, admin, scheduled_at=now_ms() + DAY)
+        change(db, due, ready_at=now_ms() - 1)
+        sweeper.run_once(100)
+        assert state(db, due)[0] == "pending"
+        there = set(db.read(lambda c: c.execute(select(t.job.c.id)).scalars()))
+        left.append((len(there & set(canceled)), failed in there))
+    assert left[:2] == [(3, True), (3, False)]
+    assert left[-1] == (0, False)
+
+
+def test_keys_that_are_too_old_go_a_few_at_a_time(db, admin, broker, monkeypatch):
+    monkeypatch.setattr(sweeper_module, "_KEYS_STEP", 2)
+    monkeypatch.setattr(sweeper_module, "_REMOVE_S", 0.0)
+    now = now_ms()
+    ages = {"a": 9, "b": 8, "c": 7, "d": 6, "e": 5, "young": 0}
+
+    def fill(connection):
+        for key, days in ages.items():
+            idempotency.remember(connection, admin, key, "f" * 64, {"id": uuid7()}, now - days * DAY)
+
+    db.write(fill)
+    sweeper = Sweeper(db, broker, jobs.transitions(), WorkerService(db), lambda _: None, "test")
+    keys = select(t.idempotency.c.key).order_by(t.idempotency.c.created_at)
+    left = []
+    for _ in range(4):
+        sweeper.run_once(100)
+        left.append("".join(db.read(lambda c: c.execute(keys).scalars().all())))
+    assert left == ["cdeyoung", "eyoung", "young", "young"]
 
 
 def test_retention_waits_for_callbacks_that_are_still_to_be_delivered(db, broker, admin):

@@ -13,7 +13,10 @@ from cloche.db.engine import now_ms as db_now_ms
 from cloche.domain.jobs import OutputFile, Success
 from cloche.domain.states import Reason
 from cloche.errors import Conflict, PlatformFailure, PluginFailure, StaleAttempt
+from cloche.queueing.broker import Rules
 from cloche.queueing.memory_broker import MemoryBroker
+from cloche.services import index
+from cloche.services import sweeper as sweeper_module
 from cloche.services.leases import Leases
 from cloche.services.relay import Relay
 from cloche.services.sweeper import Sweeper
@@ -217,6 +220,63 @@ def test_what_a_dead_worker_took_and_never_claimed_is_back_at_once(db, broker, a
     take(broker, "default", 1)
     Leases(db, broker, jobs.transitions()).put_back_taken()
     assert take(broker, "default", 1) == [job_id]
+
+
+def taken_behind_a_backlog(db, broker, admin, hold_ms=60_000):
+    """A job of another tenant that a worker has taken, younger than the many that wait (and were never pushed)."""
+    old, write = now_ms() - 60_000, jobs.transitions().submit
+    db.write(lambda c: [write(c, admin, jobs.row(admin), old + n) for n in range(12)])
+    other = stores.add_actor(db, stores.add_tenant(db, "other"), "otto")
+    job_id = jobs.submit(db, broker, other, priority=0)
+    assert [one.job_id for one in broker.take(["default"], 1, hold_ms)] == [job_id]
+    return job_id
+
+
+def test_what_a_dead_worker_took_does_not_wait_behind_a_backlog_of_others(db, broker, admin, monkeypatch):
+    monkeypatch.setattr(index, "PAGE", 2)
+    job_id = taken_behind_a_backlog(db, broker, admin)
+    Leases(db, broker, jobs.transitions()).put_back_taken()
+    assert take(broker, "default", 9) == [job_id]
+
+
+@pytest.mark.parametrize("hold_ms", [60_000, 1], ids=["in flight", "long ago"])
+def test_the_sweeper_puts_back_what_was_taken_whoever_waits_before_it(db, broker, admin, monkeypatch, hold_ms):
+    monkeypatch.setattr(index, "PAGE", 2)
+    monkeypatch.setattr(sweeper_module, "_REPUSH_EVERY_S", 0.0)
+    job_id = taken_behind_a_backlog(db, broker, admin, hold_ms)
+    if hold_ms == 1:
+        stores.until(lambda: not broker.in_flight("default"), 5, "its hold is over")
+    rounds = sweeper(db, broker)
+    rounds.run_once(100)
+    assert broker.in_flight("default", over=True) == [job_id], "it may be on its way to be claimed"
+    rounds.run_once(100)
+    assert broker.in_flight("default", over=True) == []
+    assert job_id in take(broker, "default", 99)
+
+
+def test_what_is_being_claimed_is_left_to_its_worker(db, broker, admin, monkeypatch):
+    monkeypatch.setattr(sweeper_module, "_REPUSH_EVERY_S", 0.0)
+    job_id = jobs.submit(db, broker, admin)
+    assert take(broker, "default", 1) == [job_id]
+    rounds = sweeper(db, broker)
+    rounds.run_once(100)
+    jobs.claim(db, broker, [job_id])
+    rounds.run_once(100)
+    assert (broker.in_flight("default"), take(broker, "default", 9)) == ([job_id], [])
+
+
+def test_a_limit_is_not_held_by_what_a_dead_worker_took(db, broker, admin):
+    first, second = jobs.submit(db, broker, admin), jobs.submit(db, broker, admin)
+    broker.set_rules([Rules("default", 2, limit=1)])
+    assert take(broker, "default", 9) == [first]
+    assert take(broker, "default", 9) == []
+    Leases(db, broker, jobs.transitions()).put_back_taken()
+    assert take(broker, "default", 9) == [first]
+    jobs.claim(db, broker, [first])
+    Leases(db, broker, jobs.transitions()).put_back_taken()
+    assert take(broker, "default", 9) == [], "what runs counts"
+    jobs.succeed(db, broker, first)
+    assert take(broker, "default", 9) == [second]
 
 
 def test_an_interrupted_job_keeps_its_place_in_the_queue(db, broker, admin):

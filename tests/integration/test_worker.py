@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import repeat
 from types import SimpleNamespace
 
@@ -158,6 +159,79 @@ def test_a_cancel_reaches_a_running_job(start, db, admin, script):
     done = db.write(lambda c: jobs.transitions().cancel(c, admin, job_id, 1))
     effects.apply(worker.broker, done)
     assert ended(db, job_id)["state"] == "canceled"
+
+
+@pytest.fixture
+def without_heartbeat(start, admin, monkeypatch):
+    """Start a worker that hears of cancels by their events alone, and hears them already."""
+    monkeypatch.setattr(Holds, "_beat", lambda _: None)
+
+    def begin(script):
+        worker = start(script, lease_ms=3_600_000)
+        probe = worker.holds.add(attempt(admin, 1))
+
+        def heard():
+            worker.broker.publish({"type": "cancel", "id": probe.job.id, "attempt": 1})
+            return probe.cancel.wait(0.1)
+
+        until(heard, 15, "it listens")
+        worker.holds.remove(probe)
+        return worker
+
+    return begin
+
+
+def attempt(admin, number):
+    return claimed({**jobs.row(admin), "attempt": number, "lease_until": 0, "sensitive": False})
+
+
+def cancel(db, broker, admin, job_id):
+    effects.apply(broker, db.write(lambda c: jobs.transitions().cancel(c, admin, job_id, clock.now_ms())))
+
+
+@pytest.mark.parametrize("script", [Script(), Script(reads=False)], ids=["running", "deaf"])
+def test_a_cancel_kills_the_sandbox_without_waiting_for_a_heartbeat(without_heartbeat, db, admin, script, monkeypatch):
+    worker = without_heartbeat(script)
+    job_id = jobs.submit(db, worker.broker, admin)
+    sandbox = until(lambda: next(iter(worker.backend.sandboxes), None), 15, "it runs")
+    killed_while, finish = [], sandbox.finish
+
+    def kill():
+        killed_while.append(jobs.job(db, job_id)["state"])
+        return finish()
+
+    monkeypatch.setattr(sandbox, "finish", kill)
+    cancel(db, worker.broker, admin, job_id)
+    assert ended(db, job_id)["state"] == "canceled"
+    assert killed_while == ["processing"], "canceled is said of what is dead"
+    assert sandbox.channel.sent[-1:] == ([{"type": "cancel"}] if script.reads else [])
+
+
+def test_a_cancel_that_comes_between_the_claim_and_the_hold_is_not_lost(without_heartbeat, db, admin, monkeypatch):
+    worker = without_heartbeat(Script())
+    add = worker.holds.add
+
+    def late(job):
+        cancel(db, worker.broker, admin, job.id)
+        after = add(replace(job, id=clock.uuid7()))  # its own cancel comes after that one
+        worker.broker.publish({"type": "cancel", "id": after.job.id, "attempt": job.attempt})
+        assert after.cancel.wait(15)
+        worker.holds.remove(after)
+        return add(job)
+
+    monkeypatch.setattr(worker.holds, "add", late)
+    assert ended(db, jobs.submit(db, worker.broker, admin))["state"] == "canceled"
+
+
+def test_a_cancel_of_an_earlier_attempt_is_none_of_the_next(without_heartbeat, admin):
+    worker = without_heartbeat(Script())
+    second, first = (worker.holds.add(attempt(admin, number)) for number in (2, 1))
+    for hold in (second, first):
+        worker.broker.publish({"type": "cancel", "id": hold.job.id, "attempt": 1})
+    assert first.cancel.wait(15)
+    assert not second.cancel.is_set()
+    for hold in (second, first):
+        worker.holds.remove(hold)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from cloche.clock import now_ms, uuid7
 from cloche.db import tables as t
 from cloche.domain.permissions import BUILTIN_ROLES, Permission
 from cloche.errors import EnvironmentProblem
+from cloche.services import statistics
+from cloche.services import workers as workers_module
 from cloche.services.workers import STALE_MS, WorkerService
 from tests.support import jobs, stores
 from tests.support.web import problem, running_site
@@ -76,6 +78,28 @@ def test_a_worker_says_what_it_is_and_what_its_host_has_left(workers, db, admin,
     workers.leave(worker_id, "stopped")
     (shown,) = workers.list(admin)
     assert (shown["status"], shown["status_reason"], shown["free"]) == ("dead", "stopped", 0)
+
+
+def test_no_worker_that_lives_is_pushed_off_the_list_by_those_that_die(workers, db, admin, valkey, monkeypatch):
+    monkeypatch.setattr(workers_module, "_SHOWN", 3)
+    monkeypatch.setattr(statistics, "_MOST_WORKERS", 3)
+    made = {name: uuid7() for name in ("lives", "drains", "silent", "dead 1", "dead 2", "dead 3")}
+    for n, (name, worker_id) in enumerate(made.items()):
+        workers.register(worker_id, "host-1", 7, ["default"], 2)
+        changes = {"started_at": now_ms() - 60_000 + n}
+        if name == "silent":
+            changes["last_heartbeat_at"] = now_ms() - STALE_MS - 1_000
+        db.write(
+            lambda c, one=worker_id, new=changes: c.execute(update(t.worker).where(t.worker.c.id == one).values(new))
+        )
+    beat(workers, db, made["drains"], "draining")
+    for n in (1, 2, 3):
+        workers.leave(made[f"dead {n}"], "its process died")
+    expected = [made["drains"], made["lives"], made["dead 3"]]
+    assert [one["id"] for one in workers.list(admin)] == expected
+    counted = statistics.StatisticsService(db).workers(admin, 60_000)
+    assert [one["id"] for one in counted["workers"]] == expected
+    assert counted["count"] == {"alive": 1, "draining": 1, "dead": 1}
 
 
 def test_an_id_is_one_workers(workers):

@@ -107,7 +107,8 @@ class Broker(Hints, Protocol):
 
     def take(self, queues: Sequence[str], count: int, hold_ms: int = HOLD_MS) -> Sequence[Taken]:
         """Remove and return up to ``count`` ids: one of each queue in turn, in the order given; of a queue one of each tenant in turn, by
-        weight; of a tenant the best. What is paused or at its limit gives none. A taken id that is never claimed is pushed again by the sweeper.
+        weight; of a tenant the best. What is paused or at its limit gives none. A taken id is in flight; one that is never claimed is found
+        there and put back by the sweeper.
 
         Raises:
             NoIndex: see there.
@@ -122,8 +123,8 @@ class Broker(Hints, Protocol):
         """Renew what is in flight, and add what is not known to be. None is shortened."""
         ...
 
-    def in_flight(self, queue: str) -> Sequence[str]:
-        """Ids in flight, in any order."""
+    def in_flight(self, queue: str, *, over: bool = False) -> Sequence[str]:
+        """Ids in flight, in any order. ``over``: those too whose time is over and that nobody has freed; they count against no limit."""
         ...
 
     def depth(self, queue: str) -> int:

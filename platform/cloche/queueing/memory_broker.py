@@ -45,8 +45,7 @@ class _Queue:
         if self.rules.limit is None:
             return float("inf")
         now = _now()
-        self.inflight = {job_id: ends for job_id, ends in self.inflight.items() if ends > now}
-        return self.rules.limit - len(self.inflight)
+        return self.rules.limit - sum(ends > now for ends in self.inflight.values())
 
 
 class MemoryBroker:
@@ -89,8 +88,9 @@ class MemoryBroker:
         ready = queue.ready[tenant]
         job_id = min(ready, key=lambda one: (ready[one], one))
         score = ready.pop(job_id)
-        fresh = job_id not in queue.inflight
-        queue.inflight[job_id] = max(queue.inflight.get(job_id, 0), _now() + hold_ms)
+        known, now = queue.inflight.get(job_id, 0), _now()
+        fresh = known <= now
+        queue.inflight[job_id] = max(known, now + hold_ms)
         queue.tenants[tenant] += 1 / queue.share(tenant).weight
         queue.leave_if_empty(tenant)
         return Taken(job_id, name, tenant, score, fresh)
@@ -125,9 +125,9 @@ class MemoryBroker:
                 inflight = self._queues[one.queue].inflight
                 inflight[one.job_id] = max(inflight.get(one.job_id, 0), _now() + one.left_ms)
 
-    def in_flight(self, queue: str) -> Sequence[str]:
+    def in_flight(self, queue: str, *, over: bool = False) -> Sequence[str]:
         with self._changed:
-            return [job_id for job_id, ends in self._queues[queue].inflight.items() if ends > _now()]
+            return [job_id for job_id, ends in self._queues[queue].inflight.items() if over or ends > _now()]
 
     def depth(self, queue: str) -> int:
         with self._changed:

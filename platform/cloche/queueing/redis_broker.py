@@ -77,8 +77,8 @@ class RedisBroker(Hints):
             for chunk in chunks(values, 2 * PUSH_BATCH):
                 self._run(self._keep, queue, chunk)
 
-    def in_flight(self, queue: str) -> Sequence[str]:
-        return list(self._run(self._in_flight, queue, []))
+    def in_flight(self, queue: str, *, over: bool = False) -> Sequence[str]:
+        return list(self._run(self._in_flight, queue, [int(over)]))
 
     def depth(self, queue: str) -> int:
         return int(self._run(self._depth, queue, [scripts.ready_prefix(queue)]))

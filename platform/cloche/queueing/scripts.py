@@ -14,7 +14,7 @@ key                                  type    holds
 ``{cloche}:ready:<queue>:<tenant>``  zset    member job id, score ready_ms − priority × aging step; lowest goes first
 ``{cloche}:tenants:<queue>``         zset    tenants that have something ready and are not paused, score their virtual
                                              time: each job taken adds STRIDE / weight, and the least is next
-``{cloche}:inflight:<queue>``        zset    member job id, score when its lease ends (ms, by this server's clock)
+``{cloche}:inflight:<queue>``        zset    member job id, score when its lease ends (ms, by this server's clock); counts until then
 ``{cloche}:wake:<queue>``            list    at most WAKE_MAX tokens; workers block on it instead of polling
 ``{cloche}:pace:<name>``             hash    second (by this server's clock) → jobs submitted in it, of one tenant or user that
                                              may submit so many in a minute; gone a minute after the last
@@ -22,7 +22,9 @@ key                                  type    holds
 ===================================  ======  ====================================================================
 
 An entry in flight names the job and not its attempt: when ids are taken nobody knows the attempt yet, and of a job one attempt runs at a time.
-It is written by what takes the id, renewed at the heartbeat's pace, removed when the attempt ends, and ends by itself with the lease.
+It is written by what takes the id, renewed at the heartbeat's pace, removed when the attempt ends, and counts no more once the lease is over.
+It stays until then, because it may be all that is left of an id that was taken and never claimed: the sweeper asks the database, puts such an
+id back, and removes the entry.
 Empty sorted sets, sets and lists vanish; what is kept for a tenant or a job goes when it has nothing ready or running any more.
 """
 
@@ -68,6 +70,9 @@ _SHARED = f"""
 local function clock()
   local t = redis.call('TIME')
   return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+end
+local function after(time)
+  return string.format('(%.0f', time)
 end
 local function share(rules, tenant)
   local paused, weight = string.match(redis.call('HGET', rules, 't:' .. tenant) or '0 1', '^(%d) (%d+)$')
@@ -129,8 +134,7 @@ for q = 1, #ARGV - 2 do
   elseif rule[2] == '' then
     room[q] = math.huge
   else
-    redis.call('ZREMRANGEBYSCORE', KEYS[4 * q], '-inf', now)
-    room[q] = (tonumber(rule[2]) or 0) - redis.call('ZCARD', KEYS[4 * q])
+    room[q] = (tonumber(rule[2]) or 0) - redis.call('ZCOUNT', KEYS[4 * q], after(now), '+inf')
   end
 end
 local again = true
@@ -146,8 +150,9 @@ while again and left > 0 do
         local ready = ARGV[q + 2] .. tenant
         local best = redis.call('ZPOPMIN', ready)
         if best[1] then
-          local fresh = redis.call('ZADD', inflight, 'NX', ends, best[1])
-          if fresh == 0 then redis.call('ZADD', inflight, 'GT', ends, best[1]) end
+          local known = redis.call('ZSCORE', inflight, best[1])
+          local fresh = known and tonumber(known) > now and 0 or 1
+          redis.call('ZADD', inflight, 'GT', ends, best[1])
           for _, value in ipairs({q, tenant, best[1], best[2], fresh}) do taken[#taken + 1] = value end
           left, room[q] = left - 1, room[q] - 1
         end
@@ -193,12 +198,11 @@ for i = 1, #ARGV, 2 do redis.call('ZADD', KEYS[3], 'GT', now + tonumber(ARGV[i +
 """
 )
 
-# KEYS: keys_of the queue. Returns the ids in flight.
+# KEYS: keys_of the queue. ARGV: 1 to have those too whose time is over, else 0. Returns the ids in flight.
 IN_FLIGHT = (
     _SHARED
     + """
-redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', clock())
-return redis.call('ZRANGE', KEYS[3], 0, -1)
+return redis.call('ZRANGEBYSCORE', KEYS[3], ARGV[1] == '1' and '-inf' or after(clock()), '+inf')
 """
 )
 

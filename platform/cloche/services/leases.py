@@ -13,9 +13,7 @@ from cloche.db.engine import Database, now_ms
 from cloche.domain.states import Reason, State
 from cloche.failpoints import Point
 from cloche.queueing.broker import Broker
-from cloche.services import effects
-from cloche.services.effects import ready
-from cloche.services.index import front
+from cloche.services import effects, index
 from cloche.services.transitions import Transitions
 
 Row = dict[str, Any]  # columns of `job` by name
@@ -57,13 +55,12 @@ class Leases:
         return self._release(lambda connection: held_by(connection, worker_id), reason, actor_name)
 
     def put_back_taken(self) -> None:
-        """A worker has died: what it may have taken out of the index and not claimed goes in again now, not with the sweeper's next round.
+        """A worker has died: what it may have taken out of the index and not claimed goes in again now, and counts against no limit.
 
         Raises:
             Unavailable: a store does not answer.
         """
-        rows = self._db.read(lambda connection: front(connection, now_ms(connection)))
-        self._broker.push([ready(row.id, row.queue, row.tenant_id, row.ready_at, row.priority) for row in rows])
+        index.settle(self._db, self._broker, self._broker.queues(), None)
 
     def take_back_lapsed(self, worker_id: str, actor_name: str) -> int:
         """Release those of the worker's attempts whose lease is over."""

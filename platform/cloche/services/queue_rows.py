@@ -50,11 +50,13 @@ def running(connection: Connection, now: int) -> list[Running]:
     return [Running(row.id, row.queue, max(0, row.lease_until - now) + LINGER_MS) for row in connection.execute(query)]
 
 
-def ended(connection: Connection, job_ids: Sequence[str]) -> set[str]:
-    """Those of the jobs that no worker can hold as they are."""
-    live = (State.PENDING.value, State.PROCESSING.value)
-    query = select(t.job.c.id).where(t.job.c.id.in_(job_ids), t.job.c.state.in_(live))
-    return set(job_ids) - set(connection.scalars(query))
+def live(connection: Connection, job_ids: Sequence[str]) -> Sequence[Any]:
+    """Those of the jobs that a worker can hold, or claim, as they are: state, and what their place in a queue follows from."""
+    job = t.job.c
+    query = select(job.id, job.state, job.queue, job.tenant_id, job.ready_at, job.priority)
+    return connection.execute(
+        query.where(job.id.in_(job_ids), job.state.in_((State.PENDING.value, State.PROCESSING.value)))
+    ).all()
 
 
 def waiting(connection: Connection, job_ids: Collection[str], now: int) -> set[str]:

@@ -15,7 +15,7 @@ from cloche.domain.states import State
 from cloche.domain.statistics import WINDOWS, flow_view, times_view
 from cloche.errors import NotFound
 from cloche.services import counting
-from cloche.services.workers import status_of
+from cloche.services.workers import live_first, status_of
 
 _STATUSES = ("alive", "draining", "dead")
 _MOST_WORKERS = 1_000
@@ -118,13 +118,13 @@ class StatisticsService:
 
 
 def _worker_rows(connection: Connection, now: int) -> list[dict[str, Any]]:
-    """Every worker there is: id, host, status, slots, and how many of them are busy."""
+    """The workers there are, live ones first: id, host, status, slots, and how many of them are busy."""
     held = select(t.job.c.lease_owner, func.count()).where(t.job.c.state == State.PROCESSING.value)
     held = held.execution_options(across_tenants="how busy a worker is, as a number")
     busy = {row[0]: row[1] for row in connection.execute(held.group_by(t.job.c.lease_owner))}
     worker = t.worker.c
     columns = (worker.id, worker.host, worker.status, worker.slots, worker.last_heartbeat_at)
-    query = select(*columns).order_by(worker.started_at.desc()).limit(_MOST_WORKERS)
+    query = select(*columns).order_by(*live_first(now)).limit(_MOST_WORKERS)
     return [
         {
             "id": row["id"],

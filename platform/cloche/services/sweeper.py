@@ -37,7 +37,9 @@ _START = (-1, "")  # before every (ready_at, id)
 
 _RETAIN_EVERY_S = 30.0
 _RETAIN_STEP = 50  # jobs removed in one transaction
-_RETAIN_STEPS = 20  # such transactions in one round
+_KEYS_STEP = 1_000  # idempotency keys forgotten in one transaction
+# How long one round removes what is old. Then all that must happen by itself has its turn, and it goes on at once.
+_REMOVE_S = 0.25
 _TELL_STEPS = 20
 
 Confirm = Callable[[str], None]
@@ -81,6 +83,9 @@ class Sweeper:
         self._next_purge = 0.0
         self._next_retain = 0.0
         self._retention = retention or Retention()
+        self._kind = 0  # whose turn it is to be removed
+        self._without = 0  # kinds in a row of which nothing was to be removed
+        self._unclaimed: set[str] = set()  # in flight and still pending, as the last look had it
         self._walked = _START  # how far the walk over all pending jobs has come
         self._batches = ""  # and the one over all batches
 
@@ -94,17 +99,15 @@ class Sweeper:
         self._workers.mark_stale()
         now = time.monotonic()
         if now >= self._next_purge:
-            self._next_purge = now + _PURGE_EVERY_S
-            self._purge()
+            self._next_purge = now if self._purge() else now + _PURGE_EVERY_S
         if now >= self._next_retain:
-            self._next_retain = now + _RETAIN_EVERY_S
-            self._retain()
+            self._next_retain = now if self._retain() else now + _RETAIN_EVERY_S
         if not self._broker.whole():
             _log.warning("the queue index is missing; rebuilding it from the database")
             index.rebuild(self._db, self._broker, self._pending())
         elif now >= self._next_repush:
             self._next_repush = now + _REPUSH_EVERY_S
-            index.refresh(self._db, self._broker)
+            self._unclaimed = index.refresh(self._db, self._broker, self._unclaimed)
             self._broker.push(self._overdue())
         return handled
 
@@ -141,31 +144,44 @@ class Sweeper:
             effects.apply(self._broker, done)
         return limit
 
-    def _retain(self) -> None:
-        """Remove jobs whose time after their end is over, the oldest first."""
-        job, kept = t.job.c, self._retention
-        if kept.jobs:
-            self._remove_all(job.state != State.FAILED.value, kept.jobs)  # no "in": the index on the time answers this
-        if kept.dead_letters:
-            for tenant in self._db.read(_all(select(t.tenant.c.id))):
-                self._remove_all(and_(job.tenant_id == tenant.id, text(t.DEAD_LETTER)), kept.dead_letters)
+    def _retain(self) -> bool:
+        """Remove jobs whose time after their end is over: of each kind in turn the oldest. Whether there may be more."""
+        kinds, end = self._kinds(), time.monotonic() + _REMOVE_S
+        while self._without < len(kinds):
+            removed = self._remove_some(*kinds[self._kind % len(kinds)])
+            self._without = 0 if removed else self._without + 1
+            self._kind += 1
+            if time.monotonic() >= end:
+                break
+        more = self._without < len(kinds)
+        if not more:
+            self._without = 0
+        return more
 
-    def _remove_all(self, which: ColumnElement[bool], age_ms: int) -> None:
-        """Those that ended longer ago than that; what one round does not come to waits for the next."""
+    def _kinds(self) -> list[tuple[ColumnElement[bool], int]]:
+        """What is removed, and how many ms after its end: completed and canceled jobs, and each tenant's dead letters."""
+        job, kept = t.job.c, self._retention
+        # No "in": the index on the time answers this.
+        kinds: list[tuple[ColumnElement[bool], int]] = (
+            [(job.state != State.FAILED.value, kept.jobs)] if kept.jobs else []
+        )
+        if kept.dead_letters:
+            tenants = self._db.read(_all(select(t.tenant.c.id).order_by(t.tenant.c.id)))
+            kinds += [(and_(job.tenant_id == one.id, text(t.DEAD_LETTER)), kept.dead_letters) for one in tenants]
+        return kinds
+
+    def _remove_some(self, which: ColumnElement[bool], age_ms: int) -> int:
         settled: list[ColumnElement[bool]] = [t.job.c.id.not_in(select(t.job_release.c.upstream_id))]
         if self._retention.told_first:
             settled.append(~callback_store.pending_of(t.job.c.id))
-        for _ in range(_RETAIN_STEPS):
-            old = t.job.c.finished_at < self._db.now_ms() - age_ms
-            query = select(t.job.c.id).where(which, old, *settled).order_by(t.job.c.finished_at).limit(_RETAIN_STEP)
-            ids = [row.id for row in self._db.read(_all(query))]
-            if not ids:
-                return
-            self._remove(ids)
-
-    def _remove(self, ids: Sequence[str]) -> None:
+        old = t.job.c.finished_at < self._db.now_ms() - age_ms
+        query = select(t.job.c.id).where(which, old, *settled).order_by(t.job.c.finished_at).limit(_RETAIN_STEP)
+        ids = [row.id for row in self._db.read(_all(query))]
+        if not ids:
+            return 0
         gone = self._db.write(lambda c: self._transitions.purge(c, None, ids, now_ms(c)))
         _log.info("removed jobs that ended long ago", count=len(gone))
+        return len(gone)
 
     def take_back_lapsed(self, limit: int) -> int:
         """Release leases that are over, each worker's once its sandboxes are dead. Slow where sandboxd is: a round of its own.
@@ -208,13 +224,14 @@ class Sweeper:
                 return found
             last = (page[-1].ready_at, page[-1].id)
 
-    def _purge(self) -> None:
-        def unit(connection: Connection) -> None:
-            old = t.idempotency.c.created_at < now_ms(connection) - IDEMPOTENCY_MS
-            connection.execute(t.idempotency.delete().where(old))
-
-        self._db.write(unit)
+    def _purge(self) -> bool:
+        """Whether there may be more."""
+        end = time.monotonic() + _REMOVE_S
+        while self._db.write(_forget_keys) == _KEYS_STEP:
+            if time.monotonic() >= end:
+                return True
         self._forget_batches()
+        return False
 
     def _forget_batches(self) -> None:
         """Remove batches without jobs from the next page of a walk over all. A purge takes them along; releases before it did have left some."""
@@ -225,6 +242,14 @@ class Sweeper:
         empty = [batch_id for batch_id, alive in page if not alive]
         if empty:
             self._db.write(lambda c: c.execute(t.batch.delete().where(batch.id.in_(empty), ~left)))
+
+
+def _forget_keys(connection: Connection) -> int:
+    """How many idempotency keys too old to count were removed: one transaction would take as long as there are many of them."""
+    seen = t.idempotency.c
+    key, old = tuple_(seen.tenant_id, seen.user_id, seen.key), seen.created_at < now_ms(connection) - IDEMPOTENCY_MS
+    oldest = select(seen.tenant_id, seen.user_id, seen.key).where(old).order_by(seen.created_at).limit(_KEYS_STEP)
+    return connection.execute(t.idempotency.delete().where(key.in_(oldest))).rowcount
 
 
 def _behind(ready_at: int, job_id: str) -> ColumnElement[bool]:

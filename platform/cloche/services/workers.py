@@ -120,12 +120,16 @@ class WorkerService:
         return self._db.write(lambda c: c.execute(dead.where(silent(c))).scalars().all())
 
     def list(self, actor: Actor) -> Items:
-        """DESIGN §11's shape, newest first; workers gone for an hour are forgotten.
+        """DESIGN §11's shape, live ones first and each newest first; workers gone for an hour are forgotten.
 
         ``busy`` counts every tenant's jobs, ``current_job_ids`` names the actor's tenant's alone. ``pools`` are those of its host.
         """
-        newest = select(t.worker).order_by(t.worker.c.started_at.desc()).limit(_SHOWN)
-        return self._db.read(lambda c: worker_views(c, actor.tenant_id, newest))
+
+        def unit(connection: Connection) -> Items:
+            query = select(t.worker).order_by(*live_first(now_ms(connection))).limit(_SHOWN)
+            return worker_views(connection, actor.tenant_id, query)
+
+        return self._db.read(unit)
 
     def summary(self) -> dict[str, Any]:
         """``{"running": bool, "count": n, "ready": n, "reasons": [...]}`` for health checks."""
@@ -174,6 +178,13 @@ def worker_views(connection: Connection, tenant_id: str, query: Select[Any]) -> 
     now = now_ms(connection)
     rows = connection.execute(query).mappings()
     return [_view(row, busy[row["id"]], mine[row["id"]], now) for row in rows]
+
+
+def live_first(now: int) -> tuple[ColumnElement[Any], ...]:
+    """The order of a list that is cut: workers that die as often as they start push no live one off it."""
+    worker = t.worker.c
+    live = (worker.status != "dead") & (worker.last_heartbeat_at > now - STALE_MS)
+    return case((live, 0), else_=1), worker.started_at.desc()
 
 
 def status_of(row: Any, now: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ STARTING = "the worker is starting"
 _log = logs.get(__name__)
 # A worker that could not renew for this share of its lease kills its own sandboxes: before anybody else may take the attempt.
 _FENCE_SHARE = 2 / 3
+_MISSED = 1_000  # the latest cancels of what other workers hold, and of what this one is about to
 
 
 @dataclass
@@ -78,6 +80,8 @@ class Holds:
             threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True),
             threading.Thread(target=self._listen, name="cancel-listener", daemon=True),
         ]
+        # Attempts that were to be canceled while nobody here held them: perhaps not yet, for a claim is stored before its hold is made.
+        self._missed: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._strays = False  # whether the database may say that we hold what we do not run
         self._schema = schema
         self.outdated: str | None = None  # why this program must not take jobs from the database as it is now
@@ -111,6 +115,8 @@ class Holds:
         hold = Hold(job)
         with self._lock:
             self._holds[job.id] = hold
+            if (job.id, job.attempt) in self._missed:  # asked for between the claim and now
+                hold.cancel.set()
         return hold
 
     def unsure(self) -> None:
@@ -218,7 +224,15 @@ class Holds:
                 self._fence()  # here too: the heartbeat's thread may be waiting for the database
                 if item is None or item[1].get("type") != "cancel":
                     continue  # a missed cancel comes with the next heartbeat
-                with self._lock:
-                    hold = self._holds.get(item[1].get("id", ""))
-                if hold is not None:
-                    hold.interrupt(hold.cancel)
+                self._cancel(item[1].get("id", ""), item[1].get("attempt", 0))
+
+    def _cancel(self, job_id: str, attempt: int) -> None:
+        """One that is not held is kept for :meth:`add`; nobody waits here to know whether it comes, for this thread fences too."""
+        with self._lock:
+            hold = self._holds.get(job_id)
+            if hold is None or hold.job.attempt < attempt:
+                self._missed[job_id, attempt] = None
+                if len(self._missed) > _MISSED:
+                    self._missed.popitem(last=False)
+        if hold is not None and hold.job.attempt == attempt:
+            hold.interrupt(hold.cancel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from types import TracebackType
@@ -23,6 +24,7 @@ from cloche.services.transitions import Transitions
 from cloche.services.workers import WorkerService
 from cloche.worker import workfolder
 
+_TRY_S = (0.2, 0.5, 1.0, 1.0, 1.0, 2.0, 2.0)  # sandboxd may have died too, and is there again in a moment
 _LEASES = 3  # a disk that is slow for once is no standstill
 
 
@@ -41,6 +43,7 @@ class Aftermath:
         )
         self._workers = WorkerService(self._db)
         self._standstill: Standstill | None = None
+        self._closing = threading.Event()
 
     def __enter__(self) -> Aftermath:
         return self
@@ -48,6 +51,7 @@ class Aftermath:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closing.set()
         if self._standstill is not None:
             self._standstill.stop()
         workfolder.clean(self._settings.home / "work")  # of those that did not stop in time and were killed
@@ -79,14 +83,27 @@ class Aftermath:
         workfolder.clean(self._settings.home / "work")
 
     def _give_back(self, name: str, worker_id: str) -> None:
+        self._tried(self._leases.put_back_taken)  # first: of what it never claimed there is no sandbox
+        problem: ClocheError | None = None
+        for wait_s in (0.0, *_TRY_S):
+            if self._closing.wait(wait_s):
+                return  # the next start finds what is left
+            problem = self._tried(lambda: self._release(name, worker_id))
+            if problem is None:
+                return
+        self._sink.say(f"{name}: its jobs come back when their leases lapse ({problem})", level="warning")
+
+    def _tried(self, act: Callable[[], None]) -> ClocheError | None:
         try:
-            with closing(SandboxdBackend(self._settings.sandboxd_socket, "supervisor")) as sandboxd:
-                sandboxd.owner_gone(worker_id)
-            released = self._leases.take_back(worker_id, Reason.LEASE_LAPSED, "supervisor")
-            self._workers.leave(worker_id, "its process died")
-            self._leases.put_back_taken()
+            act()
         except ClocheError as error:
-            self._sink.say(f"{name}: its jobs come back when their leases lapse ({error})", level="warning")
-            return
+            return error
+        return None
+
+    def _release(self, name: str, worker_id: str) -> None:
+        with closing(SandboxdBackend(self._settings.sandboxd_socket, "supervisor")) as sandboxd:
+            sandboxd.owner_gone(worker_id)
+        released = self._leases.take_back(worker_id, Reason.LEASE_LAPSED, "supervisor")
         if released:
             self._sink.say(f"{name}: {released} of its jobs went back to the queue")
+        self._workers.leave(worker_id, "its process died")
