@@ -43,6 +43,12 @@ def recorded(db) -> list[tuple[str, str, str]]:
     return [tuple(row) for row in db.read(lambda c: c.execute(query).all())]
 
 
+def digests(db, action: str) -> tuple[str | None, str | None]:
+    event = t.audit_event.c
+    here = (event.action == action) & (event.object == "plugin:sample==2.0.0")
+    return db.read(lambda c: c.execute(select(event.before_sha256, event.after_sha256).where(here)).one())
+
+
 def test_sync_registers_each_version_once(db, tenant: str, folder: Path):
     service(db, folder).sync(tenant)
     service(db, folder).sync(tenant)
@@ -60,6 +66,9 @@ def test_a_version_that_changed_takes_no_new_jobs(db, admin, tenant: str, folder
     plugins = service(db, folder)
     plugins.sync(tenant)
     assert recorded(db)[-1] == ("plugin:changed", "plugin:sample==2.0.0", "denied")
+    first, found = (digests(db, action) for action in ("plugin:register", "plugin:changed"))
+    assert (first[0], found[0]) == (None, first[1])
+    assert found[1] not in (None, found[0])
     assert open_ones(admin, plugins) == ["3.0.0-rc.1", "1.0.0"]
     with pytest.raises(Invalid, match="publish a new version") as caught:
         resolved(db, plugins, None)

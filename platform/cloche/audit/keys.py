@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import os
 import re
 import secrets
@@ -147,6 +148,11 @@ class KeyRing:
 
     def __repr__(self) -> str:
         return f"KeyRing({self.origin})"
+
+
+def hmac_key_id(key: bytes) -> str:
+    """What the record calls an HMAC key: 16 hex digits that say nothing of it."""
+    return hmac.digest(key, b"cloche-audit-hmac-key-id", "sha256").hex()[:16]
 
 
 def read_public_key(path: Path) -> PublicKey:

@@ -68,9 +68,10 @@ class AccessService(NewPasswords, Tokens):
                     id=tenant_id, name=DEFAULT_TENANT, skeleton=skeleton(DEFAULT_TENANT), created_at=now
                 )
             )
+            named = {"name": DEFAULT_TENANT}
             self._audit.record(
                 connection,
-                AuditEntry(actor, Action.TENANT_CREATE, f"tenant:{tenant_id}", details={"name": DEFAULT_TENANT}),
+                AuditEntry(actor, Action.TENANT_CREATE, f"tenant:{tenant_id}", after=named, details=named),
             )
             row: dict[str, Any] = {
                 "id": user_id,

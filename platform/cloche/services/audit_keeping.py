@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select
 
 from cloche.audit.chain import Chain, open_kept
-from cloche.audit.keys import KeyRing
+from cloche.audit.keys import KeyRing, hmac_key_id
 from cloche.audit.note import Checkpoint, Gap, PublicKey, note_hash, notes_in
 from cloche.clock import uuid7
 from cloche.db import tables
@@ -58,8 +59,7 @@ def rotate_signing_key(db: Database, keyring: KeyRing) -> PublicKey:
     audit, details = AuditLog(keyring.current_hmac_key), {"before": before.id.hex(), "after": made.id.hex()}
 
     def record(connection: Connection) -> None:
-        entry = AuditEntry(operator(connection), Action.KEY_ROTATE, "key:audit", details=details)
-        audit.record(connection, entry)
+        audit.record(connection, _rotated(operator(connection), "key:audit", details))
 
     Sealer(db, keyring, uuid7()).announce(Said(key=made), record)
     keyring.drop_signing_keys(made)
@@ -71,13 +71,15 @@ def rotate_hmac_key(db: Database, keyring: KeyRing) -> None:
 
     Raises: as :func:`rotate_signing_key`.
     """
+    before = hmac_key_id(keyring.current_hmac_key())
     keyring.rotate_hmac(db.now_ms())
     audit = AuditLog(keyring.current_hmac_key)
-    db.write(
-        lambda connection: audit.record(
-            connection, AuditEntry(operator(connection), Action.KEY_ROTATE, "key:audit-hmac")
-        )
-    )
+    details = {"before": before, "after": hmac_key_id(keyring.current_hmac_key())}
+    db.write(lambda c: audit.record(c, _rotated(operator(c), "key:audit-hmac", details)))
+
+
+def _rotated(actor: Actor, key: str, ids: Mapping[str, str]) -> AuditEntry:
+    return AuditEntry(actor, Action.KEY_ROTATE, key, before=ids["before"], after=ids["after"], details=ids)
 
 
 def declare_restore(db: Database, keyring: KeyRing, kept: str) -> Lost:

@@ -62,7 +62,8 @@ class CallbackSecrets:
                 "created_at": now,
             }
             connection.execute(update(t.callback_secret).where(_mine(actor.tenant_id)).values(row))
-            entry = AuditEntry(actor, Action.CALLBACK_SECRET_RENEW, _OBJECT, details={"version": row["version"]})
+            was, now_is = ({"version": each["version"]} for each in (before, row))
+            entry = AuditEntry(actor, Action.CALLBACK_SECRET_RENEW, _OBJECT, before=was, after=now_is, details=now_is)
             self._audit.record(connection, entry)
             return {**row, "tenant_id": actor.tenant_id}
 

@@ -45,7 +45,10 @@ class Drains:
                 asked = {"drain_requested_at": now, "status": "draining"}
                 connection.execute(update(t.worker).where(t.worker.c.id == worker_id).values(**asked))
                 details = {"host": row["host"], "pid": row["pid"]}
-                entry = AuditEntry(actor, Action.WORKER_DRAIN, f"worker:{worker_id}", details=details)
+                before, after = ({"status": each["status"]} for each in (row, asked))
+                entry = AuditEntry(
+                    actor, Action.WORKER_DRAIN, f"worker:{worker_id}", before=before, after=after, details=details
+                )
                 self._audit.record(connection, entry)
             return worker_views(connection, actor.tenant_id, one)[0]
 

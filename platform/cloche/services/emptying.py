@@ -71,7 +71,8 @@ class Emptying:
             raise Invalid("Nothing was removed.", problems=[Problem("/confirm", "has to be the tenant's name")])
         check_suspended(row)
         held = contents(connection, tenant_id)
-        self._audit.record(connection, AuditEntry(actor, Action.TENANT_EMPTY, f"tenant:{tenant_id}", details=held))
+        entry = AuditEntry(actor, Action.TENANT_EMPTY, f"tenant:{tenant_id}", before=held, details=held)
+        self._audit.record(connection, entry)
 
     def _jobs(self, actor: Actor, deadline: float) -> int:
         job, removed, seen = t.job.c, 0, ""

@@ -68,7 +68,7 @@ class FileService:
             "job_id": None,
         }
         details = {key: row[key] for key in ("name", "size", "sha256", "media_type")}
-        entry = AuditEntry(actor=actor, action=Action.FILE_CREATE, object=f"file:{row['id']}", details=details)
+        entry = AuditEntry(actor, Action.FILE_CREATE, f"file:{row['id']}", after=details, details=details)
 
         def unit(connection: Connection) -> None:
             connection.execute(insert(t.artifact), row)
@@ -120,7 +120,8 @@ class FileService:
                 raise NotFound("there is no such file")  # somebody was faster, and it is counted off once
             quota_rows.dropped(connection, actor.tenant_id, row["created_by"], row["size"])
             details = {key: row[key] for key in ("name", "size", "sha256")}
-            entry = AuditEntry(actor=actor, action=Action.FILE_DELETE, object=f"file:{file_id}", details=details)
+            before = {**details, "media_type": row["media_type"]}
+            entry = AuditEntry(actor, Action.FILE_DELETE, f"file:{file_id}", before=before, details=details)
             self._audit.record(connection, entry)
             return str(row["sha256"])
 

@@ -227,6 +227,11 @@ def end_tokens(connection: Connection, user_id: str, now: int, tenant_id: str | 
     return int(connection.execute(ended.execution_options(across_tenants=why)).rowcount)
 
 
+def state(row: Mapping[str, Any], homes: Collection[str]) -> dict[str, Any]:
+    """What the record's digest of an account that goes is over; not the name, which the person may ask to be forgotten."""
+    return {"disabled": row["disabled"], "platform_admin": row["platform_admin"], "tenants": sorted(homes)}
+
+
 @scope.across_tenants("an account is deleted in every tenant at once")
 def bury(connection: Connection, user_id: str, now: int) -> None:
     """Delete an account: roles, credentials, password and name go. The row stays for what tells whose it is, and the name is free again."""

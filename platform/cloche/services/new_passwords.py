@@ -118,7 +118,7 @@ class NewPasswords(SignIns):
             }
             connection.execute(insert(_reset).values(secret_sha256=digest(secret), **values))
             details = {"reset": reset_id, "expires_at": to_rfc3339(ends)}
-            entry = AuditEntry(actor, Action.PASSWORD_RESET_CREATE, f"user:{user_id}", details=details)
+            entry = AuditEntry(actor, Action.PASSWORD_RESET_CREATE, f"user:{user_id}", after=details, details=details)
             self._audit.record(connection, entry)
 
         self._db.write(unit)

@@ -234,9 +234,10 @@ def _entry(
     actor: Actor, action: Action, manifest: Manifest, details: Mapping[str, Any], outcome: Outcome = Outcome.ALLOWED
 ) -> AuditEntry:
     reason = "its files differ from those first seen" if action is Action.PLUGIN_CHANGED else None
-    return AuditEntry(
-        actor=actor, action=action, object=_object(manifest), outcome=outcome, reason=reason, details=details
-    )
+    seen = {"digest": details["digest"]}
+    before, after = (seen, {"digest": details["found"]}) if action is Action.PLUGIN_CHANGED else (None, seen)
+    name = _object(manifest)
+    return AuditEntry(actor, action, name, outcome=outcome, reason=reason, before=before, after=after, details=details)
 
 
 def _object(manifest: Manifest) -> str:

@@ -5,7 +5,7 @@ The database says how a queue is taken from; Redis is told after the commit, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
@@ -126,6 +126,8 @@ class QueueService:
             if scope is Scope.PLATFORM:
                 said = {key: value for key, value in asked.items() if key != "weights"}
                 before = {key: row[key] for key in said}
+                if weights:
+                    before["weights"] = _weights(connection, name, weights)
                 values |= {**said, "revision": row["revision"] + 1, "updated_at": now}
                 _set_weights(connection, name, weights, now)
             else:
@@ -180,7 +182,8 @@ class QueueService:
             shares = delete(t.queue_share).where(t.queue_share.c.queue == name)
             connection.execute(shares.execution_options(across_tenants=why))
             connection.execute(delete(t.queue).where(t.queue.c.name == name))
-            self._audit.record(connection, AuditEntry(actor, Action.QUEUE_DELETE, f"queue:{name}"))
+            before = {key: row[key] for key in ("description", "max_concurrency", "paused")}
+            self._audit.record(connection, AuditEntry(actor, Action.QUEUE_DELETE, f"queue:{name}", before=before))
             return int(row["rules_version"])
 
         gone = self._db.write(unit)
@@ -224,6 +227,16 @@ def _set_weights(connection: Connection, name: str, weights: Mapping[str, int], 
     with scope_of.across_tenants("platform administrators weigh tenants against each other"):
         for tenant, weight in weights.items():
             _set_share(connection, name, ids[tenant], {"weight": weight}, now)
+
+
+def _weights(connection: Connection, name: str, tenants: Iterable[str]) -> dict[str, int]:
+    """What these tenants weigh now, by their names; one that was never weighed has the weight of all."""
+    share, named = t.queue_share.c, t.tenant.c
+    query = select(named.name, share.weight).join(t.queue_share, share.tenant_id == named.id)
+    query = query.where(share.queue == name, named.name.in_(list(tenants)))
+    query = query.execution_options(across_tenants="platform administrators weigh tenants against each other")
+    found = {row.name: row.weight for row in connection.execute(query)}
+    return {tenant: found.get(tenant, _NO_SHARE["weight"]) for tenant in tenants}
 
 
 def _set_share(connection: Connection, name: str, tenant_id: str, said: Mapping[str, Any], now: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
@@ -74,7 +75,7 @@ class RemoteService:
                 connection.execute(insert(t.remote), row)
             except IntegrityError:
                 raise Conflict(f"there is a remote '{name}' already", code="remote-exists") from None
-            self._record(connection, actor, Action.REMOTE_CREATE, name, after=config)
+            self._record(connection, actor, Action.REMOTE_CREATE, name, after=_Said(row, config))
 
         self._db.write(unit)
         return _shown(row, config)
@@ -125,7 +126,8 @@ class RemoteService:
             changed = connection.execute(statement.returning(t.remote)).mappings().one_or_none()
             if changed is None:
                 raise Conflict("the remote has changed since; read it again", code="remote-changed")
-            self._record(connection, actor, Action.REMOTE_UPDATE, name, before=before, after=after)
+            said = _Said(dict(row), before), _Said(dict(changed), after)
+            self._record(connection, actor, Action.REMOTE_UPDATE, name, before=said[0], after=said[1])
             return changed
 
         return _shown(self._db.write(unit), after)
@@ -145,7 +147,7 @@ class RemoteService:
             here = _of(actor) & (t.remote.c.id == row["id"]) & (t.remote.c.version == version)
             if connection.execute(delete(t.remote).where(here)).rowcount != 1:  # changed since the statement before
                 raise Conflict("the remote has changed since; read it again", code="remote-changed")
-            self._record(connection, actor, Action.REMOTE_DELETE, name)
+            self._record(connection, actor, Action.REMOTE_DELETE, name, before=_Said(dict(row), self._readable(row)))
 
         self._db.write(unit)
 
@@ -197,20 +199,44 @@ class RemoteService:
         action: Action,
         name: str,
         *,
-        before: RemoteConfig | None = None,
-        after: RemoteConfig | None = None,
+        before: _Said | None = None,
+        after: _Said | None = None,
     ) -> None:
-        """The digests are of the masked options: a digest of a short password would give it away."""
-        masked = [None if config is None else {"type": config.type, **config.masked()} for config in (before, after)]
         details: dict[str, Any] = {}
         if after is not None:
-            old = before.options if before else {}
-            changed = sorted(k for k in {*old, *after.options} if old.get(k) != after.options.get(k))
-            details = {"type": after.type, "changed": changed}
+            old, new = before.options if before else {}, after.options
+            changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+            details = {"type": after.row["type"], "changed": changed}
+        digested = [None if said is None else said.digested() for said in (before, after)]
         entry = AuditEntry(
-            actor=actor, action=action, object=f"remote:{name}", before=masked[0], after=masked[1], details=details
+            actor=actor, action=action, object=f"remote:{name}", before=digested[0], after=digested[1], details=details
         )
         self._audit.record(connection, entry)
+
+    def _readable(self, row: RowMapping) -> RemoteConfig | None:
+        """None where the key is not the one it was sealed with: a remote that nobody can use any more can be removed all the same."""
+        try:
+            return self._opened(row)
+        except Unavailable:
+            return None
+
+
+@dataclass(frozen=True)
+class _Said:
+    """A remote as it was at one version. ``config`` None: nobody can read its options."""
+
+    row: Mapping[str, Any]
+    config: RemoteConfig | None
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        return {} if self.config is None else self.config.options
+
+    def digested(self) -> dict[str, Any]:
+        """What the record's digest is over: secrets are masked, as a digest of a short password would give it away. The version tells apart
+        two that differ in a secret alone."""
+        masked = None if self.config is None else self.config.masked()
+        return {"type": self.row["type"], "version": self.row["version"], "options": masked}
 
 
 def _of(actor: Actor) -> Any:

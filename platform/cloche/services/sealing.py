@@ -249,7 +249,8 @@ def rotate(folder: Path, db: Database, audit: AuditLog) -> str:
         details = {"before": before, "after": made}
         for tenant_id in tenants:  # the first tenant's trail has what concerns the platform
             actor = system_actor(tenant_id, "operator")
-            audit.record(connection, AuditEntry(actor, Action.KEY_ROTATE, "key:sensitive", details=details))
+            entry = AuditEntry(actor, Action.KEY_ROTATE, "key:sensitive", before=before, after=made, details=details)
+            audit.record(connection, entry)
 
     db.write(unit)
     return made

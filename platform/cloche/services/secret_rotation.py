@@ -123,10 +123,10 @@ def _replace(connection: Connection, row: Mapping[str, Any], made: tuple[str, st
 def _record(connection: Connection, audit: AuditLog, details: Mapping[str, Any]) -> None:
     first = select(t.tenant.c.id).order_by(t.tenant.c.created_at).limit(1)  # its trail has what concerns the platform
     for tenant_id in connection.execute(first).scalars().all():
-        audit.record(
-            connection,
-            AuditEntry(system_actor(tenant_id, "operator"), Action.KEY_ROTATE, "key:secrets", details=details),
-        )
+        actor = system_actor(tenant_id, "operator")
+        ids = (details["before"], details["after"]) if "before" in details else (None, None)
+        entry = AuditEntry(actor, Action.KEY_ROTATE, "key:secrets", before=ids[0], after=ids[1], details=details)
+        audit.record(connection, entry)
 
 
 @contextmanager

@@ -135,7 +135,10 @@ class Sessions(Credentials):
             mine = (_session.c.handle == actor.session_id, _session.c.user_id == actor.user_id)
             connection.execute(update(_session).where(*mine).values(tenant_id=tenant_id))
             details = {"session": actor.session_id, "from": actor.tenant_id}
-            entry = AuditEntry(there, Action.SESSION_ENTER, f"tenant:{tenant_id}", details=details)
+            before, after = ({"tenant": each} for each in (actor.tenant_id, tenant_id))
+            entry = AuditEntry(
+                there, Action.SESSION_ENTER, f"tenant:{tenant_id}", before=before, after=after, details=details
+            )
             self._audit.record(connection, entry)
             changed(connection, user_id=actor.user_id)
 

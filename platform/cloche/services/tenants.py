@@ -158,15 +158,14 @@ class TenantService:
         here = select(_held.user_id).where(_held.tenant_id == tenant_id)
         elsewhere = select(_held.user_id).where(_held.user_id == _user.id, _held.tenant_id != tenant_id)
         alone = (_user.id.in_(here)) & ~elsewhere.exists() & ~_user.platform_admin
-        ids = connection.scalars(select(_user.id).where(alone).order_by(_user.id)).all()
-        now = now_ms(connection)
-        for user_id in ids:
-            members.bury(connection, user_id, now)
-            entry = AuditEntry(
-                actor, Action.USER_DELETE, f"user:{user_id}", details={"deleted": True, "with": "tenant"}
-            )
+        rows = connection.execute(select(t.user).where(alone).order_by(_user.id)).mappings().all()
+        now, details = now_ms(connection), {"deleted": True, "with": "tenant"}
+        for row in rows:
+            before = members.state(dict(row), [tenant_id])
+            members.bury(connection, row["id"], now)
+            entry = AuditEntry(actor, Action.USER_DELETE, f"user:{row['id']}", before=before, details=details)
             self._audit.record(connection, entry)
-        return ids
+        return [row["id"] for row in rows]
 
     def _begin(self, connection: Connection, actor: Actor, tenant_id: str, version: int | None) -> Row:
         members.begin(connection, actor, Permission.TENANT_MANAGE, [tenant_id])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,7 +104,8 @@ class Tokens(Credentials):
             details = {"name": wanted.name, "scopes": limited, "addresses": kept, "expires_at": to_rfc3339(ends)}
             if owner is not None:
                 details["owner"] = f"user:{owner}"
-            self._audit.record(connection, AuditEntry(actor, Action.TOKEN_CREATE, f"token:{token_id}", details=details))
+            entry = AuditEntry(actor, Action.TOKEN_CREATE, f"token:{token_id}", after=_digested(row), details=details)
+            self._audit.record(connection, entry)
             return row
 
         return _token_json(self._db.write(unit)) | {"token": f"{TOKEN_PREFIX}{token_id}_{secret}"}
@@ -132,15 +133,16 @@ class Tokens(Credentials):
             begin(connection)
             mine = (_token.c.user_id == user_id, _token.c.tenant_id == actor.tenant_id)
             # Locked first, and looked at for what it made in a statement of its own: that sees what was being made meanwhile.
-            query = select(_token.c.revoked_at).where(_token.c.id == token_id, *mine)
-            row = connection.execute(query.with_for_update()).first()
+            query = select(_token).where(_token.c.id == token_id, *mine)
+            row = connection.execute(query.with_for_update()).mappings().first()
             if row is None:
                 raise NotFound("There is no such token.")
-            if row.revoked_at is None:
+            if row["revoked_at"] is None:
                 these = or_(_token.c.id == token_id, _token.c.parent_id == token_id)
                 live = (_token.c.tenant_id == actor.tenant_id, _token.c.revoked_at.is_(None))
                 connection.execute(update(_token).where(these, *live).values(revoked_at=now))
-                self._audit.record(connection, AuditEntry(actor, Action.TOKEN_REVOKE, f"token:{token_id}"))
+                entry = AuditEntry(actor, Action.TOKEN_REVOKE, f"token:{token_id}", before=_digested(dict(row)))
+                self._audit.record(connection, entry)
                 changed(connection, user_id=user_id)
 
         self._db.write(unit)
@@ -260,6 +262,11 @@ def _check_addresses(addresses: Sequence[str] | None) -> list[Network] | None:
             detail = "has to be an address or a network without bits beyond its prefix, such as 192.0.2.0/24 or 2001:db8::/32"
             raise Invalid("An address cannot be used.", problems=[Problem(f"/addresses/{index}", detail)]) from None
     return networks or None
+
+
+def _digested(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the record's digest of a token is over: nothing of its secret."""
+    return {name: row[name] for name in ("user_id", "name", "scopes", "addresses", "parent_id", "expires_at")}
 
 
 def _token_json(row: Any) -> dict[str, Any]:

@@ -196,7 +196,7 @@ class UserService(UserTokens):
                 connection.execute(delete(t.user_role).where(mine))
                 _bump(connection, row)
             details = {"deleted": deleted, "everywhere": everywhere}
-            self._record(connection, actor, Action.USER_DELETE, user_id, _state(row, homes), None, details)
+            self._record(connection, actor, Action.USER_DELETE, user_id, members.state(row, homes), None, details)
 
         self._db.write(unit)
 
@@ -289,10 +289,6 @@ def _keep_admins(connection: Connection, row: Row, homes: set[str], *, whole: bo
             members.keep_admin(connection, row, tenant_id)
     if whole and row["platform_admin"]:
         members.keep_platform_admin(members.hold_platform_admins(connection), row["id"])
-
-
-def _state(row: Row, homes: set[str]) -> dict[str, Any]:
-    return {"disabled": row["disabled"], "platform_admin": row["platform_admin"], "tenants": sorted(homes)}
 
 
 def _view(connection: Connection, actor: Actor, user_id: str) -> dict[str, Any]:
