@@ -119,7 +119,7 @@ class Walk:
     def ask(self, prefix: str, route: Route, caller: Caller, owner: str, *, exact: bool = False) -> Cell:
         world, key = self.world, key_of(route)
         target = self._target(route, caller, owner)
-        path = prefix + _PARAMETER.sub(lambda found: objects.FIXED.get(found[1], target), route.template)
+        path = prefix + _filled(route, target)
         options: dict[str, Any] = {"headers": {"If-Match": "*"} if "If-Match" in route.headers else {}}
         if isinstance(route.body, Raw):
             options |= {"data": b"x", "query_string": {"name": "x.txt"}}
@@ -132,6 +132,10 @@ class Walk:
                 self.made = {known: value for known, value in self.made.items() if value != target}
             headers = {name: value for name, value in answer.headers if name not in _CHANGING}
             return Cell(answer.status_code, text if exact else _plain(text, target), headers)
+
+    def path(self, route: Route, caller: Caller, owner: str) -> str:
+        """The route's path for that object, below its prefix."""
+        return _filled(route, self._target(route, caller, owner))
 
     def row(self, prefix: str, route: Route, owner: str) -> dict[str, Cell]:
         return {name: self.ask(prefix, route, self.world.callers[name], owner) for name in CALLERS}
@@ -152,6 +156,10 @@ class Walk:
 
 
 _CHANGING = ("X-Request-ID", "RateLimit", "RateLimit-Policy", "Set-Cookie", "Content-Length")
+
+
+def _filled(route: Route, target: str) -> str:
+    return _PARAMETER.sub(lambda found: objects.FIXED.get(found[1], target), route.template)
 
 
 def _plain(text: str, target: str) -> str:
