@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import sqlite3
 
@@ -9,21 +11,28 @@ import pytest
 from sqlalchemy import select
 
 from cloche.audit.keys import PUBLIC_FILE, KeyRing, read_public_key
-from cloche.audit.offline import Trust, verify_store
+from cloche.audit.offline import Trust, verify_export, verify_store
 from cloche.audit.verify import Verdict
+from cloche.clock import uuid7
 from cloche.db import tables
-from cloche.db.audit_log import AuditEntry
+from cloche.db.audit_log import AuditEntry, AuditLog
 from cloche.domain.events import Action
+from cloche.domain.retries import PlatformBudget
+from cloche.services.audit_prune import prune
 from cloche.services.auditing import AuditService
+from cloche.services.transitions import Transitions
+from tests.support import jobs, stores
 from tests.support.audit import ALICE, Platform, attacker
 
 JOBS = 2
 SIZE = 3 * JOBS + 1
+DAY = 86_400_000
 
 
 @pytest.fixture
 def platform(tmp_path, database_url):
     platform = Platform(tmp_path / "home", database_url).filled(3, JOBS)
+    stores.add_tenant(platform.db)
     yield platform
     platform.db.close()
 
@@ -127,7 +136,10 @@ class TestSeen:
 
 
 class TestNotSeen:
-    """Each a line of "Not seen" in docs/audit.md. What begins to be seen here has to be taken out of that list."""
+    """Each a line of "Not seen" in docs/audit.md. What begins to be seen here has to be taken out of that list.
+
+    A checkpoint older than the newest mark is in test_audit_keeping.py. A changed program cannot be tried.
+    """
 
     def test_an_event_that_is_no_job_s_deleted_before_sealing(self, platform):
         platform.record(AuditEntry(ALICE, Action.FILE_DELETE, "file:x"))
@@ -158,6 +170,92 @@ class TestNotSeen:
         with attacker(platform) as connection:
             connection.execute("DELETE FROM audit_person WHERE value = 'alice'")
         assert _bad(platform) == ""
+
+    def test_a_job_s_last_event_deleted_before_sealing_with_its_row_changed(self, platform):
+        home = {"id": ALICE.tenant_id, "name": "home", "created_at": 1}
+        platform.db.write(lambda c: c.execute(tables.tenant.insert(), home))
+        row, transitions = jobs.row(ALICE), Transitions(platform.log, PlatformBudget(failures=5, worker_deaths=3))
+        platform.db.write(lambda c: transitions.submit(c, ALICE, row, platform.db.now_ms()))
+        name = f"job:{row['id']}"
+        platform.record(AuditEntry(ALICE, Action.JOB_CANCEL, name, object_seq=2))
+        counted = tables.job.update().where(tables.job.c.id == row["id"]).values(audit_seq=2)
+        platform.db.write(lambda c: c.execute(counted).rowcount)
+        assert _bad(platform) == ""
+        with attacker(platform) as connection:
+            connection.execute("DELETE FROM audit_event WHERE object = ? AND object_seq = 2", (name,))
+        assert "event 2 of" in _bad(platform)
+        with attacker(platform) as connection:
+            connection.execute("UPDATE job SET audit_seq = 1 WHERE id = ?", (row["id"],))
+        assert _bad(platform) == ""
+        platform.sealer.run_once()
+        assert _bad(platform) == ""
+
+    @pytest.mark.parametrize("pruned", [False, True])
+    def test_the_first_event_after_the_mark_of_a_job_that_was_there_before_it(self, platform, pruned):
+        """Without a mark between them, the gap in the job's numbers shows."""
+        name = f"job:{uuid7()}"
+
+        def step(number: int, action: Action) -> None:
+            platform.record(AuditEntry(ALICE, action, name, object_seq=number))
+
+        step(1, Action.JOB_SUBMIT)
+        platform.sealer.run_once()
+        platform.filled(1, JOBS)  # the last batch stays whatever is pruned
+        if pruned:
+            prune(platform.db, platform.keyring, platform.db.now_ms() + 1, least_ms=-DAY)
+            platform.sealer.run_once()
+        step(2, Action.JOB_START)
+        step(3, Action.JOB_COMPLETE)
+        assert _bad(platform) == ""
+        with attacker(platform) as connection:
+            connection.execute("DELETE FROM audit_event WHERE object = ? AND object_seq = 2", (name,))
+        assert ("event 2 of" in _bad(platform), _bad(platform) == "") == (not pruned, pruned)
+
+    def test_an_event_made_up_with_the_hmac_key(self, platform, tmp_path):
+        shutil.copytree(platform.keys, tmp_path / "stolen")
+        thief = AuditLog(KeyRing.load_or_create(tmp_path / "stolen").hmac_key)
+        invented = AuditEntry(ALICE, Action.ROLE_CREATE, "role:nobody-did-this")
+        platform.db.write(lambda connection: thief.record(connection, invented))
+        assert _bad(platform) == ""
+        assert platform.sealer.run_once() == 1
+        assert _bad(platform) == ""
+
+    @pytest.mark.parametrize(
+        "done",
+        [
+            "DELETE FROM audit_event WHERE object = 'file:1'",
+            "UPDATE audit_event SET action = 'file:delete' WHERE object = 'file:1'",
+        ],
+    )
+    def test_rows_that_a_filtered_export_should_have_found(self, platform, tmp_path, done):
+        """The whole export shows it, and so does the database itself."""
+        service, key = AuditService(platform.db, platform.keyring), platform.keys / PUBLIC_FILE
+
+        def exported(filters=None) -> Verdict:
+            path = tmp_path / "export"
+            path.write_text("".join(service.export(ALICE, filters)))
+            return verify_export(path, public_key=key)
+
+        assert exported({"action": Action.FILE_CREATE.value}).events == 3
+        with attacker(platform) as connection:
+            connection.execute(done)
+        found = exported({"action": Action.FILE_CREATE.value})
+        assert (found.exit_code, found.events) == (0, 2)
+        assert (exported().exit_code, _bad(platform) != "") == (1, True)
+
+    def test_rows_that_whoever_holds_the_signing_key_leaves_out_of_a_filtered_export(self, platform, tmp_path):
+        service, path = AuditService(platform.db, platform.keyring), tmp_path / "export"
+        lines = list(service.export(ALICE, {"action": Action.FILE_CREATE.value}))
+        left = [line for line in lines[:-1] if '"object":"file:1"' not in line]
+        assert len(left) == len(lines) - 2
+        hashed = hashlib.sha256("".join(left).encode()).hexdigest()
+        end = json.loads(lines[-1])["end"].partition("\n\n")[0] + "\n"
+        was = hashlib.sha256("".join(lines[:-1]).encode()).hexdigest()
+        assert end.count(was) == 1
+        for ending in (lines[-1], json.dumps({"end": platform.keyring.sign_note(end.replace(was, hashed))}) + "\n"):
+            path.write_text("".join(left) + ending)
+            verdict = verify_export(path, public_key=platform.keys / PUBLIC_FILE)
+            assert verdict.exit_code == (1 if ending == lines[-1] else 0)
 
     def test_which_leaf_of_a_batch_was_exchanged_without_the_hmac_key(self, platform):
         """The batch's range is named; with the HMAC key the event itself."""
