@@ -52,6 +52,7 @@ def test_an_auditor_with_the_public_key_alone_can_tell(sealed, database):
     verdict = verify_database(database, public_key=sealed.keys / PUBLIC_FILE)
     assert (verdict.exit_code, verdict.hmac_checked) == (0, False)
     assert "HMAC key is not at hand" in verdict.notes[0]
+    assert "signing keys are not at hand" in verdict.notes[-1]
 
 
 def test_an_empty_trail_is_valid(tmp_path):

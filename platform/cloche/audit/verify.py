@@ -92,6 +92,10 @@ def verify(
     """
     check = _Check(trail, key, hmac_key, now_ms)
     verdict = check.verdict
+    if not held:
+        verdict.notes.append(
+            "the platform's signing keys are not at hand: whether the trail ends under one of them was not checked"
+        )
     try:
         check.read_marks()
         check.left_behind()
@@ -269,12 +273,7 @@ class _Check:
                 )
 
     def ends_under(self, held: Sequence[PublicKey]) -> None:
-        if not held:
-            self.verdict.notes.append(
-                "the platform's signing keys are not at hand: whether the trail ends under one of them was not checked"
-            )
-            return
-        if self.chain.last in held:
+        if not held or self.chain.last in held:
             return
         key = f"{self.chain.last.name}+{self.chain.last.id.hex()}"
         if len(self.chain.periods) == 1:

@@ -241,7 +241,9 @@ class QuotaService:
 
 def _may_set(connection: Connection, actor: Actor, user_id: str) -> None:
     row = members.account(connection, actor, user_id)
-    if user_id == actor.user_id and not actor.may(Permission.QUOTA_MANAGE):
+    if actor.may(Permission.QUOTA_MANAGE):
+        return  # the whole tenant's are theirs to set
+    if user_id == actor.user_id:
         raise Forbidden("nobody sets their own quota; another administrator can")
     members.check_within(actor, members.holds(connection, row, actor.tenant_id))
 
