@@ -44,6 +44,11 @@ def test_the_page_shows_what_is_drawn_from_the_code():
     )
 
 
+def test_the_page_names_every_row():
+    text = report.PAGE.read_text("utf-8")
+    assert [row.name for row in ROWS if f"`{row.name}`" not in text] == []
+
+
 def test_rows_that_were_run_replace_their_own_lines_alone(tmp_path):
     page = tmp_path / "page.md"
     kept = f"| `{ROWS[1].name}` | kept |"
