@@ -93,11 +93,18 @@ def test_malformed_json(site, raw):
         ({"type": "csv_profile", "priority": "9"}, {"/priority"}),
         ({"type": "csv_profile", "priority": 10}, {"/priority"}),
         ({"type": "csv_profile", "priority": True}, {"/priority"}),
+        ({"type": "csv_profile", "priority": -1}, {"/priority"}),
+        ({"type": "csv_profile", "priority": 10**30}, {"/priority"}),
+        ({"type": "csv_profile", "priority": 1.5}, {"/priority"}),
         ({"type": "csv_profile", "payload": []}, {"/payload"}),
         ({"type": "csv_profile", "labels": {"a": 1}}, {"/labels/a"}),
         ({"type": "csv_profile", "timeout": "soon"}, {"/timeout"}),
         ({"type": "csv_profile", "timeout": -1}, {"/timeout"}),
         ({"type": "csv_profile", "timeout": True}, {"/timeout"}),
+        ({"type": "csv_profile", "timeout": "-5s"}, {"/timeout"}),
+        ({"type": "csv_profile", "timeout": "-PT5S"}, {"/timeout"}),
+        ({"type": "csv_profile", "timeout": "P99999D"}, {"/timeout"}),
+        ({"type": "csv_profile", "timeout": 10**18}, {"/timeout"}),
         ({"type": "csv_profile", "retry": {"backoff": "fibonacci"}}, {"/retry/backoff"}),
         ({"type": "csv_profile", "retry": {"max_retries": -1}}, {"/retry/max_retries"}),
         ({"type": "csv_profile", "retry": {"max_retries": 101}}, {"/retry/max_retries"}),
@@ -122,6 +129,36 @@ def test_malformed_json(site, raw):
 def test_bodies_that_do_not_fit_say_where(site, body, pointers):
     found = problem(site.request("POST", "/jobs", "anna", json=body), 422, "invalid")
     assert where(found) == pointers
+    assert jobs(site) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "pointer", "words"),
+    [
+        ({"timeout": 0}, "/timeout", "at least 100ms"),
+        ({"timeout": "0s"}, "/timeout", "at least 100ms"),
+        ({"timeout": "PT0S"}, "/timeout", "at least 100ms"),
+        ({"timeout": "99ms"}, "/timeout", "at least 100ms"),
+        ({"timeout": "301s"}, "/timeout", "only tighten"),
+        ({"timeout": 999_999_999}, "/timeout", "only tighten"),
+        ({"timeout": "36500d"}, "/timeout", "only tighten"),
+        ({"limits": {"cpu": 1.01}}, "/limits/cpu", "only tighten"),
+        ({"limits": {"memory": "257MB"}}, "/limits/memory", "only tighten"),
+        ({"limits": {"memory": "9999999TB"}}, "/limits/memory", ""),
+        ({"limits": {"pids": 17}}, "/limits/pids", "only tighten"),
+        ({"limits": {"output": "17MB"}}, "/limits/output", "only tighten"),
+        ({"limits": {"cpu": 0}}, "/limits", "cpu is 0"),
+        ({"limits": {"cpu": -1}}, "/limits", "cpu"),
+        ({"limits": {"memory": 0}}, "/limits", "memory is 0"),
+        ({"limits": {"memory": "-1MB"}}, "/limits/memory", ""),
+    ],
+)
+def test_a_job_neither_widens_its_plugins_limits_nor_asks_for_none(site, asked, pointer, words):
+    upload = site.upload(user="anna")
+    body = {"type": "csv_profile", "inputs": [{"from": f"artifact:{upload['id']}"}], **asked}
+    found = problem(site.request("POST", "/jobs", "anna", json=body), 422, "invalid")
+    assert [each["pointer"].startswith(pointer) for each in found["errors"]] == [True]
+    assert words in found["errors"][0]["detail"]
     assert jobs(site) == 0
 
 
