@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
+from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from sqlalchemy import insert, select, update
 
-from cloche.clock import now_ms, to_rfc3339, uuid7
+from cloche.clock import now_ms, to_rfc3339, uuid7, uuid7_at
 from cloche.db import tables as t
+from cloche.services import admission, job_pages
 from tests.support.web import API, problem, running_site
 
 
@@ -309,6 +312,92 @@ def test_attempts(site, job):
     add(site, t.attempt, {**row, "error": None, "usage": None, "started_at": 1_000, "finished_at": 3_500})
     item = site.request("GET", f"/jobs/{job['id']}/attempts").json["items"][0]
     assert (item["number"], item["reason"], item["duration_ms"]) == (1, "timed_out", 2_500)
+
+
+def pages(site, path: str, limit: int, **query: Any) -> list[list[dict[str, Any]]]:
+    """Following ``Link`` to the end."""
+    found, following = [], f"{path}?{urlencode({**query, 'limit': limit})}"
+    while following:
+        answer = site.request("GET", following)
+        assert answer.status_code == 200, answer.text
+        found.append(answer.json["items"])
+        following = None
+        if answer.json["next_cursor"]:
+            following = answer.headers["Link"].split(">")[0].removeprefix("<").removeprefix(API)
+    return found
+
+
+def test_attempts_and_trace_come_in_pages(site, job):
+    row = {"job_id": job["id"], "worker_id": "w", "phase": "running", "outcome": "failed", "reason": "timed_out"}
+    times = {"error": None, "usage": None, "started_at": 1_000, "finished_at": 3_500}
+    add(site, t.attempt, *({**row, **times, "number": number} for number in range(1, 121)))
+    # Of one moment, and with ids that go the other way than time does: workers' clocks differ.
+    at, ids = now_ms() + 5_000, sorted(uuid7() for _ in range(1_050))
+    event = {"job_id": job["id"], "attempt": 1, "event_type": "egress_connection", "details": {}}
+    add(site, t.trace_event, *({**event, "id": one, "at": at + (n < 500)} for n, one in enumerate(ids)))
+
+    whole = site.request("GET", f"/jobs/{job['id']}/attempts").json
+    assert (len(whole["items"]), whole["next_cursor"] is None) == (100, False)
+    found = pages(site, f"/jobs/{job['id']}/attempts", 50)
+    assert [len(page) for page in found] == [50, 50, 20]
+    assert [item["number"] for page in found for item in page] == list(range(1, 121))
+
+    whole = site.request("GET", f"/trace/{job['id']}").json
+    assert (len(whole["items"]), whole["next_cursor"] is None) == (1_000, False)
+    found = pages(site, f"/trace/{job['id']}", 400)
+    shown = [item for page in found for item in page]
+    assert [len(page) for page in found] == [400, 400, 251]
+    assert [item["id"] for item in shown[1:]] == ids[500:] + ids[:500]
+    for path in (f"/jobs/{job['id']}/attempts", f"/trace/{job['id']}"):
+        for cursor in ("x", "é", "LTE", "MS4y", "OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5"):
+            problem(site.request("GET", path, query_string={"cursor": cursor}), 422)
+        problem(site.request("GET", f"{path}?limit=1001"), 422)
+
+    client, _ = site.browser("admin")
+    page = client.get(f"/ui/jobs/{job['id']}").text
+    assert "Only the last 500 steps are shown" in page
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_a_web_host_whose_clock_is_wrong_loses_no_job_of_a_list(site, monkeypatch, hours):
+    label = f"skew{hours % 24}"
+    before = submit(site, labels={label: "1"})
+    with monkeypatch.context() as patched:
+        patched.setattr(admission, "uuid7", lambda: uuid7_at((now_ms() + hours * 3_600_000) * 1_000))
+        wrong = submit(site, labels={label: "2"})
+    after = submit(site, labels={label: "3"})
+    assert (wrong["id"] < before["id"]) is (hours < 0)
+
+    def listed(**query):
+        found = site.request("GET", "/jobs", query_string={"label": label, **query}).json["items"]
+        return [item["id"] for item in found]
+
+    everyone = [after["id"], wrong["id"], before["id"]]
+    assert listed() == listed(since=before["created_at"]) == everyone
+    assert listed(until=after["created_at"])[-2:] == everyone[1:]
+    assert listed(since=wrong["created_at"], until=to_rfc3339(now_ms() + 60_000))[:2] == everyone[:2]
+    assert [item["id"] for page in pages(site, "/jobs", 1, label=label) for item in page] == everyone
+
+
+def test_a_page_looks_at_so_many_jobs_and_goes_on_behind_them(site, monkeypatch):
+    monkeypatch.setattr(job_pages, "LOOKED_AT", 4)
+    rare = [submit(site, "bert", labels={"rare": "yes"}, priority=7)["id"] for _ in range(2)]
+    for _ in range(9):
+        submit(site, "bert", priority=2)
+    rare += [submit(site, "bert", labels={"rare": "yes"}, priority=7)["id"] for _ in range(3)]
+    for query in (
+        {"label": "rare"},
+        {"label": "rare=yes", "type": "csv_profile"},
+        {"priority": 7, "status": "pending"},
+    ):
+        found = pages(site, "/jobs", 2, submitted_by="bert", **query)
+        assert [item["id"] for page in found for item in page][:5] == rare[::-1]
+        assert [] in found  # short, and not the last
+    # What an index answers is never short.
+    for query in ({}, {"status": "pending"}, {"type": "csv_profile"}, {"submitted_by": "bert"}):
+        assert all(len(page) == 2 for page in pages(site, "/jobs", 2, **query)[:-1])
+    problem(site.request("GET", "/jobs?cursor=MDE5"), 422)
+    assert site.request("GET", "/jobs?submitted_by=nobody").json == {"items": [], "next_cursor": None}
 
 
 def test_an_accepted_job_has_its_audit_event(site, job):

@@ -212,6 +212,43 @@ def test_a_retry_by_hand_takes_its_place_again_or_is_refused(site):
     problem(submit(site), 403, "quota-jobs")
 
 
+def failed_batch(site, count):
+    db, broker = site.services.db, site.services.broker
+    batch = site.request("POST", "/jobs/batch", json={"jobs": [{**BODY, "retry": {"max_retries": 0}}] * count}).json
+    ids = [row["id"] for row in site.request("GET", f"/batches/{batch['id']}/jobs").json["items"]]
+    for job_id in ids:
+        jobs.claim(db, broker, [job_id])
+        jobs.fail(db, broker, job_id)
+    return f"/batches/{batch['id']}/retry", ids
+
+
+def test_a_batch_is_retried_as_far_as_there_is_room_and_says_what_was_left(site):
+    path, ids = failed_batch(site, 4)
+    limit_tenant(site, jobs=3)
+    first = accepted(site)
+    answer = site.request("POST", path)
+    assert (answer.status_code, answer.json["retried"], answer.json["skipped_count"]) == (202, 2, 2)
+    assert [item["id"] for item in answer.json["skipped"]] == ids[2:]
+    assert all("quota" in item["detail"] for item in answer.json["skipped"])
+    assert (answer.json["jobs"]["pending"], answer.json["jobs"]["failed"]) == (2, 2)
+    assert_true(site)
+    problem(site.request("POST", path), 403, "quota-jobs")
+    site.request("POST", f"/jobs/{first}/cancel")
+    assert site.request("POST", path).json["retried"] == 1
+    assert_true(site)
+
+
+def test_a_batch_without_cpu_time_for_one_of_its_jobs_is_not_retried_in_silence(site):
+    path, ids = failed_batch(site, 2)
+    limit_tenant(site, cpu_seconds_per_day=10)
+    spend(site, "admin", 10_000)
+    problem(site.request("POST", path), 403, "quota-cpu")
+    assert {jobs.job(site.services.db, job_id)["state"] for job_id in ids} == {"failed"}
+    limit_tenant(site, cpu_seconds_per_day=20)
+    answer = site.request("POST", path).json
+    assert (answer["retried"], answer["skipped_count"], answer["skipped"]) == (2, 0, [])
+
+
 def test_jobs_from_before_there_was_a_quota_are_counted(site):
     first = accepted(site)
     accepted(site)

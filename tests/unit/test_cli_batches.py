@@ -113,3 +113,13 @@ def test_lists_follow_pages_and_cancel_posts(api: FakeApi, cli: Cli) -> None:
     api.routes[f"GET /batches/{BATCH_ID}/jobs"] = Answer({"items": [], "next_cursor": None})
     assert cli("batch", "jobs", BATCH_ID, "--status", "failed").code == 0
     assert api.asked[-1].query == {"status": "failed", "limit": "50"}
+
+
+def test_retry_says_which_jobs_were_left_and_why(api: FakeApi, cli: Cli) -> None:
+    told = {"retried": 1, "skipped_count": 102, "skipped": [{"id": "a", "detail": "no room\x1b[2J"}] * 100}
+    api.routes[f"POST /batches/{BATCH_ID}/retry"] = lambda _: Answer({**batch(pending=1), **told}, 202)
+    ran = cli("batch", "retry", BATCH_ID)
+    assert (ran.code, "left a: no room\\x1b[2J" in ran.err, "left 2 more" in ran.err) == (1, True, True)
+    told |= {"skipped_count": 0, "skipped": []}
+    ran = cli("batch", "retry", BATCH_ID)
+    assert (ran.code, ran.err) == (0, "")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cloche.web.models import JobFilter, Page
 from tests.support.cli import Cli
 from tests.support.fake_api import Answer, Asked, FakeApi, serving
 
@@ -204,6 +205,76 @@ def test_list_follows_cursors_up_to_the_limit(api: FakeApi, cli: Cli) -> None:
     assert api.asked[0].query["status"] == "failed"
 
 
+def test_list_sends_every_filter_that_the_api_has(api: FakeApi, cli: Cli) -> None:
+    api.routes["GET /jobs"] = Answer({"items": [], "next_cursor": None})
+    asked = {
+        "status": "failed",
+        "type": "csv_profile",
+        "version": "1.2.0",
+        "queue": "fast",
+        "priority": "0",
+        "label": "team=a",
+        "submitted_by": "anna",
+        "since": "2026-01-01T00:00:00Z",
+        "until": "2026-02-01T00:00:00Z",
+    }
+    assert asked.keys() == JobFilter.model_fields.keys() - Page.model_fields.keys()
+    words = [word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", value)]
+    assert cli("job", "list", *words).code == 0
+    assert api.asked[0].query == {**asked, "limit": "50"}
+    assert cli("job", "list", "--priority", "10").code == cli("job", "list", "--priority", "-1").code == 2
+
+
+def _attempt(number: int, run: int) -> dict[str, Any]:
+    return {
+        "number": number,
+        "run": run,
+        "worker": "w1",
+        "phase": "running",
+        "outcome": "failed",
+        "reason": "plugin_failed",
+        "error": {"message": f"no such column {number}\x1b[2J"},
+        "usage": None,
+        "started_at": "2026-01-01T00:00:00.000Z",
+        "finished_at": "2026-01-01T00:00:01.500Z",
+        "duration_ms": 1_500,
+    }
+
+
+def test_attempts_are_listed_page_after_page(api: FakeApi, cli: Cli) -> None:
+    def page(asked: Asked) -> Answer:
+        first = "cursor" not in asked.query
+        return Answer({"items": [_attempt(1, 1) if first else _attempt(2, 2)], "next_cursor": "x" if first else None})
+
+    api.routes[f"GET /jobs/{JOB_ID}/attempts"] = page
+    head, first, second = cli("job", "attempts", JOB_ID).out.splitlines()
+    assert head.split() == ["NO.", "RUN", "OUTCOME", "REASON", "STARTED", "SECONDS", "WORKER", "ERROR"]
+    assert first.split()[:4] == ["1", "1", "failed", "plugin_failed"]
+    assert (second.split()[:2], "1.500" in second, "column 2\\x1b[2J" in second) == (["2", "2"], True, True)
+    assert cli("job", "attempts", JOB_ID, "-o", "name", "--limit", "1", "--reveal").out == "1\n"
+    assert api.asked[-1].query == {"limit": "1", "reveal": "true"}
+    assert json.loads(cli("job", "attempts", JOB_ID, "-o", "json").out)["items"][1] == _attempt(2, 2)
+
+
+def test_the_trace_is_listed(api: FakeApi, cli: Cli) -> None:
+    event = {
+        "id": FILE_ID,
+        "job_id": JOB_ID,
+        "event_type": "claimed",
+        "timestamp": "2026-01-01T00:00:00.000Z",
+        "attempt": 1,
+        "details": {"waited_ms": 12, "worker": "w\x1b"},
+    }
+    api.routes[f"GET /trace/{JOB_ID}"] = Answer({"items": [event], "next_cursor": None})
+    head, row = cli("job", "trace", JOB_ID).out.splitlines()
+    assert head.split() == ["TIME", "ATTEMPT", "EVENT", "DETAILS"]
+    assert row.split()[:3] == ["2026-01-01T00:00:00.000Z", "1", "claimed"]
+    assert "waited_ms" in row
+    assert "\x1b" not in row
+    assert cli("job", "trace", JOB_ID, "-o", "name").out == "claimed\n"
+    assert cli("job", "trace", "../users").code == 2
+
+
 def test_a_table_off_a_terminal_is_not_folded_and_holds_no_escape(api: FakeApi, cli: Cli) -> None:
     name = "x" * 300 + "\x1b[31m"
     api.routes["GET /jobs"] = Answer({"items": [job(name=name)], "next_cursor": None})
@@ -300,6 +371,13 @@ def test_a_callback_is_sent_and_its_deliveries_are_listed(api: FakeApi, cli: Cli
     shown = cli("job", "callbacks", JOB_ID).out
     assert "a.example:443" in shown
     assert "answered 500\\x1b[2J" in shown
+    other = {**delivery, "id": FILE_ID, "job_id": FILE_ID}
+    api.routes["GET /callbacks"] = Answer({"items": [{**delivery, "job_id": JOB_ID}, other], "next_cursor": None})
+    head, first, second = cli("callback", "list", "--status", "pending", "--limit", "7").out.splitlines()
+    assert api.asked[-1].query == {"status": "pending", "limit": "7"}
+    assert (head.split()[:2], first.split()[0], second.split()[0]) == (["JOB", "EVENT"], JOB_ID, FILE_ID)
+    assert cli("callback", "list", "-o", "name").out.split() == [JOB_ID, FILE_ID]
+    assert cli("callback", "list", "--status", "lost").code == 2
 
 
 def test_the_callback_secret(api: FakeApi, cli: Cli) -> None:

@@ -97,7 +97,6 @@ def test_bars_lie_where_their_time_was_spent():
         _event("accepted", 0),
         _event("claimed", 2, waited_ms=2_000),
         _event("staged_in", 3, duration_ms=1_000, count=1, files=[{"size": 2048}]),
-        _event("progress", 4),
         _event("started", 4),
         _event("finished", 9.5, duration_ms=5_000),
         _event("failed", 10, reason="out_of_memory"),

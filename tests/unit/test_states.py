@@ -1,10 +1,12 @@
 """The transition table: its completeness, and that the picture in the docs is drawn from it."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from cloche.domain import states
+from cloche.domain.events import Trace
 from cloche.domain.states import (
     EDGES,
     PLATFORM_REASONS,
@@ -30,6 +32,14 @@ def test_only_a_retry_by_hand_leaves_an_end_and_never_a_completed_one():
     assert {source for source, _ in left} == set(RETRIABLE) == {State.FAILED, State.CANCELED}
     assert {target for _, target in left} == {State.PENDING, State.BLOCKED}
     assert frozenset().union(*left.values()) == {Reason.RETRIED, Reason.WAITS_FOR_JOBS}
+
+
+def test_the_documentation_has_every_trace_event_and_something_writes_each():
+    section = (ROOT / "docs" / "states.md").read_text("utf-8").split("\n## Trace\n")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {event.value for event in Trace}
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "platform" / "cloche").rglob("*.py"))
+    assert [event.name for event in Trace if f"Trace.{event.name}" not in code] == []
 
 
 def test_every_state_can_be_canceled_but_the_ends():

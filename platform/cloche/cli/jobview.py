@@ -20,6 +20,23 @@ COLUMNS: output.Columns = (
     ("CREATED", lambda job: job.get("created_at")),
 )
 
+ATTEMPT_COLUMNS: output.Columns = (
+    ("NO.", lambda row: row["number"]),
+    ("RUN", lambda row: row["run"]),
+    ("OUTCOME", lambda row: row["outcome"] or row["phase"]),
+    ("REASON", lambda row: row["reason"]),
+    ("STARTED", lambda row: row["started_at"]),
+    ("SECONDS", lambda row: None if row["duration_ms"] is None else f"{row['duration_ms'] / 1000:.3f}"),
+    ("WORKER", lambda row: row["worker"]),
+    ("ERROR", lambda row: (row["error"] or {}).get("message")),
+)
+
+TRACE_COLUMNS: output.Columns = (
+    ("TIME", lambda row: row["timestamp"]),
+    ("ATTEMPT", lambda row: row["attempt"]),
+    ("EVENT", lambda row: row["event_type"]),
+    ("DETAILS", lambda row: row["details"] or None),
+)
 
 CALLBACK_COLUMNS: output.Columns = (
     ("EVENT", lambda row: row["event"]),

@@ -31,6 +31,7 @@ ENTRIES = {
     "password": (f"{_COMMANDS}.passwords:password", "Change a password, make a reset for somebody, or use one."),
     "audit": (f"{_COMMANDS}.audit:audit", "Verify the audit trail, and keep it."),
     "secret": (f"{_COMMANDS}.secrets:secret", "Set secrets that jobs get, and grant them to plugin versions."),
+    "callback": (f"{_COMMANDS}.callbacks:callback", "See what the callbacks of jobs were told."),
     "callback-secret": (f"{_COMMANDS}.callbacks:secret", "See and renew the secret that callbacks are signed with."),
     "egress-policy": (f"{_COMMANDS}.egress:policy", "See and set which hosts jobs may reach."),
     "doctor": (f"{_COMMANDS}.doctor:doctor", "Say what this machine can and cannot do."),

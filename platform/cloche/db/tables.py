@@ -196,10 +196,11 @@ job = Table(
     Column("started_at", _MS),
     Column("finished_at", _MS),
     Column("audit_seq", Integer, nullable=False),  # audit events of this job so far
-    Index("ix_job_tenant_id_id", "tenant_id", "id"),
-    Index("ix_job_tenant_id_state", "tenant_id", "state", "id"),
-    Index("ix_job_tenant_id_type", "tenant_id", "type", "id"),
-    Index("ix_job_tenant_id_submitted_by", "tenant_id", "submitted_by", "id"),
+    # What services/job_pages.py lists with.
+    Index("ix_job_tenant_id_created_at", "tenant_id", "created_at", "id"),
+    Index("ix_job_tenant_id_state_created_at", "tenant_id", "state", "created_at", "id"),
+    Index("ix_job_tenant_id_type_created_at", "tenant_id", "type", "created_at", "id"),
+    Index("ix_job_tenant_id_submitted_by_created_at", "tenant_id", "submitted_by", "created_at", "id"),
     Index("ix_job_state_ready_at", "state", "ready_at", "id"),
     Index(
         "ix_job_batch_id",

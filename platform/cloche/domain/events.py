@@ -6,15 +6,16 @@ from enum import StrEnum
 
 
 class Trace(StrEnum):
-    """What happened to one job, in the order it usually happens."""
+    """What happened to one job, in the order it usually happens. `docs/states.md` says when each is written; a test compares.
+
+    That a job came to its queue has none of its own: whichever of these brought it there says so.
+    """
 
     ACCEPTED = "accepted"
-    QUEUED = "queued"
     CLAIMED = "claimed"
     STAGED_IN = "staged_in"
     SANDBOX_STARTED = "sandbox_started"
     STARTED = "started"
-    PROGRESS = "progress"
     LOG_TRUNCATED = "log_truncated"
     EGRESS_CONNECTION = "egress_connection"
     EGRESS_CLOSED = "egress_closed"

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, func, select
+from sqlalchemy import Connection, RowMapping, Select, func, select
 from sqlalchemy.exc import IntegrityError
 
 from cloche import failpoints
@@ -19,22 +18,24 @@ from cloche.clock import to_rfc3339, uuid7
 from cloche.db import scope
 from cloche.db import tables as t
 from cloche.db.audit_log import AuditEntry, AuditLog
-from cloche.db.engine import Database, now_ms
+from cloche.db.engine import Database
 from cloche.domain.events import Action
 from cloche.domain.permissions import Actor, Permission
 from cloche.domain.states import TERMINAL, Reason, State
-from cloche.errors import Conflict, Forbidden, Invalid, NotFound, Problem, QuotaExceeded
+from cloche.errors import Conflict, Forbidden, Invalid, NotFound, Problem
 from cloche.failpoints import Point
 from cloche.queueing.broker import Broker
 from cloche.services import effects, version_rows
 from cloche.services.actors import refuse_suspended
 from cloche.services.admission import Admission
 from cloche.services.asked import Defaults
+from cloche.services.batch_acts import Act, Acted, Asked, acting, require_queues
 from cloche.services.batch_refs import MAX_PROBLEMS, Plan, planned
 from cloche.services.bulk_submit import Prepared, introduced, prepare
+from cloche.services.cursors import decode_cursor, encode_cursor
 from cloche.services.egress import EgressService
 from cloche.services.idempotency import remember, replayed
-from cloche.services.jobs import decode_cursor, encode_cursor, joined
+from cloche.services.job_pages import joined
 from cloche.services.plugins import PluginService
 from cloche.services.queue_rows import MISSING, held
 from cloche.services.quota_gate import QuotaGate
@@ -43,25 +44,10 @@ from cloche.services.sealing import JobVault
 from cloche.services.transitions import Transitions
 from cloche.services.views import job_view
 
-Act = Callable[[Connection, Actor, str, int], effects.Effects]
 Rows = list[dict[str, Any]]  # an alias, because the service's own `list` hides the built-in one inside the class
 MAX_WAITING = 1_000  # jobs of one batch that wait for others: each takes several times as long as one that does not
 _ANSWER: dict[str, Any] = {"warnings": []}  # what an answer kept by an older version does not say
-_SHOWN = 5  # queues that are named in words
 _TOGETHER = 100  # jobs canceled in one transaction: between two of them others have their turn
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What is to be done to which jobs of a batch, by whom if it is another's, and how it is recorded."""
-
-    which: ColumnElement[bool]
-    permission: Permission
-    doing: str
-    action: Action
-    counted: str
-    nothing: Conflict  # when there is no such job
-    queued: bool = False  # whether they go to their queues, which have to be there
 
 
 class BatchService:
@@ -193,14 +179,17 @@ class BatchService:
         """
         live = t.job.c.state.not_in([state.value for state in TERMINAL])
         nothing = Conflict("every job of this batch has already ended", code="batch-ended")
-        asked = _Asked(live, Permission.JOB_CANCEL_ANY, "canceling", Action.BATCH_CANCEL, "live", nothing)
-        return self._each(actor, batch_id, asked, self._transitions.cancel)
+        asked = Asked(live, Permission.JOB_CANCEL_ANY, "canceling", Action.BATCH_CANCEL, "live", nothing)
+        self._each(actor, batch_id, asked, self._transitions.cancel)
+        return self.get(actor, batch_id)
 
     def retry(self, actor: Actor, batch_id: str) -> dict[str, Any]:
         """Begin the next run of every job of the batch that has failed, and of those that were canceled because of it: their ids are
-        greater than their upstreams', so that they find them at work again. Returns the batch.
+        greater than their upstreams', so that they find them at work again. Returns the batch, with ``retried`` and ``skipped_count``, how
+        many were and were not, and ``skipped``, the first that were not and why.
 
         Raises:
+            QuotaExceeded: no job was retried, and there is no room for one of them.
             Conflict: none has failed, the queue of one that has is gone (``queue-gone``) or its version disabled (``version-disabled``), or
                 the tenant is suspended.
             Forbidden: it is somebody else's and the actor may retry only their own.
@@ -211,10 +200,14 @@ class BatchService:
         hindered = (state == State.CANCELED.value) & (reason == Reason.UPSTREAM_FAILED.value)
         failed = (state == State.FAILED.value) | hindered
         permission, action = Permission.JOB_RETRY_ANY, Action.BATCH_RETRY
-        asked = _Asked(failed, permission, "retrying", action, "failed", nothing, queued=True)
-        return self._each(actor, batch_id, asked, self._transitions.rerun)
+        asked = Asked(failed, permission, "retrying", action, "failed", nothing, queued=True)
+        acted = self._each(actor, batch_id, asked, self._transitions.rerun)
+        if acted.over is not None and not acted.done:
+            raise acted.over
+        told = {"retried": acted.done, "skipped_count": acted.left, "skipped": acted.skipped}
+        return self.get(actor, batch_id) | told
 
-    def _each(self, actor: Actor, batch_id: str, asked: _Asked, act: Act) -> dict[str, Any]:
+    def _each(self, actor: Actor, batch_id: str, asked: Asked, act: Act) -> Acted:
         """Do ``act`` to each of these jobs of the batch, some in one transaction."""
         query = select(t.job.c.id).where(t.job.c.batch_id == batch_id, asked.which).order_by(t.job.c.id)
 
@@ -227,7 +220,7 @@ class BatchService:
                 raise asked.nothing
             scope.vouch(ids)
             if asked.queued:
-                _require_queues(connection, t.job.c.batch_id == batch_id, asked.which)
+                require_queues(connection, t.job.c.batch_id == batch_id, asked.which)
                 version_rows.refuse_disabled_jobs(connection, t.job.c.batch_id == batch_id, asked.which)
             entry = AuditEntry(actor, asked.action, f"batch:{batch_id}", details={asked.counted: len(ids)})
             self._audit.record(connection, entry)
@@ -235,9 +228,12 @@ class BatchService:
 
         found = self._db.write(record)
         failpoints.hit(Point.BATCH_ASKED)
+        acted = Acted()
         for ids in chunks(found, _TOGETHER):
-            effects.apply(self._broker, self._db.write(_acting(actor, ids, act)))
-        return self.get(actor, batch_id)
+            some, done = self._db.write(acting(actor, ids, act))
+            effects.apply(self._broker, done)
+            acted.add(some)
+        return acted
 
     def _digests(
         self, actor: Actor, key: str | None, name: str | None, bodies: Sequence[Mapping[str, Any]]
@@ -299,20 +295,6 @@ def _new(actor: Actor, name: str | None, count: int, now: int) -> dict[str, Any]
     }
 
 
-def _acting(actor: Actor, ids: Sequence[str], act: Act) -> Callable[[Connection], effects.Effects]:
-    def unit(connection: Connection) -> effects.Effects:
-        done = effects.Effects()
-        for job_id in ids:
-            try:
-                # A refusal comes before anything is written, so that the others' changes stand.
-                done.add(act(connection, actor, job_id, now_ms(connection)))
-            except (Conflict, NotFound, QuotaExceeded):
-                continue  # it is in another state since it was found, or gone; or there is no room for it
-        return done
-
-    return unit
-
-
 def _answer(batch: Mapping[str, Any], rows: Rows, plan: Plan) -> dict[str, Any]:
     warnings = dict.fromkeys(text for row in rows for text in row["warnings"] or ())
     named = {key: batch[key] for key in ("id", "name", "count")}
@@ -329,18 +311,6 @@ def _hold_queues(connection: Connection, numbers: Sequence[int], rows: Sequence[
     for number, row in zip(numbers, rows, strict=True):
         if row["queue"] not in there:
             raise _placed(number, Invalid("", problems=[Problem("/queue", MISSING.format(name=row["queue"]))]))
-
-
-def _require_queues(connection: Connection, *which: ColumnElement[bool]) -> None:
-    """
-    Raises:
-        Conflict: the queue of one of these jobs is gone: each would be left as it is, without a word.
-    """
-    names = set(connection.scalars(select(t.job.c.queue).where(*which).distinct()))
-    if gone := sorted(names - held(connection, names)):
-        named = ", ".join(f"'{name}'" for name in gone[:_SHOWN]) + (", …" if len(gone) > _SHOWN else "")
-        detail = f"no longer there: {named}, where jobs of this batch were; create it again, or retry jobs one by one"
-        raise Conflict(detail, code="queue-gone")
 
 
 def _placed(number: int, error: Invalid) -> Invalid:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Select, func, select, text
 
-from cloche.clock import from_rfc3339, is_uuid7, to_rfc3339
+from cloche.clock import from_rfc3339, to_rfc3339
 from cloche.db import scope
 from cloche.db import tables as t
 from cloche.db.engine import Database, now_ms
@@ -17,7 +16,9 @@ from cloche.errors import Conflict, Forbidden, Invalid, NotFound, Problem, Quota
 from cloche.queueing.broker import Broker
 from cloche.services import effects
 from cloche.services.afterlife import refuse_purge
-from cloche.services.jobs import JobService, joined, labelled
+from cloche.services.cursors import decode_moment, encode_moment
+from cloche.services.job_pages import joined, labelled
+from cloche.services.jobs import JobService
 from cloche.services.transitions import Transitions
 from cloche.services.views import job_view
 
@@ -79,7 +80,7 @@ class EndedService:
         """Failed jobs, the latest failure first, each with its attempts. ``filters``: type, queue, reason, label, since, until (of the failure)."""
         query = joined(_filtered(select(t.job), actor, filters))
         if cursor is not None:
-            at, job_id = _decode(cursor)
+            at, job_id = decode_moment(cursor)
             behind = (t.job.c.finished_at < at) | ((t.job.c.finished_at == at) & (t.job.c.id < job_id))
             query = query.where(behind)
         query = query.order_by(t.job.c.finished_at.desc(), t.job.c.id.desc()).limit(limit + 1)
@@ -93,8 +94,9 @@ class EndedService:
             return rows, items
 
         rows, items = self._db.read(unit)
-        more = len(rows) > limit
-        return {"items": items, "next_cursor": _encode(rows[limit - 1]) if more else None}
+        last = rows[limit - 1] if len(rows) > limit else None
+        following = encode_moment(last["finished_at"], last["id"]) if last is not None else None
+        return {"items": items, "next_cursor": following}
 
     def replay(self, actor: Actor, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """Retry dead letters, by ``ids`` or by ``filter`` (at most ``limit``, oldest failure first).
@@ -232,17 +234,3 @@ def _attempts(connection: Connection, job_ids: Sequence[str]) -> dict[str, Items
             }
         )
     return found
-
-
-def _encode(row: Mapping[str, Any]) -> str:
-    return base64.urlsafe_b64encode(f"{row['finished_at']}.{row['id']}".encode()).decode().rstrip("=")
-
-
-def _decode(cursor: str) -> tuple[int, str]:
-    try:
-        at, _, job_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition(".")
-    except ValueError:
-        at = job_id = ""
-    if not (at.isascii() and at.isdigit() and len(at) < 16 and is_uuid7(job_id)):
-        raise Invalid("the cursor is not one of ours", problems=[Problem("/cursor", "use next_cursor as it came")])
-    return int(at), job_id

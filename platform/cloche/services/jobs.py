@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, select
+from sqlalchemy import Connection, Select, select
 from sqlalchemy.exc import IntegrityError
 
 from cloche import failpoints
-from cloche.clock import from_rfc3339, is_uuid7
+from cloche.clock import is_uuid7
 from cloche.db import scope
 from cloche.db import tables as t
 from cloche.db.audit_log import AuditLog
@@ -22,15 +21,17 @@ from cloche.domain.states import TERMINAL
 from cloche.errors import Forbidden, Invalid, NotFound, Problem
 from cloche.failpoints import Point
 from cloche.queueing.broker import Broker
-from cloche.services import callback_store, effects
+from cloche.services import callback_store, effects, job_pages, job_parts
 from cloche.services.admission import admit
 from cloche.services.asked import Defaults
 from cloche.services.bulk_submit import Prepared, introduced, prepare_one
+from cloche.services.cursors import decode_cursor, encode_cursor
 from cloche.services.egress import EgressService
 from cloche.services.idempotency import remember, replayed
+from cloche.services.job_pages import joined
 from cloche.services.masking import masked_piece, opened_piece
 from cloche.services.plugins import PluginService
-from cloche.services.queue_rows import MISSING, beside, held, with_waiting
+from cloche.services.queue_rows import MISSING, beside, held
 from cloche.services.quota_gate import Asked as Quota
 from cloche.services.quota_gate import QuotaGate
 from cloche.services.records import job_event
@@ -55,11 +56,10 @@ _ANSWER: dict[str, Any] = {
     "warnings": [],
 }
 _RECHECK_S = 2.0  # a waiting reader looks at the database this often even when no event comes
-_ID_LEAD_MS = 60_000
 _LOG_PAGE = 5_000
 # Aliases, because the service's own `list` hides the built-in one inside the class.
 Items = list[dict[str, Any]]
-Rows = list[Mapping[str, Any]]
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -184,20 +184,10 @@ class JobService:
     def list(
         self, actor: Actor, filters: Mapping[str, Any], cursor: str | None = None, limit: int = 50
     ) -> dict[str, Any]:
-        """Newest first. ``filters``: status, queue, type, version, label (``key=value`` or ``key``), priority, submitted_by (user name),
-        since and until (RFC 3339). Returns ``{"items", "next_cursor"}``."""
-        query = self._filtered(actor, filters)
-        if cursor is not None:
-            query = query.where(t.job.c.id < decode_cursor(cursor))
-        query = query.order_by(t.job.c.id.desc()).limit(limit + 1)
-
-        def unit(connection: Connection) -> Items:
-            return [job_view(dict(row), row["username"], row["tenant"]) for row in connection.execute(query).mappings()]
-
-        items = self._db.read(unit)
-        more = len(items) > limit
-        items = items[:limit]
-        return {"items": items, "next_cursor": encode_cursor(items[-1]["id"]) if more else None}
+        """Newest first, by when they were stored. ``filters``: status, queue, type, version, label (``key=value`` or ``key``), priority,
+        submitted_by (user name), since and until (RFC 3339). Returns ``{"items", "next_cursor"}``; see :func:`job_pages.page`."""
+        items, following = self._db.read(lambda c: job_pages.page(c, actor, filters, cursor, limit))
+        return {"items": items, "next_cursor": following}
 
     def wait(self, actor: Actor, job_id: str, timeout_s: float) -> dict[str, Any]:
         """The job, masked as by :meth:`get`, once it has ended, or as it is after ``timeout_s`` seconds."""
@@ -234,14 +224,28 @@ class JobService:
         effects.apply(self._broker, done)
         return view
 
-    def attempts(self, actor: Actor, job_id: str) -> Items:
-        query = select(t.attempt).where(t.attempt.c.job_id == job_id).order_by(t.attempt.c.number)
-        return [attempt_view(row) for row in self._rows(actor, job_id, query)]
+    def attempts(self, actor: Actor, job_id: str, cursor: str | None = None, limit: int = 100) -> dict[str, Any]:
+        """Every try of the job, the first one first. Returns ``{"items", "next_cursor"}``."""
+        rows = self._rows(actor, job_id, job_parts.attempts(job_id, cursor, limit))
+        return {
+            "items": [attempt_view(row) for row in rows[:limit]],
+            "next_cursor": job_parts.after_attempt(rows, limit),
+        }
 
-    def trace(self, actor: Actor, job_id: str) -> Items:
-        query = select(t.trace_event).where(t.trace_event.c.job_id == job_id)
-        query = query.order_by(t.trace_event.c.at, t.trace_event.c.id)
-        return [trace_view(row) for row in self._rows(actor, job_id, query)]
+    def trace(self, actor: Actor, job_id: str, cursor: str | None = None, limit: int = 1_000) -> dict[str, Any]:
+        """What happened to the job, in order. Returns ``{"items", "next_cursor"}``."""
+        rows = self._rows(actor, job_id, job_parts.events(job_id, cursor, limit))
+        return {"items": [trace_view(row) for row in rows[:limit]], "next_cursor": job_parts.after_event(rows, limit)}
+
+    def latest(self, actor: Actor, job_id: str, limit: int) -> tuple[Items, Items]:
+        """The job's last ``limit`` attempts and trace events, each in its order; one more where there are more."""
+
+        def unit(connection: Connection) -> tuple[Rows, Rows]:
+            self._known(connection, actor, job_id)
+            return job_parts.latest(connection, job_id, limit)
+
+        tries, happened = self._db.read(unit)
+        return [attempt_view(row) for row in tries], [trace_view(row) for row in happened]
 
     def callbacks(self, actor: Actor, job_id: str) -> Items:
         """What has been, is and will be told of the job's ends."""
@@ -293,56 +297,24 @@ class JobService:
 
     def _rows(self, actor: Actor, job_id: str, query: Select[Any]) -> Rows:
         def unit(connection: Connection) -> Rows:
-            if connection.execute(self._scoped(actor, job_id)).first() is None:
-                raise missing()
-            scope.vouch([job_id])
+            self._known(connection, actor, job_id)
             return [dict(row) for row in connection.execute(query).mappings()]
 
         return self._db.read(unit)
 
+    def _known(self, connection: Connection, actor: Actor, job_id: str) -> None:
+        if connection.execute(self._scoped(actor, job_id)).first() is None:
+            raise missing()
+        scope.vouch([job_id])
+
     def _scoped(self, actor: Actor, job_id: str) -> Select[Any]:
         return scoped(actor, job_id)
-
-    def _filtered(self, actor: Actor, filters: Mapping[str, Any]) -> Select[Any]:
-        job = t.job
-        query = joined(select(job)).where(job.c.tenant_id == actor.tenant_id)
-        columns = {
-            "status": job.c.state,
-            "queue": job.c.queue,
-            "type": job.c.type,
-            "version": job.c.plugin_version,
-            "priority": job.c.priority,
-        }
-        for name, column in columns.items():
-            if filters.get(name) is not None:
-                query = query.where(column == filters[name])
-        if filters.get("submitted_by"):
-            query = query.where(t.user.c.username == filters["submitted_by"])
-        for name in ("since", "until"):
-            if filters.get(name):
-                try:
-                    moment = from_rfc3339(filters[name])
-                except ValueError as error:
-                    raise Invalid("a filter is wrong", problems=[Problem(f"/{name}", str(error))]) from None
-                # Ids begin with their time, so the bound on the id lets the index on (tenant, id) answer. An id is made just before its row.
-                if name == "since":
-                    query = query.where(job.c.created_at >= moment, job.c.id >= _first_id(moment - _ID_LEAD_MS))
-                else:
-                    query = query.where(job.c.created_at < moment, job.c.id < _first_id(moment))
-        return query.where(labelled(filters["label"])) if filters.get("label") else query
 
     def _view(self, connection: Connection, query: Select[Any]) -> dict[str, Any]:
         row = connection.execute(joined(query)).mappings().one_or_none()
         if row is None:
             raise missing()
         return job_view(dict(row), row["username"], row["tenant"])
-
-
-def labelled(text: str) -> ColumnElement[bool]:
-    """Whether a job has the label: ``key=value``, or ``key`` with any value."""
-    key, given, value = text.partition("=")
-    label = t.job.c.labels[key].as_string()
-    return label == value if given else label.is_not(None)
 
 
 def scoped(actor: Actor, job_id: str) -> Select[Any]:
@@ -354,15 +326,6 @@ def scoped(actor: Actor, job_id: str) -> Select[Any]:
     if not is_uuid7(job_id):
         raise missing()
     return select(t.job).where(t.job.c.id == job_id, t.job.c.tenant_id == actor.tenant_id)
-
-
-def joined(query: Select[Any]) -> Select[Any]:
-    """The query over ``job``, with the submitter's and the tenant's names beside it, and what it waits for."""
-    return with_waiting(
-        query.add_columns(t.user.c.username, t.tenant.c.name.label("tenant"))
-        .join(t.user, t.user.c.id == t.job.c.submitted_by)
-        .join(t.tenant, t.tenant.c.id == t.job.c.tenant_id)
-    )
 
 
 def _pieces(rows: Rows, seal: JobSeal | None) -> Items:
@@ -377,23 +340,3 @@ def _pieces(rows: Rows, seal: JobSeal | None) -> Items:
 
 def missing() -> NotFound:
     return NotFound("there is no such job")
-
-
-def _first_id(ms: int) -> str:
-    """Sorts before every id made at or after that millisecond."""
-    text = f"{max(0, ms):012x}"
-    return f"{text[:8]}-{text[8:12]}"
-
-
-def encode_cursor(job_id: str) -> str:
-    return base64.urlsafe_b64encode(job_id.encode()).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str) -> str:
-    try:
-        job_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-    except ValueError:
-        job_id = ""
-    if not is_uuid7(job_id):
-        raise Invalid("the cursor is not one of ours", problems=[Problem("/cursor", "use next_cursor as it came")])
-    return job_id

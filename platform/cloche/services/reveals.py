@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Connection, Select
 
 from cloche.db import scope
-from cloche.db import tables as t
 from cloche.db.engine import Database, now_ms
 from cloche.domain.permissions import Actor, Permission
 from cloche.errors import Forbidden, PlatformFailure, Unavailable
-from cloche.services.jobs import joined, missing, scoped
+from cloche.services import job_parts
+from cloche.services.job_pages import joined
+from cloche.services.jobs import missing, scoped
 from cloche.services.masking import opened_error, opened_job
 from cloche.services.sealing import JobSeal, JobVault
 from cloche.services.transitions import Transitions
@@ -46,16 +47,17 @@ class Reveals:
 
         return self._run(unit)
 
-    def attempts(self, actor: Actor, job_id: str) -> list[dict[str, Any]]:
-        """Every try of the job, with its error in clear."""
-        query = select(t.attempt).where(t.attempt.c.job_id == job_id).order_by(t.attempt.c.number)
+    def attempts(self, actor: Actor, job_id: str, cursor: str | None = None, limit: int = 100) -> dict[str, Any]:
+        """As :meth:`JobService.attempts`, with each one's error in clear; every page is recorded."""
+        query = job_parts.attempts(job_id, cursor, limit)
 
-        def unit(connection: Connection) -> list[dict[str, Any]]:
+        def unit(connection: Connection) -> dict[str, Any]:
             held = self._opened(connection, actor, _found(connection, scoped(actor, job_id)), "attempts")
             rows = [dict(row) for row in connection.execute(query).mappings()]
             if held is not None:
                 rows = [{**row, "error": opened_error(row["error"], held[0])} for row in rows]
-            return [attempt_view(row) for row in rows]
+            following = job_parts.after_attempt(rows, limit)
+            return {"items": [attempt_view(row) for row in rows[:limit]], "next_cursor": following}
 
         return self._run(unit)
 

@@ -21,7 +21,7 @@ from cloche.queueing.broker import Broker
 from cloche.services import members, queue_rows
 from cloche.services.actors import changed
 from cloche.services.credentials import DEFAULT_TENANT
-from cloche.services.jobs import decode_cursor, encode_cursor
+from cloche.services.cursors import decode_cursor, encode_cursor
 
 _log = logs.get(__name__)
 MAX_TENANTS = 10_000

@@ -18,7 +18,7 @@ from cloche.domain.permissions import ADMIN, EVERYTHING, PERMISSION_TEXT, PLATFO
 from cloche.errors import Conflict, Forbidden, Invalid, Problem
 from cloche.services import members
 from cloche.services.actors import changed
-from cloche.services.jobs import decode_cursor, encode_cursor
+from cloche.services.cursors import decode_cursor, encode_cursor
 from cloche.services.user_tokens import UserTokens
 
 Items = list[dict[str, Any]]  # the service's own `list` hides the built-in one inside the class

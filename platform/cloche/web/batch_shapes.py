@@ -6,6 +6,7 @@ from typing import Literal
 
 from cloche.domain.callbacks import Delivery, Outcome
 from cloche.web.routing import Shape
+from cloche.web.shapes import SkippedOut
 
 
 class AcceptedBatchOut(Shape):
@@ -37,6 +38,14 @@ class BatchProgressOut(BatchOut):
     done: float
     started_at: str | None
     finished_at: str | None
+
+
+class RetriedBatchOut(BatchProgressOut):
+    """``skipped``: the first 100 of the jobs that were left as they are."""
+
+    retried: int
+    skipped_count: int
+    skipped: list[SkippedOut]
 
 
 class DeliveryOut(Shape):

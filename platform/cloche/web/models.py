@@ -19,7 +19,9 @@ from cloche.services.ended import MAX_AT_ONCE
 from cloche.web.routing import Body, Query
 
 MAX_LIMIT = 100
+MAX_EVENTS = 1_000  # of a trace in one page: nearly every job's whole
 MAX_WAIT_MS = 60_000
+Cursor = Annotated[str, StringConstraints(max_length=200)]
 
 
 def _duration(value: Any) -> Any:
@@ -266,7 +268,7 @@ class ChangedRemote(Body):
 
 
 class Page(Query):
-    cursor: Annotated[str, StringConstraints(max_length=200)] | None = None
+    cursor: Cursor | None = None
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 50
 
 
@@ -337,6 +339,16 @@ class Wait(Reveal):
     wait: Annotated[str, AfterValidator(_wait)] | None = Field(
         None, description="Answer when the job has ended, or after this time: `30s`, at most 60s."
     )
+
+
+class AttemptQuery(Reveal):
+    cursor: Cursor | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = MAX_LIMIT
+
+
+class TraceQuery(Query):
+    cursor: Cursor | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_EVENTS)] = MAX_EVENTS
 
 
 class LogQuery(Reveal):

@@ -125,10 +125,16 @@ def cancel(url: str, token: str | None, form: str, batch_id: str) -> None:
 @click.argument("batch_id")
 @output.output_option
 @client_options
-def retry(url: str, token: str | None, form: str, batch_id: str) -> None:
+def retry(url: str, token: str | None, form: str, batch_id: str) -> int:
     """Retry every job of a batch that has failed."""
     with Api(url, token) as api:
-        _show(form, api.post(f"/batches/{path_part(batch_id)}/retry"))
+        found = api.post(f"/batches/{path_part(batch_id)}/retry")
+    _show(form, found)
+    for item in found["skipped"]:
+        output.note(f"left {item['id']}: {item['detail']}")
+    if (more := found["skipped_count"] - len(found["skipped"])) > 0:
+        output.note(f"left {more} more")
+    return exits.FAILED if found["skipped_count"] else exits.OK
 
 
 def read_jobs(text: str) -> dict[str, Any]:

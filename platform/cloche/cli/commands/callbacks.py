@@ -1,4 +1,4 @@
-"""``cloche callback-secret``: get, renew."""
+"""``cloche callback``: list. ``cloche callback-secret``: get, renew."""
 
 from __future__ import annotations
 
@@ -8,6 +8,29 @@ import click
 
 from cloche.cli import output
 from cloche.cli.client import Api, client_options
+from cloche.cli.jobview import CALLBACK_COLUMNS
+from cloche.cli.pages import gathered
+from cloche.domain.callbacks import Delivery
+
+
+@click.group()
+def callback() -> None:
+    """See what the callbacks of jobs were told."""
+
+
+@callback.command("list")
+@click.option("--status", type=click.Choice([one.value for one in Delivery]), help="Only deliveries that are so.")
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most this many, newest first."
+)
+@output.output_option
+@client_options
+def list_deliveries(url: str, token: str | None, form: str, limit: int, status: str | None) -> None:
+    """List what the callbacks of all jobs of the tenant were told, and what they are still to be told, newest first."""
+    with Api(url, token) as api:
+        data = gathered(api, "/callbacks", limit, status=status)
+    columns = (("JOB", lambda row: row["job_id"]), *CALLBACK_COLUMNS)
+    output.show(form, data, rows=data["items"], columns=columns, name=lambda row: str(row["id"]))
 
 
 @click.group("callback-secret")

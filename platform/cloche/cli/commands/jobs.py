@@ -1,4 +1,4 @@
-"""``cloche job``: submit, run, get, list, wait, cancel, retry, delete, logs, outputs."""
+"""``cloche job``: submit, run, get, list, wait, cancel, retry, delete, logs, attempts, trace, callbacks, outputs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ import click
 
 from cloche.cli import exits, output
 from cloche.cli.client import Api, client_options
-from cloche.cli.jobview import CALLBACK_COLUMNS, COLUMNS, TERMINAL, Progress, job_lines, outputs_columns
-from cloche.cli.pages import gathered
+from cloche.cli.jobview import (
+    ATTEMPT_COLUMNS,
+    CALLBACK_COLUMNS,
+    COLUMNS,
+    TERMINAL,
+    TRACE_COLUMNS,
+    Progress,
+    job_lines,
+    outputs_columns,
+)
+from cloche.cli.pages import gathered, limit_option
 from cloche.cli.request import callback_body, job_body
 from cloche.clock import parse_duration
 from cloche.domain.dependencies import Condition, OnFailure
@@ -176,19 +185,23 @@ def get(url: str, token: str | None, form: str, job_id: str, reveal: bool) -> No
 
 @job.command("list")
 @click.option("--status", help="Only jobs in this state.")
-@click.option("--type", "job_type", help="Only jobs of this type.")
-@click.option("--label", metavar="KEY=VALUE", help="Only jobs with this label.")
+@click.option("--type", help="Only jobs of this type.")
+@click.option("--version", help="Only jobs of this version of their plugin, such as 1.2.0.")
+@click.option("--queue", help="Only jobs of this queue.")
+@click.option("--priority", type=click.IntRange(0, 9), help="Only jobs with this priority.")
+@click.option("--label", metavar="KEY[=VALUE]", help="Only jobs with this label.")
+@click.option("--submitted-by", metavar="USERNAME", help="Only this user's jobs.")
+@click.option("--since", metavar="TIME", help="Only those submitted at this time or later.")
+@click.option("--until", metavar="TIME", help="Only those submitted before this time.")
 @click.option(
     "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most this many, newest first."
 )
 @output.output_option
 @client_options
-def list_jobs(
-    url: str, token: str | None, form: str, limit: int, status: str | None, job_type: str | None, label: str | None
-) -> None:
+def list_jobs(url: str, token: str | None, form: str, limit: int, **filters: Any) -> None:
     """List jobs, newest first."""
     with Api(url, token) as api:
-        data = gathered(api, "/jobs", limit, status=status, type=job_type, label=label)
+        data = gathered(api, "/jobs", limit, **filters)
     output.show(form, data, rows=data["items"], columns=COLUMNS, name=lambda row: str(row["id"]))
 
 
@@ -247,6 +260,32 @@ def logs(url: str, token: str | None, job_id: str, attempt: int | None, reveal: 
         text = api.text(f"/jobs/{path_part(job_id)}/logs", attempt=attempt, reveal="true" if reveal else None)
     # Not click.echo, which would drop escape sequences from what is piped elsewhere.
     sys.stdout.write(output.printable(text) if sys.stdout.isatty() else text)
+
+
+@job.command()
+@click.argument("job_id")
+@reveal_option
+@limit_option
+@output.output_option
+@client_options
+def attempts(url: str, token: str | None, form: str, job_id: str, limit: int, reveal: bool) -> None:
+    """List a job's attempts, of all its runs, the first one first."""
+    with Api(url, token) as api:
+        path = f"/jobs/{path_part(job_id)}/attempts"
+        data = gathered(api, path, limit, reveal="true" if reveal else None)
+    output.show(form, data, rows=data["items"], columns=ATTEMPT_COLUMNS, name=lambda row: str(row["number"]))
+
+
+@job.command()
+@click.argument("job_id")
+@limit_option
+@output.output_option
+@client_options
+def trace(url: str, token: str | None, form: str, job_id: str, limit: int) -> None:
+    """List what happened to a job, step by step."""
+    with Api(url, token) as api:
+        data = gathered(api, f"/trace/{path_part(job_id)}", limit)
+    output.show(form, data, rows=data["items"], columns=TRACE_COLUMNS, name=lambda row: str(row["event_type"]))
 
 
 @job.command()

@@ -104,7 +104,7 @@ def cancel_batch(call: Call, batch_id: str) -> Any:
     "POST",
     "/batches/<batch_id>/retry",
     permission=Permission.JOB_RETRY,
-    responses={202: batch_shapes.BatchProgressOut},
+    responses={202: batch_shapes.RetriedBatchOut},
     summary="Retry every job of the batch that has failed, and those canceled because of it.",
 )
 def retry_batch(call: Call, batch_id: str) -> Any:

@@ -14,6 +14,7 @@ from cloche.services.sealing import JobSeal
 from cloche.web import batch_shapes, models, shapes
 from cloche.web.content import download
 from cloche.web.job_stream import JobStream
+from cloche.web.paging import page
 from cloche.web.routing import Call, Raw, RouteGroup
 from cloche.web.slots import Slot, Slots
 
@@ -26,13 +27,13 @@ _BYTES = Raw(("application/octet-stream",), "The bytes.")
     "GET",
     "/jobs/<job_id>/attempts",
     permission=Permission.JOB_READ,
-    query=models.Reveal,
-    responses={200: shapes.Items[shapes.AttemptOut]},
-    summary="Every try of the job.",
+    query=models.AttemptQuery,
+    responses={200: shapes.Paged[shapes.AttemptOut]},
+    summary="Every try of the job, the first one first.",
 )
 def attempts(call: Call, job_id: str) -> Any:
     read = call.services.reveals.attempts if call.query.reveal == "true" else call.services.jobs.attempts
-    return {"items": read(call.actor, job_id)}
+    return page(read(call.actor, job_id, call.query.cursor, call.query.limit))
 
 
 @group.route(
@@ -132,8 +133,9 @@ def output_content(call: Call, job_id: str, path: str) -> Response:
     "GET",
     "/trace/<job_id>",
     permission=Permission.JOB_READ,
-    responses={200: shapes.Items[shapes.TraceOut]},
+    query=models.TraceQuery,
+    responses={200: shapes.Paged[shapes.TraceOut]},
     summary="What happened to the job, step by step.",
 )
 def trace(call: Call, job_id: str) -> Any:
-    return {"items": call.services.jobs.trace(call.actor, job_id)}
+    return page(call.services.jobs.trace(call.actor, job_id, call.query.cursor, call.query.limit))

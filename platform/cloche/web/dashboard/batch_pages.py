@@ -68,8 +68,12 @@ def cancel_batch(site: Site, actor: Actor, batch_id: str) -> Answer:
 
 def retry_batch(site: Site, actor: Actor, batch_id: str) -> Answer:
     try:
-        site.services.batches.retry(actor, batch_id)
-        say("What had failed, and what was canceled because of it, is in line again.")
+        found = site.services.batches.retry(actor, batch_id)
+        if left := found["skipped_count"]:
+            text = f"{found['retried']:,} in line again; {left:,} left as {'it is' if left == 1 else 'they are'}."
+            say(text, good=False, skipped=found["skipped"])
+        else:
+            say("What had failed, and what was canceled because of it, is in line again.")
     except Conflict as refused:
         say(sentence(refused.detail), good=False)
     return go("batch", batch_id=batch_id)

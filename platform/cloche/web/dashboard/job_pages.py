@@ -17,6 +17,7 @@ from cloche.web.dashboard.site import Answer, Page, Site, go, is_part
 from cloche.web.dashboard.waterfall import bars
 
 _PAGE = 50
+_STEPS = 500  # attempts, and steps of the trace: the last ones; the API has all of them
 _LOG_PIECES = 2_000  # shown at first; the API has the whole log
 _STATUSES = (
     State.PENDING,
@@ -62,7 +63,7 @@ def job(site: Site, actor: Actor, job_id: str) -> Answer:
     mine = found["submitted_by"] == actor.username
     own = mine and actor.may(Permission.JOB_CANCEL)
     retries = (mine and actor.may(Permission.JOB_RETRY)) or actor.may(Permission.JOB_RETRY_ANY)
-    trace = site.services.jobs.trace(actor, job_id)
+    attempts, trace = site.services.jobs.latest(actor, job_id, _STEPS)
     values = {
         "job": found,
         "terminal": TERMINAL,
@@ -70,11 +71,14 @@ def job(site: Site, actor: Actor, job_id: str) -> Answer:
         "may_retry": found["status"] in RETRIABLE and retries,
         "may_reveal": actor.may(Permission.JOB_REVEAL_ANY)
         or (found["submitted_by"] == actor.username and actor.may(Permission.JOB_REVEAL)),
-        "inputs": _inputs(site, actor, found, trace),
+        "inputs": _inputs(site, actor, found, trace[-_STEPS:]),
         "outputs": [_output(actor, item) for item in site.services.jobs.outputs(actor, job_id)],
-        "attempts": site.services.jobs.attempts(actor, job_id),
+        "attempts": attempts[-_STEPS:],
+        "attempts_cut": len(attempts) > _STEPS,
+        "trace_cut": len(trace) > _STEPS,
+        "steps": _STEPS,
         "deliveries": site.services.jobs.callbacks(actor, job_id) if found["callback"] else [],
-        "bars": bars(trace, site.services.db.now_ms() if found["status"] == State.PROCESSING else None),
+        "bars": bars(trace[-_STEPS:], site.services.db.now_ms() if found["status"] == State.PROCESSING else None),
     }
     if is_part():
         return site.render("_job.html", **values)

@@ -32,12 +32,10 @@ STATUS_WORD = {
 }
 TRACE_WORD = {
     "accepted": "Accepted",
-    "queued": "Put in its queue",
     "claimed": "Taken by a worker",
     "staged_in": "Inputs brought in",
     "sandbox_started": "Sandbox started",
     "started": "Plugin started",
-    "progress": "Progress",
     "log_truncated": "Log cut at its limit",
     "egress_connection": "Connection to the outside",
     "egress_closed": "Way out closed",

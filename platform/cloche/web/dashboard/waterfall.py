@@ -43,14 +43,14 @@ class Bar:
 
 
 def bars(events: Sequence[Mapping[str, Any]], now_ms: int | None = None) -> list[Bar]:
-    """Each event as a step since the one before, or as a moment. Progress events are left to the progress bar.
+    """Each event as a step since the one before, or as a moment.
 
     Args:
         now_ms: the time by our clock while the job runs: its plugin gets a bar that reaches to it.
     """
-    shown = [event for event in events if event["event_type"] != "progress"]
-    if not shown:
+    if not events:
         return []
+    shown = list(events)
     times = [from_rfc3339(event["timestamp"]) for event in shown]
     if now_ms is not None and shown[-1]["event_type"] == "started":
         shown.append({**shown[-1], "event_type": "finished", "details": {"running": True}})
