@@ -25,7 +25,7 @@ _COLUMNS: Mapping[str, ColumnElement[Any]] = {
     "version": _job.plugin_version,
     "priority": _job.priority,
 }
-_INDEXED = ("submitted_by", "status", "type", "queue")  # each beside the tenant and the time, the narrowest first
+_INDEXED = ("submitted_by", "status", "type")  # each beside the tenant and the time, the narrowest first
 
 
 def page(
