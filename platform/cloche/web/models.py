@@ -19,7 +19,6 @@ from cloche.services.ended import MAX_AT_ONCE
 from cloche.web.routing import Body, Query
 
 MAX_LIMIT = 100
-MAX_EVENTS = 1_000  # of a trace in one page: nearly every job's whole
 MAX_WAIT_MS = 60_000
 Cursor = Annotated[str, StringConstraints(max_length=200)]
 
@@ -341,31 +340,11 @@ class Wait(Reveal):
     )
 
 
-class AttemptQuery(Reveal):
-    cursor: Cursor | None = None
-    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = MAX_LIMIT
-
-
-class TraceQuery(Query):
-    cursor: Cursor | None = None
-    limit: Annotated[int, Field(ge=1, le=MAX_EVENTS)] = MAX_EVENTS
-
-
-class LogQuery(Reveal):
-    attempt: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-
-
 class EgressPolicy(Body):
     allow: Annotated[
         list[Annotated[str, StringConstraints(min_length=1, max_length=300)]],
         Field(max_length=MAX_PATTERNS, description="`host:port`; the host may be `*` or `*.domain`, the port `*`."),
     ]
-
-
-class EventQuery(Query):
-    last_event_id: Annotated[str, StringConstraints(max_length=40)] | None = Field(
-        None, description="Where to go on, for clients that cannot send `Last-Event-ID`."
-    )
 
 
 class UploadQuery(Query):

@@ -11,7 +11,7 @@ from flask import Response, current_app, request
 from cloche.domain.permissions import Permission
 from cloche.errors import NotFound, Unavailable
 from cloche.services.sealing import JobSeal
-from cloche.web import batch_shapes, models, shapes
+from cloche.web import batch_shapes, detail_queries, models, shapes
 from cloche.web.content import download
 from cloche.web.job_stream import JobStream
 from cloche.web.paging import page
@@ -27,7 +27,7 @@ _BYTES = Raw(("application/octet-stream",), "The bytes.")
     "GET",
     "/jobs/<job_id>/attempts",
     permission=Permission.JOB_READ,
-    query=models.AttemptQuery,
+    query=detail_queries.AttemptQuery,
     responses={200: shapes.Paged[shapes.AttemptOut]},
     summary="Every try of the job, the first one first.",
 )
@@ -40,7 +40,7 @@ def attempts(call: Call, job_id: str) -> Any:
     "GET",
     "/jobs/<job_id>/logs",
     permission=Permission.JOB_READ,
-    query=models.LogQuery,
+    query=detail_queries.LogQuery,
     responses={200: _TEXT},
     summary="What the job printed, as text; of all attempts or of one.",
 )
@@ -63,7 +63,7 @@ def _log_text(call: Call, job_id: str, numbers: list[int], seal: JobSeal | None)
     "GET",
     "/jobs/<job_id>/events",
     permission=Permission.JOB_READ,
-    query=models.EventQuery,
+    query=detail_queries.EventQuery,
     headers=("Last-Event-ID",),
     responses={200: Raw(("text/event-stream",), "Events `job`, `log` and, last, `end`.")},
     summary="The job as it happens, as server-sent events.",
@@ -133,7 +133,7 @@ def output_content(call: Call, job_id: str, path: str) -> Response:
     "GET",
     "/trace/<job_id>",
     permission=Permission.JOB_READ,
-    query=models.TraceQuery,
+    query=detail_queries.TraceQuery,
     responses={200: shapes.Paged[shapes.TraceOut]},
     summary="What happened to the job, step by step.",
 )
