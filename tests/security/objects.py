@@ -5,10 +5,11 @@ A route whose path names something that :data:`MAKERS` does not know fails with 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+from flask.testing import FlaskClient
 from sqlalchemy import insert, select, update
 
 from cloche.clock import uuid7
@@ -20,7 +21,7 @@ from cloche.services.sealer import Sealer
 from cloche.services.sessions import new_secret
 from tests.support import jobs
 from tests.support.stores import add_actor, add_tenant
-from tests.support.web import Site
+from tests.support.web import ADMIN_PASSWORD, Site
 
 MARK = "zebra-of-the-other-tenant"  # in everything of the other tenant that has a name
 NEVER = "01900000-0000-7000-8000-00000000dead"
@@ -40,14 +41,18 @@ S3 = {
 
 @dataclass(frozen=True)
 class Caller:
-    """``actor`` is None for nobody; ``token`` the text of a bearer token."""
+    """``actor`` is None for nobody; ``token`` the text of a bearer token. ``browser``: who comes with a session's cookie instead, and ``csrf``."""
 
     name: str
     actor: Actor | None
     token: str | None
+    browser: FlaskClient | None = None
+    csrf: str = ""
 
     @property
     def headers(self) -> dict[str, str]:
+        if self.browser is not None:
+            return {"X-CSRFToken": self.csrf}
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
 
@@ -90,7 +95,7 @@ class World:
     def send(self, caller: Caller, method: str, path: str, **options: Any) -> Any:
         """One request from an address that is not this machine's; the answer is not read yet."""
         headers = {**caller.headers, **options.pop("headers", {})}
-        return self.site.client().open(
+        return (caller.browser or self.site.client()).open(
             path,
             method=method,
             headers=headers,
@@ -98,6 +103,27 @@ class World:
             environ_overrides={"REMOTE_ADDR": "203.0.113.9"},
             **options,
         )
+
+    def custom(self, name: str, permissions: Collection[str]) -> Caller:
+        """Somebody in whose one role, of the tenant's own, these are. They have no token."""
+        chief = self.colleague.actor
+        self.site.services.roles.create(chief, name, "", sorted(permissions))
+        actor = add_actor(self.db, chief.tenant_id, f"the-{name}", "viewer")
+        mine = t.user_role.c.user_id == actor.user_id
+        self.db.write(lambda c: c.execute(update(t.user_role).where(mine).values(role=name)).rowcount)
+        return Caller(name, actor, None)
+
+    def sign_in(self, caller: Caller) -> Caller:
+        """The caller with the cookie of a new session, as browsers have it. The password is the first administrator's."""
+        assert caller.actor is not None
+        encoded = select(t.user.c.password_hash).where(t.user.c.username == "admin").scalar_subquery()
+        here = t.user.c.id == caller.actor.user_id
+        self.db.write(lambda c: c.execute(update(t.user).where(here).values(password_hash=encoded)).rowcount)
+        client = self.site.client()
+        body = {"username": caller.actor.username, "password": ADMIN_PASSWORD}
+        answer = client.post("/api/v1/session", json=body)
+        assert answer.status_code == 200, answer.text
+        return replace(caller, token=None, browser=client, csrf=answer.get_json()["csrf_token"])
 
     def job(self, actor: Actor | None = None) -> dict[str, Any]:
         """A body for ``POST /jobs`` of the actor's tenant."""

@@ -20,7 +20,7 @@ from typing import Any
 from cloche.web.app import API_PREFIX, api_routes, system_routes
 from cloche.web.routing import Raw, Route
 from tests.security import objects
-from tests.security.objects import CALLERS, MAKERS, MARK, SPECIAL, Caller, Kind, World
+from tests.security.objects import CALLERS, MAKERS, MARK, SPECIAL, Caller, Kind, Maker, World
 from tests.support.web import running_site
 
 TABLE = Path(__file__).with_name("route_table.csv")
@@ -129,9 +129,9 @@ class Walk:
             stream = answer.mimetype == "text/event-stream"
             text = "" if stream else answer.get_data(as_text=True)
             if route.method != "GET" and answer.status_code < 300:
-                self.made = {known: value for known, value in self.made.items() if value != target}
+                self.used(target)
             headers = {name: value for name, value in answer.headers if name not in _CHANGING}
-            return Cell(answer.status_code, text if exact else _plain(text, target), headers)
+            return Cell(answer.status_code, text if exact else plain(text, target), headers)
 
     def path(self, route: Route, caller: Caller, owner: str) -> str:
         """The route's path for that object, below its prefix."""
@@ -142,17 +142,25 @@ class Walk:
 
     def _target(self, route: Route, caller: Caller, owner: str) -> str:
         kind = kind_of(route)
-        if kind is None:
+        return self.target(kind, None if kind is None else SPECIAL.get(key_of(route), kind.make), caller, owner)
+
+    def target(self, kind: Kind | None, make: Maker | None, caller: Caller, owner: str) -> str:
+        """The id or name of that object: made anew where the last one was used."""
+        if kind is None or make is None:
             return ""
         if owner == MISSING:
             return kind.missing
-        world, make = self.world, SPECIAL.get(key_of(route), kind.make)
+        world = self.world
         person = {OWN: caller.actor, COLLEAGUES: world.colleague.actor, OTHER: world.stranger.actor}[owner]
         person = person or world.colleague.actor  # nobody owns nothing: a stranger to everything
         known = (make.__name__, person.user_id)
         if known not in self.made:
             self.made[known] = make(world, person)
         return self.made[known]
+
+    def used(self, target: str) -> None:
+        """It may not be what it was: the next request gets another."""
+        self.made = {known: value for known, value in self.made.items() if value != target}
 
 
 _CHANGING = ("X-Request-ID", "RateLimit", "RateLimit-Policy", "Set-Cookie", "Content-Length")
@@ -162,7 +170,8 @@ def _filled(route: Route, target: str) -> str:
     return _PARAMETER.sub(lambda found: objects.FIXED.get(found[1], target), route.template)
 
 
-def _plain(text: str, target: str) -> str:
+def plain(text: str, target: str) -> str:
+    """Without what differs between any two answers: the object's name, ids."""
     if target:
         text = text.replace(target, "ID")
     text = _ID.sub("ID", text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloche.domain.permissions import Permission
+from cloche.domain.permissions import BUILTIN_ROLES, Permission
 from cloche.web.routing import Access
 from tests.security.objects import CALLERS, MARK
 from tests.security.route_table import MISSING, OTHER, TABLE, Walk, World, declared, load, whose
@@ -88,3 +88,36 @@ def test_nothing_that_lists_shows_another_tenants_things(world, walk):
             assert MARK not in text, f"{key} shows {name} the other tenant"
             assert not [made for made in theirs if made in text], f"{key} shows {name} something of the other tenant"
     assert asked > 100
+
+
+@pytest.fixture(scope="module")
+def signed_in(world):
+    """Gives who asks for a route; after one that ends sessions they sign in anew."""
+    found = {}
+
+    def one(key):
+        if "caller" not in found or found["used"] in ("DELETE /session", "PUT /me/password"):
+            before = found.get("caller") or world.custom("like-operator", BUILTIN_ROLES["operator"])
+            found["caller"] = world.sign_in(before)
+        found["used"] = key
+        return found["caller"]
+
+    return one
+
+
+class TestWhoComesWithACookieAndARoleOfTheTenantsOwn:
+    """They are answered as who has the same permissions by a built-in role, and comes with a token."""
+
+    # What is a session's alone, or a token's.
+    OTHERWISE = {
+        "PUT /me/password": {"401"},  # a token may not even try
+    }
+
+    @pytest.mark.parametrize("key", ROUTES)
+    def test_answers_are_the_built_in_roles(self, walk, table, signed_in, key):
+        prefix, route = ROUTES[key]
+        for owner in whose(route):
+            told = set(table[key, owner]["operator"].split("|"))
+            cell = walk.ask(prefix, route, signed_in(key), owner)
+            assert str(cell.status) in self.OTHERWISE.get(key, told), f"{key}, {owner}: {cell.status} ≠ {told}"
+            assert MARK not in cell.text or owner != OTHER
