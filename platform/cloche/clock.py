@@ -121,6 +121,11 @@ def uuid7_ms(text: str) -> int | None:
     return int(text[:8] + text[9:13], 16) if _UUID.match(text) else None
 
 
+def uuid7_floor(text: str) -> str:
+    """The least UUIDv7 of the same millisecond: nothing of the given one but when it was made."""
+    return f"{text[:13]}-7000-8000-000000000000"
+
+
 def is_uuid7(text: str) -> bool:
     """Whether the text is a UUIDv7 in its canonical lower-case form."""
     return _UUID.match(text) is not None

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import Text, cast, func, insert, select, update
 
-from cloche.clock import now_ms, uuid7
+from cloche.clock import is_uuid7, now_ms, uuid7
 from cloche.db import migrate
 from cloche.db import tables as t
 from cloche.db.audit_log import AuditLog
@@ -588,6 +588,22 @@ def test_a_page_looks_at_so_many_and_at_ones_own_alone(db, broker, admin, receiv
     assert [row["job_id"] for row in one] == [theirs[4]]
     two, _ = db.read(lambda c: callback_store.newest(c, other.tenant_id, "pending", before, 1))
     assert [row["job_id"] for row in two] == [theirs[3]]
+
+
+def test_the_end_of_a_page_tells_nothing_of_others(db, broker, admin, receiver, monkeypatch):
+    """Where a page stops looking is most often a delivery of somebody else."""
+    monkeypatch.setattr(callback_store, "_LOOKED_AT", 3)
+    other = add_actor(db, add_tenant(db, "other"), "otto")
+    mine = ended(db, broker, admin, receiver.url)
+    for _ in range(4):
+        ended(db, broker, other, receiver.url)
+    ids = db.read(lambda c: c.scalars(select(t.callback_delivery.c.id).order_by(t.callback_delivery.c.id)).all())
+    rows, before = db.read(lambda c: callback_store.newest(c, admin.tenant_id, None, None, 10))
+    assert rows == []
+    assert before == f"{ids[2][:13]}-7000-8000-000000000000"  # of its millisecond the very first, which nobody has
+    assert is_uuid7(before)  # or it would be no cursor
+    rows, _ = db.read(lambda c: callback_store.newest(c, admin.tenant_id, None, before, 10))
+    assert [row["job_id"] for row in rows] == [mine]
 
 
 def test_a_batchs_jobs_have_callbacks_of_their_own(site):

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select, update
 
 from cloche.clock import now_ms, uuid7
 from cloche.db import tables as t
@@ -55,6 +55,23 @@ def test_a_dependent_runs_once_all_have_completed(db, broker, admin):
     assert take(broker, "default", 9) == [job_id]
     assert jobs.trace(db, job_id) == ["accepted", "dependencies_met"]
     assert db.read(lambda c: c.execute(select(t.outbox.c.job_id)).scalars().all()).count(job_id) == 1
+
+
+def test_nobody_of_another_tenant_is_told_whatever_the_rows_say(db, broker, admin):
+    """A dependency goes from a tenant to itself; one that does not (a mistake, an old backup) frees nobody's job."""
+    other = stores.add_actor(db, stores.add_tenant(db, "other"), "otto")
+    first = jobs.submit(db, broker, admin)
+    mine, theirs = jobs.submit(db, broker, admin, **jobs.after(first)), jobs.submit(db, broker, other)
+    blocked = {"state": "blocked", "reason": "waits_for_jobs"}
+
+    def stray(connection):
+        connection.execute(update(t.job).where(t.job.c.id == theirs).values(blocked))
+        connection.execute(insert(t.job_dependency), {"job_id": theirs, "upstream_id": first})
+
+    db.write(stray)
+    end(db, broker, first)
+    assert state(db, mine) == ("pending", "dependencies_met")
+    assert state(db, theirs) == ("blocked", "waits_for_jobs")
 
 
 @pytest.mark.parametrize("how", ["failed", "canceled"])

@@ -10,6 +10,9 @@ from typing import Any
 
 from sqlalchemy import JSON, Connection, Table, insert
 
+from cloche.db import scope
+from cloche.db.reach import TENANT
+
 Spelled = Sequence[tuple[Any, ...]]
 _encode = json.JSONEncoder().encode  # as the columns' own type does it
 
@@ -23,6 +26,8 @@ class BulkInsert:
     def __init__(self, table: Table, columns: Collection[str]) -> None:
         self._columns = tuple(column.name for column in table.columns if column.name in columns)
         self._json = tuple(n for n, name in enumerate(self._columns) if isinstance(table.c[name].type, JSON))
+        self._table = table.name
+        self._tenant = itemgetter(self._columns.index(TENANT)) if TENANT in self._columns else None
         self._pick = itemgetter(*self._columns)
         self._statement = insert(table)
         self._known: dict[str, tuple[bool, str]] = {}  # by dialect
@@ -47,6 +52,8 @@ class BulkInsert:
     def execute(self, connection: Connection, rows: Spelled) -> None:
         if not rows:
             return
+        if self._tenant is not None:
+            scope.check_written(self._table, map(self._tenant, rows))
         positional, sql = self._compiled(connection)
         # A driver takes values by place, in the statement's own order of columns, or by name.
         values: list[Any] = list(rows) if positional else [dict(zip(self._columns, row, strict=True)) for row in rows]
@@ -58,5 +65,5 @@ class BulkInsert:
         found = self._known.get(name)
         if found is None:
             compiled = self._statement.compile(dialect=connection.dialect, column_keys=list(self._columns))
-            found = self._known[name] = (bool(compiled.positional), str(compiled))
+            found = self._known[name] = (bool(compiled.positional), scope.adding(str(compiled)))
         return found

@@ -50,13 +50,14 @@ def outcomes(connection: Connection, job_id: str) -> dict[str, State | None]:
     return {row.upstream_id: State(row.outcome) if row.outcome else None for row in rows}
 
 
-def lock_untold(connection: Connection, upstream_id: str, ended: State, limit: int) -> list[Row]:
-    """Blocked jobs that have not been told that this upstream has ended so, with their rows locked."""
+def lock_untold(connection: Connection, upstream_id: str, tenant_id: str, ended: State, limit: int) -> list[Row]:
+    """The tenant's blocked jobs that have not been told that this upstream of theirs has ended so, with their rows locked."""
     untold = or_(_dep.outcome.is_(None), _dep.outcome != ended.value)
     query = (
         select(*JOB_BRIEF)
         .join(job_dependency, _dep.job_id == job.c.id)
-        .where(_dep.upstream_id == upstream_id, untold, job.c.state == State.BLOCKED.value)
+        .where(_dep.upstream_id == upstream_id, untold)
+        .where(job.c.tenant_id == tenant_id, job.c.state == State.BLOCKED.value)
         .order_by(job.c.id)
         .limit(limit)
         .with_for_update(of=job)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, RowMapping, and_, func, insert, select, text,
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.sql.elements import ColumnElement
 
-from cloche.clock import to_rfc3339
+from cloche.clock import to_rfc3339, uuid7_floor
 from cloche.db import tables as t
 from cloche.domain.callbacks import Delivery, Outcome
 from cloche.domain.events import Trace
@@ -150,14 +150,15 @@ def newest(
     """The tenant's deliveries, newest first, behind the id ``before``; and the id behind which to go on, None at the end.
 
     Looks at so many of all tenants' at a time, so that a small tenant's page costs no more than a large one's; it may be short, and still
-    not be the last.
+    not be the last. Where it ends is then told by the millisecond alone: the id that is there may be of another tenant.
     """
     window = select(_c.id).order_by(_c.id.desc()).limit(_LOOKED_AT)
     first = select(func.min((window if before is None else window.where(_c.id < before)).subquery().c.id))
-    why = "how far back a page looks: an id, which is not shown as such"
+    why = "how far back a page looks: of the id that is found its millisecond alone is told"
     last = connection.scalar(first.execution_options(across_tenants=why))
     if last is None:
         return [], None
+    last = uuid7_floor(last)
     query = select(_delivery).where(_c.tenant_id == tenant_id, _c.id >= last).order_by(_c.id.desc()).limit(limit + 1)
     if before is not None:
         query = query.where(_c.id < before)
@@ -168,7 +169,7 @@ def newest(
         return found[:limit], str(found[limit - 1]["id"])
     older = select(_c.id).where(_c.id < last).limit(1)
     more = connection.scalar(older.execution_options(across_tenants=why)) is not None
-    return found, str(last) if more else None
+    return found, last if more else None
 
 
 def shown(row: Mapping[str, Any]) -> dict[str, Any]:

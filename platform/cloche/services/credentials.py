@@ -84,4 +84,5 @@ class Credentials:
         if known.seen_at is None or known.seen_at < now - often:
             self._actors.put(key, mark, known.seen(now))
             statement = update(column.table).where(column.table.c.id == stored_id).values({column.name: now})
+            statement = statement.execution_options(across_tenants="the credential that has just been proved")
             self._db.submit(lambda connection: connection.execute(statement))

@@ -91,25 +91,25 @@ class Dependents:
 
     def settle(self, connection: Connection, ended: Sequence[Mapping[str, Any]], now: int) -> Effects:
         """Tell the dependents of jobs that have just ended (rows of ``job``): they run, go on waiting, or are canceled."""
-        upstreams = deque((row["id"], State(row["state"])) for row in ended if row["has_dependents"])
+        upstreams = deque((row["id"], row["tenant_id"], State(row["state"])) for row in ended if row["has_dependents"])
         effects = Effects()
         if not upstreams:
             return effects
         records, left, ends = Records(now), self._most, _UPSTREAMS
         unfinished: list[str] = []
         while upstreams:
-            upstream, state = upstreams.popleft()
+            upstream, tenant_id, state = upstreams.popleft()
             if ends == 0 or left == 0:
                 unfinished.append(upstream)
                 continue
             ends -= 1
-            told = table.lock_untold(connection, upstream, state, left)
+            told = table.lock_untold(connection, upstream, tenant_id, state, left)
             if len(told) == left:  # perhaps there are more
                 unfinished.append(upstream)
             left -= len(told)
             if told:
                 canceled = self._tell(connection, upstream, state, told, records, effects)
-                upstreams += [(row["id"], State.CANCELED) for row in canceled if row["has_dependents"]]
+                upstreams += [(row["id"], tenant_id, State.CANCELED) for row in canceled if row["has_dependents"]]
         table.keep(connection, unfinished, now)
         records.write(connection, self._audit)
         return effects
@@ -134,7 +134,7 @@ class Dependents:
     ) -> list[Row]:
         """Note the end with each dependent and do what follows from it. Returns those that are canceled by it."""
         ids = [row["id"] for row in told]
-        scope.vouch(ids)  # who waits for a tenant's job is of the tenant
+        scope.vouch(ids)  # they were found by the tenant of the job that they wait for
         table.tell(connection, upstream, state, ids)
         counts = table.counts(connection, ids)
         chosen: dict[Verdict, list[str]] = defaultdict(list)

@@ -40,7 +40,6 @@ class Emptying:
         self._transitions = transitions
         self._files = files
 
-    @scope.across_tenants("a platform administrator empties a tenant, which need not be the one they are in")
     def run(self, actor: Actor, tenant_id: str, confirm: str, version: int | None = None) -> dict[str, Any]:
         """Remove jobs and files of the tenant for some seconds. ``confirm`` is its name, so that nobody empties another by a slip.
 
@@ -54,6 +53,12 @@ class Emptying:
         """
         deadline = time.monotonic() + _BUDGET_S
         self._db.write(lambda c: self._begin(c, actor, tenant_id, confirm, version))
+        with scope.within(
+            tenant_id, "a platform administrator empties a tenant, which need not be the one they are in"
+        ):
+            return self._empty(actor, tenant_id, deadline)
+
+    def _empty(self, actor: Actor, tenant_id: str, deadline: float) -> dict[str, Any]:
         # The record of its jobs and files is the tenant's.
         there = replace(actor, tenant_id=tenant_id, permissions=EVERYTHING)
         removed = {"jobs": self._jobs(there, deadline), "files": 0}
@@ -70,7 +75,8 @@ class Emptying:
         if confirm != row["name"]:
             raise Invalid("Nothing was removed.", problems=[Problem("/confirm", "has to be the tenant's name")])
         check_suspended(row)
-        held = contents(connection, tenant_id)
+        with scope.within(tenant_id, "a platform administrator is told how much there is"):
+            held = contents(connection, tenant_id)
         entry = AuditEntry(actor, Action.TENANT_EMPTY, f"tenant:{tenant_id}", before=held, details=held)
         self._audit.record(connection, entry)
 
@@ -117,4 +123,6 @@ class Emptying:
         return removed
 
     def _some(self, query: Any) -> Sequence[str]:
-        return self._db.read(lambda c: c.scalars(query.limit(_STEP)).all())
+        ids: Sequence[str] = self._db.read(lambda c: c.scalars(query.limit(_STEP)).all())
+        scope.vouch(ids)
+        return ids

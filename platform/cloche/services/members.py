@@ -205,26 +205,30 @@ def insert_user(
 
 def end_credentials(connection: Connection, user_id: str, now: int, tenant_id: str | None = None) -> None:
     """End the user's sessions and tokens, those of one tenant or all; with all of them a code for a new password, too."""
-    which = t.session.c.user_id == user_id
+    ended = delete(t.session).where(t.session.c.user_id == user_id)
     if tenant_id is not None:
-        which &= t.session.c.tenant_id == tenant_id
-    why = "without a tenant it is all of the account's sessions, wherever they are"
-    connection.execute(delete(t.session).where(which).execution_options(across_tenants=why))
+        ended = ended.where(t.session.c.tenant_id == tenant_id)
+    else:
+        ended = ended.execution_options(across_tenants="it is all of the account's sessions, wherever they are")
+    connection.execute(ended)
     end_tokens(connection, user_id, now, tenant_id)
     if tenant_id is None:
         connection.execute(delete(t.password_reset).where(t.password_reset.c.user_id == user_id))
 
 
 def end_tokens(connection: Connection, user_id: str, now: int, tenant_id: str | None = None) -> int:
-    """End the user's tokens, those of one tenant or all, with those that they made, whose ever; how many there were."""
+    """End the user's tokens, those of one tenant or all, with those that they made, whose ever, in the same tenant; how many there were."""
     token = t.token.c
     which = token.user_id == user_id
     if tenant_id is not None:
         which &= token.tenant_id == tenant_id
     those = or_(which, token.parent_id.in_(select(token.id).where(which)))
     ended = update(t.token).where(those, token.revoked_at.is_(None)).values(revoked_at=now)
-    why = "an account's tokens go with those that they made, whose ever; these are of the same tenant"
-    return int(connection.execute(ended.execution_options(across_tenants=why)).rowcount)
+    if tenant_id is not None:
+        ended = ended.where(token.tenant_id == tenant_id)
+    else:
+        ended = ended.execution_options(across_tenants="it is all of the account's tokens, wherever they are")
+    return int(connection.execute(ended).rowcount)
 
 
 def state(row: Mapping[str, Any], homes: Collection[str]) -> dict[str, Any]:

@@ -124,6 +124,7 @@ class NewPasswords(SignIns):
         self._db.write(unit)
         return {"code": f"{RESET_PREFIX}{reset_id}_{secret}", "user_id": user_id, "expires_at": to_rfc3339(ends)}
 
+    @scope.across_tenants("who has a code is not known before; it changes its own account alone")
     def use_reset(self, code: str, new: str, origin: Origin, *, revoke_tokens: bool = False) -> None:
         """Set the password of the code's user. The code is used up; the user's sessions end.
 

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, String, bindparam, literal_column, or_, select, text
 
 from cloche.db import tables as t
-from cloche.db.reach import text_across_tenants
+from cloche.db.readable import text_across_tenants
 from cloche.domain.jobs import QUEUES
 from cloche.domain.queues import WaitingFor
 from cloche.domain.states import State

@@ -224,8 +224,8 @@ def _set_weights(connection: Connection, name: str, weights: Mapping[str, int], 
     if strange := sorted(weights.keys() - ids.keys()):
         problems = [Problem(f"/weights/{_pointer(tenant)}", "there is no such tenant") for tenant in strange]
         raise Invalid("the queue was not changed", problems=problems)
-    with scope_of.across_tenants("platform administrators weigh tenants against each other"):
-        for tenant, weight in weights.items():
+    for tenant, weight in weights.items():
+        with scope_of.within(ids[tenant], "platform administrators weigh tenants against each other"):
             _set_share(connection, name, ids[tenant], {"weight": weight}, now)
 
 

@@ -55,17 +55,16 @@ class QuotaService:
         self._audit = audit
         self._defaults = defaults
 
-    @scope.across_tenants("the platform's administrators bound every tenant")
     def tenant(self, tenant_id: str) -> dict[str, Any]:
         """``{"limits", "effective", "version", "updated_at"}``: what was set, and what holds."""
 
         def unit(connection: Connection) -> dict[str, Any]:
             _require_tenant(connection, tenant_id)
-            return self._shown(quota_rows.stored(connection, tenant_id), self._defaults.tenant)
+            with scope.within(tenant_id, "the platform's administrators bound every tenant"):
+                return self._shown(quota_rows.stored(connection, tenant_id), self._defaults.tenant)
 
         return self._db.read(unit)
 
-    @scope.across_tenants("the platform's administrators bound every tenant")
     def set_tenant(self, actor: Actor, tenant_id: str, asked: Mapping[str, Any], version: int | None) -> dict[str, Any]:
         """Set the tenant's limits; those that are not named are as by default. ``version`` None: whichever is there.
 
@@ -203,10 +202,11 @@ class QuotaService:
             return before
 
         if jobs is not None and jobs >= 0:
-            self._db.read(check)  # what is refused anyway costs nobody a count
-            self._count_live(tenant_id)  # in steps, so that little is left for the transaction
+            with scope.within(tenant_id, "the platform's administrators bound every tenant"):
+                self._db.read(check)  # what is refused anyway costs nobody a count
+                self._count_live(tenant_id)  # in steps, so that little is left for the transaction
 
-        def unit(connection: Connection) -> dict[str, Any]:
+        def put(connection: Connection) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
             before = check(connection)
             row = {
                 "tenant_id": tenant_id,
@@ -219,6 +219,11 @@ class QuotaService:
             _write(connection, row, before)
             if jobs is not None and jobs >= 0:
                 quota_rows.count_live(connection, tenant_id, _STEP)
+            return before, row
+
+        def unit(connection: Connection) -> dict[str, Any]:
+            with scope.within(tenant_id, "the platform's administrators bound every tenant"):
+                before, row = put(connection)
             name = f"user:{user_id}" if user_id != WHOLE else f"tenant:{tenant_id}"
             was, now = from_stored(before), from_stored(row)
             details = {"was": was, "now": now}

@@ -178,6 +178,7 @@ class Sessions(Credentials):
             changed(connection, user_id=actor.user_id)
         return replace(actor, session_id=handle)
 
+    @scope.across_tenants("a session is found by the digest of its secret; who its user is decides the tenant")
     def _found(self, connection: Connection, session_id: str, origin: Origin) -> Known | None:
         row = connection.execute(_BY_ID, {"id": session_id}).first()
         if row is None:

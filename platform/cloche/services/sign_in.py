@@ -77,6 +77,7 @@ class SignIns(Sessions):
             self.sign_out(before)
         return SignedIn(secret, self._db.write(unit))
 
+    @scope.across_tenants("who is asking is not known before")
     def check_credentials(self, username: str, password: str, origin: Origin) -> Actor:
         """The user whom name and password prove. Failures are audited and counted.
 

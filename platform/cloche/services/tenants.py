@@ -120,7 +120,6 @@ class TenantService:
             _log.warning("the index is not told of a tenant's suspension; the sweeper will", error=str(error))
         return view
 
-    @scope.across_tenants("platform administrators manage every tenant")
     def delete(self, actor: Actor, tenant_id: str, version: int | None = None) -> None:
         """Remove a tenant that is suspended and empty, with everything else of it. Users who are in no other are deleted; the record stays.
 
@@ -137,14 +136,17 @@ class TenantService:
                 raise Conflict(f"The tenant cannot be removed: {own}.", code="tenant-in-use")
             # Nobody refers to it from now on.
             connection.execute(select(_tenant.id).where(_tenant.id == tenant_id).with_for_update()).all()
-            if any((left := contents(connection, tenant_id)).values()):
+            with scope.within(tenant_id, "platform administrators manage every tenant"):
+                left = contents(connection, tenant_id)
+            if any(left.values()):
                 words = f"{left['jobs']} jobs and {left['files']} files"
                 detail = f"The tenant holds {words}: empty it first, with POST /tenants/{{id}}/empty."
                 raise Conflict(detail, code="tenant-not-empty")
             users = self._part(connection, actor, tenant_id)
-            for table in reversed(t.metadata.sorted_tables):
-                if "tenant_id" in table.c and table.name not in _KEPT and not table.name.startswith("audit_"):
-                    connection.execute(delete(table).where(table.c.tenant_id == tenant_id))
+            with scope.within(tenant_id, "platform administrators manage every tenant"):
+                for table in reversed(t.metadata.sorted_tables):
+                    if "tenant_id" in table.c and table.name not in _KEPT and not table.name.startswith("audit_"):
+                        connection.execute(delete(table).where(table.c.tenant_id == tenant_id))
             connection.execute(delete(t.tenant).where(_tenant.id == tenant_id))
             _renew_rules(connection)
             changed(connection, tenant_id=tenant_id)
@@ -158,7 +160,9 @@ class TenantService:
         here = select(_held.user_id).where(_held.tenant_id == tenant_id)
         elsewhere = select(_held.user_id).where(_held.user_id == _user.id, _held.tenant_id != tenant_id)
         alone = (_user.id.in_(here)) & ~elsewhere.exists() & ~_user.platform_admin
-        rows = connection.execute(select(t.user).where(alone).order_by(_user.id)).mappings().all()
+        query = select(t.user).where(alone).order_by(_user.id)
+        why = "whether a user of the tenant is in another one, too"
+        rows = connection.execute(query.execution_options(across_tenants=why)).mappings().all()
         now, details = now_ms(connection), {"deleted": True, "with": "tenant"}
         for row in rows:
             before = members.state(dict(row), [tenant_id])

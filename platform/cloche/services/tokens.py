@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 
 from cloche.clock import is_uuid7, to_rfc3339, uuid7
-from cloche.db import tables
+from cloche.db import scope, tables
 from cloche.db.audit_log import AuditEntry
 from cloche.domain.addresses import Network, covers, parse_network, peer
 from cloche.domain.events import Action
@@ -28,11 +28,7 @@ _LONGEST_MS = 3_650 * 86_400_000
 Begin = Callable[[Connection], object]
 _token = tables.token
 # Built once: this one runs for every token that is not remembered.
-_BY_ID = (
-    select(_token)
-    .where(_token.c.id == bindparam("id"))
-    .execution_options(across_tenants="a token is found by its id, and proved by its secret")
-)
+_BY_ID = select(_token).where(_token.c.id == bindparam("id"))
 
 
 def _at_once(_connection: Connection) -> None:
@@ -173,6 +169,7 @@ def _is_from(ip: str | None, networks: Sequence[Network]) -> bool:
     return address is not None and any(address in network for network in networks)
 
 
+@scope.across_tenants("a token is found by its id, and proved by its secret")
 def _proved(connection: Connection, token_id: str, secret: str, now: int, origin: Origin) -> Known:
     row = connection.execute(_BY_ID, {"id": token_id}).first()
     if not hmac.compare_digest(row.secret_sha256 if row else "", digest(secret)) or row is None:
@@ -202,7 +199,8 @@ def _bounded(
     """When the token ends, and where it is taken from: no later and nowhere else than the one that makes it."""
     ends = None if wanted.expires_in is None else now + wanted.expires_in
     if actor.token_id is not None:
-        parent = connection.execute(_BY_ID, {"id": actor.token_id}).one()
+        mine = _BY_ID.where(_token.c.tenant_id == actor.tenant_id)
+        parent = connection.execute(mine, {"id": actor.token_id}).one()
         ends = min((at for at in (ends, parent.expires_at) if at is not None), default=None)
         if parent.addresses is not None:
             outer = [parse_network(text) for text in parent.addresses]
@@ -241,13 +239,13 @@ def _check_scopes(actor: Actor, scopes: Sequence[str] | None) -> list[str] | Non
     if scopes is None:
         # A token's own reach may be smaller than its user's; what it makes must not grow back.
         return None if actor.token_id is None else sorted(actor.permissions - {Permission.TOKEN_MANAGE})
-    for index, scope in enumerate(scopes):
-        if scope not in list(Permission):
+    for index, name in enumerate(scopes):
+        if name not in list(Permission):
             raise Invalid(
                 "There is no such permission.", problems=[Problem(f"/scopes/{index}", "GET /permissions lists all")]
             )
-        if scope not in actor.permissions:
-            raise Forbidden(f"You do not hold '{scope}' yourself.", code="grant-exceeds-own")
+        if name not in actor.permissions:
+            raise Forbidden(f"You do not hold '{name}' yourself.", code="grant-exceeds-own")
     if actor.token_id is not None and Permission.TOKEN_MANAGE in scopes:
         raise Forbidden("What a token makes cannot make tokens: leave token:manage out.", code="grant-exceeds-own")
     return sorted(set(scopes))

@@ -299,8 +299,11 @@ def _views(connection: Connection, actor: Actor, ids: Sequence[str]) -> Items:
     """In the order of the ids. Roles are those in the actor's tenant; other tenants are shown to those who manage tenants alone."""
     named = select(_held.user_id, _held.tenant_id, _held.role, t.tenant.c.name).join(t.tenant)
     named = named.where(_held.user_id.in_(ids)).order_by(_held.role)
-    why = "an account's other tenants are shown to those who manage tenants alone"
-    held = connection.execute(named.execution_options(across_tenants=why)).all() if ids else []
+    if actor.may(Permission.TENANT_MANAGE):
+        named = named.execution_options(across_tenants="whoever manages tenants sees an account's other tenants")
+    else:
+        named = named.where(_held.tenant_id == actor.tenant_id)
+    held = connection.execute(named).all() if ids else []
     rows = {row["id"]: row for row in connection.execute(select(t.user).where(_user.id.in_(ids))).mappings()}
     shown = []
     for user_id in ids:

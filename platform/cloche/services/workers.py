@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, case, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, case, func, insert, select, update
 
 from cloche import __version__
 from cloche.clock import to_rfc3339
@@ -165,16 +165,15 @@ def _heard_of(connection: Connection) -> ColumnElement[bool]:
 
 def worker_views(connection: Connection, tenant_id: str, query: Select[Any]) -> Items:
     """``GET /workers``' items for the rows of ``worker`` that the query finds, as the tenant may see them."""
-    busy: Counter[str] = Counter()
+    job = t.job.c
     mine: dict[str, list[str]] = defaultdict(list)
-    columns = (t.job.c.lease_owner, t.job.c.id, t.job.c.tenant_id)
     # Bounded by the slots there are; said as the index says it.
-    held = select(*columns).where(t.job.c.state == State.PROCESSING.value)
-    held = held.execution_options(across_tenants="how busy a worker is; the ids that are shown are the tenant's own")
-    for owner, job_id, owned_by in connection.execute(held):
-        busy[owner] += 1
-        if owned_by == tenant_id:
-            mine[owner].append(job_id)
+    running = job.state == State.PROCESSING.value
+    counted = select(job.lease_owner, func.count()).where(running).group_by(job.lease_owner)
+    counted = counted.execution_options(across_tenants="how busy a worker is, as a number")
+    busy = Counter({owner: number for owner, number in connection.execute(counted)})
+    for owner, job_id in connection.execute(select(job.lease_owner, job.id).where(running, job.tenant_id == tenant_id)):
+        mine[owner].append(job_id)
     now = now_ms(connection)
     rows = connection.execute(query).mappings()
     return [_view(row, busy[row["id"]], mine[row["id"]], now) for row in rows]

@@ -97,18 +97,21 @@ class Auth:
             RateLimited: the address, the user or the token has asked too often.
             Unauthenticated: a credential that proves nothing.
         """
-        if "actor" not in g:
+        new = "actor" not in g
+        if new:
             try:
-                g.actor = found = self._identify(basic)
+                g.actor = self._identify(basic)
             except Unauthenticated:
                 throttle.charge(self._rates)
                 raise
             except TenantUnknown as error:  # known is who asks, though not where
                 throttle.charge(self._rates, error.user_id, error.token_id)
                 raise
-            throttle.charge(self._rates, *((found.user_id, found.token_id) if found is not None else ()))
-            scope.act_in(found.tenant_id if found is not None else None)
         known: Actor | None = g.actor
+        if known is not None:
+            scope.act_in(known.tenant_id)
+        if new:  # a refusal is the tenant's too, and so is what is recorded of it
+            throttle.charge(self._rates, *((known.user_id, known.token_id) if known is not None else ()))
         return known
 
     def require(self, permission: Permission | None = None, *, basic: bool = False) -> Actor:
@@ -170,7 +173,7 @@ class Auth:
         flask_login.logout_user()
         session.clear()
         g.actor = None
-        scope.act_in(None)
+        scope.act_for_nobody()
 
     @staticmethod
     def csrf_token() -> str:

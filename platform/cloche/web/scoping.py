@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from flask import Flask, Response
+from flask import Flask
 
 from cloche.db import scope
 
 
 def register(app: Flask) -> None:
-    """Call it before anything that may look at a credential."""
+    """Wrap the app. What it returns is made after the request has been taken down, bit by bit: that, and what is called when it is closed,
+    belongs to the tenant that the request acted in. The thread itself belongs to the server."""
+    inner: Callable[[dict[str, Any], Any], Iterable[bytes]] = app.wsgi_app
 
-    @app.before_request
-    def begin() -> None:
-        scope.act_in(None)  # the thread comes from somebody else's request
+    def wrapped(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        with scope.nobodys():
+            return scope.Kept(inner(environ, start_response))
 
-    @app.after_request
-    def keep(response: Response) -> Response:
-        if isinstance(response.response, Generator):  # it runs on after the request has been taken down
-            response.response = scope.kept(response.response)
-        return response
-
-    @app.teardown_request
-    def end(_error: BaseException | None) -> None:
-        scope.act_in(None)
+    app.wsgi_app = wrapped  # type: ignore[method-assign]
