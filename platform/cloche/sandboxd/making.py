@@ -20,6 +20,7 @@ from cloche.isolation.spec import LABEL, BadSpec, Placement, container_config, t
 from cloche.sandboxd import cgroups, entered
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.image import ImageInfo
+from cloche.sandboxd.oom import OomEvents
 from cloche.sandboxd.own_image import OwnImage, OwnImages
 from cloche.sandboxd.places import Places, Site
 from cloche.sandboxd.running import Running
@@ -124,6 +125,8 @@ class Maker:
             os.close(pidfd)
             raise
         try:
+            if spec.runtime != RUNSC:  # of gVisor's the cgroup is ours, and outlives what was in it
+                running.oom = OomEvents.of(running.cgroup)
             self._limit(running, pid, spec, place, channel)
         except BaseException:
             running.kill()

@@ -26,6 +26,7 @@ from cloche.sandboxd.cgroups import Cgroup
 from cloche.sandboxd.collect import Caps, Collected, collect
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.groups import Group, GroupProblem
+from cloche.sandboxd.oom import OomEvents
 from cloche.sandboxd.places import Site
 
 DEATH_SECONDS = 20  # for dying, while nothing of it gets on
@@ -59,6 +60,7 @@ class Running:
     egress: bool = False  # whether it was made for egress
     egress_open: bool = False  # whether it has it now; the link's own
     group: Group | None = None
+    oom: OomEvents | None = None  # the kernel's own word on its memory
     level: str = CONTAINER
     lock: threading.Lock = field(default_factory=threading.Lock)  # one finish, and no close during it
     fd_lock: threading.Lock = field(
@@ -222,11 +224,14 @@ class Running:
         }
 
     def close(self) -> None:
-        """Forget the descriptor. Only after death."""
+        """Forget the descriptors. Only after death."""
         with self.lock, self.fd_lock:
             if self.pidfd >= 0:
                 os.close(self.pidfd)
                 self.pidfd = -1
+            if self.oom is not None:
+                self.oom.close()
+                self.oom = None
 
     def _verdict(self, engine: Engine) -> tuple[int | None, bool]:
         """What the engine says of a container that ended before we asked it to.
@@ -238,7 +243,8 @@ class Running:
         while state.get("Running") and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
             state = self._state(engine)
-        return (None if state.get("Running") else int(state.get("ExitCode", -1))), bool(state.get("OOMKilled"))
+        out_of_memory = bool(state.get("OOMKilled")) or (self.oom is not None and self.oom.happened())
+        return (None if state.get("Running") else int(state.get("ExitCode", -1))), out_of_memory
 
     def _state(self, engine: Engine) -> Mapping[str, Any]:
         try:
