@@ -21,6 +21,10 @@ EAT = "import sys; sys.stdin.read(1); kept = bytearray(64 << 20); kept[::4096] =
 @pytest.fixture
 def group() -> Iterator[Path]:
     """A memory cgroup of 16 MB."""
+    if version() == 2:
+        pytest.fail(
+            "this host has version 2 of cgroups alone: its memory events are to be tried here, and so far they are not"
+        )
     folder = ROOT / "memory" / f"cloche-test-{uuid4()}"
     folder.mkdir()
     (folder / "memory.limit_in_bytes").write_text(str(16 << 20))
@@ -49,10 +53,9 @@ def removed(folder: Path) -> None:
     until(gone, 10, "the cgroup is empty")
 
 
-@pytest.mark.skipif(
-    version() == 2, reason="version 2 of cgroups has no such events; test_without_events_nothing_is_said"
-)
-class TestWithVersion1:
+class TestOfThisHost:
+    """Version 2 of cgroups has no such events: there the engine's word has to do, and nothing else is said."""
+
     @pytest.mark.parametrize("taken_away", [False, True])
     def test_memory_that_was_used_up_is_told(self, group: Path, taken_away: bool) -> None:
         events = OomEvents.of(Cgroup(None, {"memory": group}))
