@@ -28,8 +28,11 @@ def split(gated: bool = False) -> None:
         os.read(0, 1)
     # Before there is an agent: the job runs as our own user, and nothing but this keeps it out of our memory, descriptors and OOM score.
     set_dumpable(False)
+    # A signal of the agent's, which may run long before us, waits until it is ignored, which drops it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     agent = os.fork()
     if agent == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         set_dumpable(True)
         prefer_as_victim()
         return
