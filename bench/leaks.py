@@ -13,14 +13,14 @@ import socketserver
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import held
+from bench import held, page
 from bench.engine import socket_path
 from bench.figures import Row
 from bench.stack import Stack, stack
@@ -131,6 +131,24 @@ def rows(namespace: int, container: int) -> Iterator[Row]:
     }
     yield from found
     yield {"what": "rows that leak", "leaks": sum(row["verdict"] == "LEAK" for row in found)}
+
+
+def table(found: Iterable[Row], load: tuple[float, float]) -> str:
+    """Markdown of what :func:`rows` gave. ``load``: the machine's before and at the end."""
+    said = [row for row in found if "jobs_per_s" in row]
+    counted = [row for row in found if "verdict" in row]
+    lines = [
+        page.machine(load),
+        f"{said[-1]['what']}: {said[-1]['jobs_per_s']} a second through the whole stack.",
+        "",
+        "| what | before | half way | after | difference | leak |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {row['what']} | {row['before']:,} | {row['half']:,} | {row['after']:,} | {row['difference']:+,} | {row['verdict']} |"
+        for row in counted
+    ]
+    return "\n".join(lines)
 
 
 def judged(name: str, before: int, half: int, after: int, jobs: int) -> Row:

@@ -183,6 +183,16 @@ def audited(options: argparse.Namespace) -> Iterator[Row]:
         page.put("audit", audit.table(run))
 
 
+def leaking(options: argparse.Namespace) -> Iterator[Row]:
+    load = os.getloadavg()[0]
+    found = []
+    for row in leaks.rows(options.namespace, options.container):
+        found.append(row)
+        yield row
+    if options.write:
+        page.put("leaks", leaks.table(found, (load, os.getloadavg()[0])))
+
+
 def authorisation(options: argparse.Namespace) -> Iterator[Row]:
     run = auth.Run()
     yield from auth.rows(run, 50 * options.count)
@@ -196,7 +206,7 @@ def main() -> None:
     unrun: dict[str, Callable[[Stack, int], list[Row]]] = {"submit": submits, "batch": batches}
     alone: dict[str, Callable[[], Iterator[Row]]] = {
         "sandbox": lambda: sandboxes(options),
-        "leaks": lambda: leaks.rows(options.namespace, options.container),
+        "leaks": lambda: leaking(options),
         "stores": lambda: stores.rows(5 * options.count),
         "peers": lambda: peers_kill.rows(options.watch),
         "queue": lambda: queues(options),
@@ -219,7 +229,9 @@ def main() -> None:
         help=f"queue, sandbox: a folder with others to measure beside (or {_PEERS})",
     )
     parser.add_argument(
-        "--write", action="store_true", help="sandbox, queue, audit, auth: put the tables into docs/performance.md"
+        "--write",
+        action="store_true",
+        help="sandbox, leaks, queue, audit, auth: put the tables into docs/performance.md",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--markdown", action="store_true", help="a table for the documentation")
