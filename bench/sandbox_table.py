@@ -89,7 +89,8 @@ def _why_no_runsc(run: Run) -> str:
 def _value(row: Row) -> str:
     if "median_ms" in row:
         return f"{row['median_ms']:,} ms"
-    return next((f"{row[name]:,}{unit}" for name, unit in _UNITS.items() if name in row), "")
+    said = next((f"{row[name]:,}{unit}" for name, unit in _UNITS.items() if name in row), "")
+    return f"{said}, {row['warm']} warm" if "warm" in row else said
 
 
 def _p95(row: Row) -> str:

@@ -34,6 +34,7 @@ def test_marks_are_judged_and_both_runtimes_stand_side_by_side() -> None:
     shown = sandbox_table.text(_run()).splitlines()
     assert f"| {sandbox_pool.WARM} | 4.0 ms | 6.0 ms | ≤ 5 ms ✓ | 4,500.0 ms | 21.0 ms |" in shown
     assert f"| {sandbox_pool.ENGINE_RATIO} | 0.8 |  | ≥ 0.9, **missed** |  |  |" in shown
+    assert f"| 40 {sandbox_pool.SUSTAINED} | 6.0 /s, 3 of 40 warm |  |  |  |  |" in shown
     assert "| namespace, 4 clients, 100 jobs, backend alone | 640.0 /s |  | ≥ 600 /s ✓ |" in shown
     assert "| files | 10 ms | 1,250 ms | 125.0 |" in sandbox_table.inside(_run())
 
