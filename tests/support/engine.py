@@ -22,14 +22,21 @@ class Engine:
 
     def __init__(self, folder: Path, runtimes: Mapping[str, tuple[str, tuple[str, ...]]] | None = None) -> None:
         self.folder = folder
-        self._runtimes = {
-            name: {"path": path, "runtimeArgs": list(words)} for name, (path, words) in (runtimes or {}).items()
-        }
+        self.register(runtimes or {})
         self.socket = folder / "d.sock"
         self._process: subprocess.Popen[bytes] | None = None
 
+    def register(self, runtimes: Mapping[str, tuple[str, tuple[str, ...]]]) -> None:
+        """These runtimes from the next `start` or `reload` on."""
+        named = {name: {"path": path, "runtimeArgs": list(words)} for name, (path, words) in runtimes.items()}
+        (self.folder / "daemon.json").write_text(json.dumps({"runtimes": named}))
+
+    def reload(self) -> None:
+        """As `systemctl reload docker`: the runtimes are registered anew under running containers, soon."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
     def start(self) -> None:
-        (self.folder / "daemon.json").write_text(json.dumps({"runtimes": self._runtimes}))
         command = [
             "dockerd", "--host", f"unix://{self.socket}", "--data-root", str(self.folder / "data"),
             "--config-file", str(self.folder / "daemon.json"), "--exec-root", str(self.folder / "exec"), "--pidfile", str(self.folder / "pid"),

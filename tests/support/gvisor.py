@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,19 +23,38 @@ from tests.support import engine, sandbox
 MIB = 1 << 20
 
 
+class StillEngine:
+    """What an engine says of its runtimes, and the lines on which it tells of changes, without an engine."""
+
+    def __init__(self) -> None:
+        self.runtimes: dict[str, Any] = {"runsc": {"path": "/nonexistent/runsc", "runtimeArgs": list(ARGUMENTS)}}
+        self.lines: list[tuple[socket.socket, socket.socket]] = []  # ours, and whoever listens's
+
+    def info(self) -> dict[str, Any]:
+        return {"Runtimes": self.runtimes}
+
+    def changes(self) -> socket.socket:
+        self.lines.append(socket.socketpair())
+        return self.lines[-1][1]
+
+
 @contextmanager
 def running_engine() -> Iterator[engine.Engine]:
     """``runsc`` as the documentation says; ``nofilter`` without the filter inside; ``notgvisor`` is runc under another name."""
+    with engine.running_engine(registrations()) as running:
+        yield running
+
+
+def registrations() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Program and arguments by name, see :func:`running_engine`."""
     program, runc = shutil.which("runsc"), shutil.which("runc")
     assert program, "gVisor is not installed: apt-get install runsc (./run test does)"
     assert runc
-    runtimes = {
+    return {
         "runsc": (program, ARGUMENTS),
         "nofilter": (program, tuple(word for word in ARGUMENTS if word != "--oci-seccomp")),
         "notgvisor": (runc, ()),
     }
-    with engine.running_engine(runtimes) as running:
-        yield running
 
 
 @dataclass(frozen=True)

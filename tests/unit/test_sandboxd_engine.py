@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import http.server
 import json
+import queue
 import re
+import select
 import socketserver
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -31,6 +34,7 @@ class Stub(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.status: str | None = "exited"
         self.removals: list[tuple[int, Any]] = [(204, None)]
         self.asked = 0
+        self.events: queue.Queue[bytes | None] | None = queue.Queue()  # what is told of itself; None ends it
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -40,6 +44,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.endswith("/version"):
             self._answer(200, {"ApiVersion": "1.41", "Version": "20.10.24"})
+        elif self.path.startswith("/v1.41/events?"):
+            self._stream()
         elif self.server.status is None:
             self._answer(*GONE)
         else:
@@ -58,6 +64,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         left = self.server.removals
         self.server.asked += 1
         self._answer(*(left.pop(0) if len(left) > 1 else left[0]))
+
+    def _stream(self) -> None:
+        """As an engine answers: the head at once, then a chunk for each event."""
+        if self.server.events is None:
+            self._answer(400, {"message": "invalid filter"})
+            return
+        assert json.loads(parse_qs(urlsplit(self.path).query)["filters"][0]) == {"type": ["daemon"]}
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        while (event := self.server.events.get()) is not None:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
+        self.close_connection = True
 
     def _answer(self, code: int, body: Any) -> None:
         data = b"" if body is None else json.dumps(body).encode()
@@ -119,3 +138,18 @@ def test_an_option_that_does_not_take_stops_the_job(engine: Engine, stub: Stub) 
     assert stub.asked == 1, "what was made of it is removed"
     with pytest.raises(EngineRefused, match="would not set the memory"):
         engine.set_memory("x", 1 << 20, 1 << 20)
+
+
+def test_a_line_on_which_changes_are_heard(engine: Engine, stub: Stub) -> None:
+    assert stub.events is not None
+    with engine.changes() as line:
+        line.settimeout(30)
+        assert select.select([line], [], [], 0)[0] == [], "the head of the answer is not left on it"
+        stub.events.put(b"reload")
+        assert line.recv(3) == b"6\r\n"
+        stub.events.put(None)
+        while line.recv(64):
+            continue
+    stub.events = None
+    with pytest.raises(EngineRefused, match=r"did not open events: HTTP/1\.1 400"):
+        engine.changes()

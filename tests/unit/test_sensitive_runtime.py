@@ -13,6 +13,7 @@ from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.spec import BadSpec, check_spec, template
 from cloche.isolation.spec_json import parse_spec, spec_to_json
 from cloche.sandboxd.runtimes import NotProven, Runtimes
+from tests.support.gvisor import StillEngine
 
 IMAGE = f"sha256:{'a' * 64}"
 
@@ -30,7 +31,7 @@ def runtimes(policy: str = "plugin", problem: str | None = None) -> tuple[Runtim
         if problem is not None:
             raise NotProven(problem)
 
-    return Runtimes(None, None, policy, "runsc", prove), asked  # type: ignore[arg-type] # neither is used to decide
+    return Runtimes(StillEngine(), None, policy, "runsc", prove), asked  # type: ignore[arg-type] # the groups are not used to decide
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
+from urllib.parse import urlencode
 
 import docker
 import requests
@@ -132,18 +133,29 @@ class Engine:
 
         Output arrives in the engine's multiplexed form: 8 bytes (stream, 0, 0, 0, length as 4 bytes big-endian), then the bytes.
         """
+        return self._opened("POST", f"containers/{container}/attach?stream=1&stdin=1&stdout=1&stderr=1", b"101")
+
+    def changes(self) -> socket.socket:
+        """A connection on which something arrives when the engine's configuration has been loaded anew, and which ends when the engine does.
+
+        The caller closes it.
+        """
+        return self._opened("GET", f"events?{urlencode({'filters': json.dumps({'type': ['daemon']})})}", b"200")
+
+    def _opened(self, method: str, path: str, status: bytes) -> socket.socket:
+        """A connection of its own, after the head of the engine's answer. The caller closes it."""
         with self._answers() as client:
             version = client.api_version
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             stream.settimeout(_CALL_SECONDS)
             stream.connect(self.socket_path)
-            path = f"/v{version}/containers/{container}/attach?stream=1&stdin=1&stdout=1&stderr=1"
-            request = f"POST {path} HTTP/1.1\r\nHost: engine\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n"
-            stream.sendall(request.encode("ascii"))
-            status = _read_head(stream).split(b"\r\n", 1)[0].split(b" ")
-            if len(status) < 2 or status[1] != b"101":
-                raise EngineRefused(f"the engine did not attach: {b' '.join(status).decode('ascii', 'replace')[:100]}")
+            upgrade = "Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n" if status == b"101" else ""
+            stream.sendall(f"{method} /v{version}/{path} HTTP/1.1\r\nHost: engine\r\n{upgrade}\r\n".encode("ascii"))
+            said = _read_head(stream).split(b"\r\n", 1)[0].split(b" ")
+            if len(said) < 2 or said[1] != status:
+                words = b" ".join(said).decode("ascii", "replace")[:100]
+                raise EngineRefused(f"the engine did not open {path.partition('?')[0]}: {words}")
         except OSError as error:
             stream.close()
             raise _away(error) from None

@@ -76,6 +76,7 @@ class Host:
         self._problem = "the sandbox host is starting"
         self._stop = threading.Event()
         self._wake = threading.Event()
+        runtimes.forgotten = self._wake.set  # it may have to be proven before any job can come
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
 
     def start(self) -> None:
@@ -102,6 +103,7 @@ class Host:
         self._keeper.join(timeout=CLOSE_SECONDS)
         if self._egress is not None:
             self._egress.disconnect()
+        self._runtimes.close()
         self._engine.close()
 
     def health(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +81,9 @@ class Maker:
         parts.container = self._engine.create(f"cloche-{parts.sandbox_id}", container_config(spec, place))
         failpoints.hit(Point.SANDBOXD_CREATED)
         parts.channel = self._engine.attach(parts.container)
+        began = time.monotonic()
         self._engine.start(parts.container)
-        return self._adopt(parts.container, spec, place, site, parts.channel), parts.channel
+        return self._adopt(parts.container, spec, place, site, parts.channel, began), parts.channel
 
     def _placement(self, parts: Parts, uid: int, site: Site, ready: Ready, own: OwnImage | None) -> Placement:
         return Placement(
@@ -99,7 +101,7 @@ class Maker:
         )
 
     def _adopt(
-        self, container: str, spec: SandboxSpec, place: Placement, site: Site, channel: socket.socket
+        self, container: str, spec: SandboxSpec, place: Placement, site: Site, channel: socket.socket, began: float
     ) -> Running:
         """Hold on to process 1 by a descriptor, so that its number can never come to mean another process; see that it is limited."""
         pid = self._pid(container)
@@ -125,20 +127,19 @@ class Maker:
             os.close(pidfd)
             raise
         try:
-            if spec.runtime != RUNSC:  # of gVisor's the cgroup is ours, and outlives what was in it
-                running.oom = OomEvents.of(running.cgroup)
-            self._limit(running, pid, spec, place, channel)
+            if spec.runtime == RUNSC:
+                # The cgroup that gVisor starts in is not its own: not one limit may be written there.
+                self._runtimes.enclose(running, channel, place.host_cpus, began)
+            else:
+                self._limit(running, pid, spec, place)
         except BaseException:
             running.kill()
             running.close()
             raise
         return running
 
-    def _limit(self, running: Running, pid: int, spec: SandboxSpec, place: Placement, channel: socket.socket) -> None:
-        if spec.runtime == RUNSC:
-            # The cgroup that gVisor starts in is not its own: not one limit may be written there.
-            self._runtimes.enclose(running, channel, place.host_cpus)
-            return
+    def _limit(self, running: Running, pid: int, spec: SandboxSpec, place: Placement) -> None:
+        running.oom = OomEvents.of(running.cgroup)  # not of gVisor's: that cgroup is ours, and outlives what was in it
         if spec.image is not None:
             entered.check(pid, running.site.folders, place.uid)
         running.cgroup.bound_sockets(cgroups.SOCKET_MEMORY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -20,10 +21,12 @@ from cloche.sandboxd import trees
 from cloche.sandboxd.cgroups import SOCKET_MEMORY
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.groups import Group, GroupProblem, Groups
+from cloche.sandboxd.proven import Proven, registered
 from cloche.sandboxd.running import Running
 
 log = logs.get(__name__)
 AGAIN_SECONDS = 60  # how long a failed proof is believed
+_CHANGED = "the engine was away, or what is registered with it changed; not proven anew yet"
 
 
 class NotProven(Exception):
@@ -51,7 +54,11 @@ def enclose(groups: Groups, sandbox_id: str, container: str, pid: int, limits: G
 
 
 class Runtimes:
-    """Thread-safe. No gVisor sandbox is handed out that has not been enclosed, nor any before the runtime was proven."""
+    """Thread-safe. No gVisor sandbox is handed out that has not been enclosed, nor any before the runtime was proven.
+
+    A proof holds for what was proven: when the engine was away, loads its configuration anew or names another program or other arguments, or
+    that program is replaced, it is forgotten, and made anew before the next job that would get gVisor.
+    """
 
     def __init__(self, engine: Engine, groups: Groups, policy: str, registered: str, prove: Prove) -> None:
         self.engine = engine
@@ -60,20 +67,26 @@ class Runtimes:
         self._policy = policy
         self._prove = prove
         self._lock = threading.Lock()
-        self._proven = False
+        self._proven: Proven | None = None
         self._problem: str | None = None
-        self._asked_at = 0.0
+        self._asked_at = -math.inf
+        self.forgotten: Callable[[], None] = lambda: None  # called when a proof does not hold any more; set before use
 
     @property
     def problem(self) -> str | None:
         """None when gVisor is proven; else why it cannot be used, as far as is known."""
-        return None if self._proven else self._problem or "not asked for yet"
+        return None if self._proven is not None else self._problem or "not asked for yet"
 
     @property
     def obstacle(self) -> str | None:
         """Why no job at all can run: every one is to get gVisor, and gVisor is not proven. Else None."""
         problem = self.problem
         return None if self._policy != RUNSC or problem is None else f"runtime runsc (gVisor) cannot be used: {problem}"
+
+    def close(self) -> None:
+        """Forget the proof. Any number of times."""
+        with self._lock:
+            self._forget(None)
 
     def resolve(self, spec: SandboxSpec, image: str) -> tuple[SandboxSpec, str | None]:
         """The spec with the runtime it gets, and for a sensitive job why. The first that gets gVisor waits some seconds for the proof.
@@ -118,12 +131,13 @@ class Runtimes:
         except (PlatformFailure, EngineRefused) as error:
             log.warning("runsc_not_proven_yet", problem=str(error))
 
-    def enclose(self, running: Running, channel: socket.socket, host_cpus: int) -> None:
-        """Limit a started gVisor sandbox, and let its guest begin.
+    def enclose(self, running: Running, channel: socket.socket, host_cpus: int, began: float) -> None:
+        """Limit a gVisor sandbox that was started after ``began`` (monotonic), and let its guest begin.
 
         Raises:
-            PlatformFailure: see :func:`enclose`.
+            PlatformFailure: see :func:`enclose`; or what it was started under may not be what was proven.
         """
+        self._confirm(began)
         limits = group_limits(memory_limit(running.limits), running.limits, host_cpus)
         group = self.groups.find(running.id)
         running.group, running.cgroup = group, group.cgroup
@@ -152,22 +166,53 @@ class Runtimes:
             PlatformFailure: the engine does not answer.
         """
         with self._lock:
-            if self._proven:
-                return None
-            if self._problem is None or time.monotonic() - self._asked_at > AGAIN_SECONDS:
+            if self._proven is not None and not self._proven.stands():
+                self._forget(_CHANGED)
+            if self._proven is None and (self._problem is None or time.monotonic() - self._asked_at > AGAIN_SECONDS):
                 self._ask(image)
-            return self._problem
+            return None if self._proven is not None else self._problem
+
+    def _confirm(self, began: float) -> None:
+        """That a sandbox which was started after that moment was started under what is proven."""
+        now = registered(self.engine, self.registered)
+        with self._lock:
+            if self._proven is not None and not self._proven.holds(now):
+                self._forget(_CHANGED)
+            if self._proven is not None and self._proven.since < began:
+                return
+        message = "what is registered as gVisor changed while the sandbox was being made"
+        raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, message)
+
+    def _forget(self, why: str | None) -> None:
+        """No longer proven; None: nor asked for. With the lock held."""
+        if self._proven is not None:
+            self._proven.close()
+            log.info("runsc_proof_forgotten", why=why)
+        self._proven, self._problem, self._asked_at = None, why, -math.inf
+        self.forgotten()
 
     def _ask(self, image: str) -> None:
         began = time.monotonic()
         try:
-            self._prove(self, image)
+            proven = self._proof(image)
         except NotProven as error:
             self._problem, self._asked_at = str(error), time.monotonic()
             log.warning("runsc_not_proven", problem=self._problem)
         else:
-            self._problem, self._proven = None, True
+            self._problem, self._proven = None, proven
             log.info("runsc_proven", seconds=round(time.monotonic() - began, 2))
+
+    def _proof(self, image: str) -> Proven:
+        try:
+            proven = Proven(self.engine, self.registered)
+        except EngineRefused as error:
+            raise NotProven(f"the engine does not tell of its configuration: {error}") from None
+        try:
+            self._prove(self, image)
+        except BaseException:
+            proven.close()
+            raise
+        return proven
 
 
 def _pid_of(pidfd: int) -> int:
