@@ -37,7 +37,8 @@ def split(gated: bool = False) -> None:
         prefer_as_victim()
         return
     take_no_signal()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)  # the kernel keeps, and counts, what is blocked, even if it is ignored
+    # The kernel keeps, and counts, what is blocked, even if it is ignored.
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     _linger(_wait_for(agent))
