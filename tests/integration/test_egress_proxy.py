@@ -20,11 +20,17 @@ from tests.support.stores import until
 SHORT = replace(Bounds(), head_s=0.3, connect_s=5, resolve_s=0.3)
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """For connections that end by themselves: their end may take what a busy machine takes for it (closing a grant may take 10 s)."""
+    monkeypatch.setattr("cloche.egress.grant._ENDING_S", 8)
+
+
 def verdicts(report):
     return [one.verdict for one in report.connections]
 
 
-def test_bytes_go_both_ways_and_are_counted(home):
+def test_bytes_go_both_ways_and_are_counted(home, patient):
     with serving() as target, running_egress(home, platform(target.address)) as server:
         door = open_door(server, home, target.address)
         with door.tunnel(target.address) as stream:
@@ -281,7 +287,7 @@ def test_who_is_in_another_cgroup_is_not_heard_whoever_it_is(home):
         door.tunnel(target.address).close()
 
 
-def test_a_flood_of_connections_waits_then_ends(home):
+def test_a_flood_of_connections_waits_then_ends(home, patient):
     """Two at once, ten in all: the third waits for a place, the eleventh finds nobody."""
     with serving() as target:
         bounds = replace(Bounds(), connections=2, total=10)
@@ -324,7 +330,7 @@ def test_more_connections_than_are_told_one_by_one_are_counted(home):
     assert (report.total, report.verdicts) == (MAX_RECORDED + 5, {"not_allowed": MAX_RECORDED + 5})
 
 
-def test_all_jobs_together_have_a_bound_that_says_so(home):
+def test_all_jobs_together_have_a_bound_that_says_so(home, patient):
     with serving() as target, running_egress(home, platform(), places=1) as server:
         one, two = open_door(server, home, target.address), open_door(server, home, target.address)
         held = one.tunnel(target.address)
@@ -416,7 +422,7 @@ def test_after_the_end_nothing_flows(home):
         assert server.close_grant(door.name) is None
 
 
-def test_a_server_that_ends_first_and_one_that_only_answers_at_the_end(home):
+def test_a_server_that_ends_first_and_one_that_only_answers_at_the_end(home, patient):
     def answer_at_the_end(stream, target):
         data = support.read_all(stream)
         stream.sendall(b"got " + str(len(data)).encode())

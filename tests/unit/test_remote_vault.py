@@ -31,7 +31,8 @@ def test_a_row_moved_elsewhere_does_not_open(tmp_path: Path, tenant: str, name: 
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda b: b[:-1], lambda b: b"\x02" + b[1:], lambda b: b"", lambda b: b[:20] + b"\0" + b[21:]]
+    "damage",
+    [lambda b: b[:-1], lambda b: b"\x02" + b[1:], lambda b: b"", lambda b: b[:20] + bytes([b[20] ^ 1]) + b[21:]],
 )
 def test_a_changed_row_does_not_open(tmp_path: Path, damage) -> None:
     vault = OptionVault.load_or_create(tmp_path / "k")
