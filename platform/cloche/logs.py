@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import structlog
@@ -42,6 +43,15 @@ def setup(level: str, fmt: str, component: str) -> None:
     # Its warnings tell of pipelines that an error ended; the error itself is raised and told.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
     logging.basicConfig(stream=sys.stderr, level=max(_LEVELS[level], logging.WARNING), format="%(message)s")
+
+
+@contextlib.contextmanager
+def survived(log: Any, event: str, **facts: Any) -> Iterator[None]:
+    """What nobody expected ends only what is inside: it is logged with its traceback. For loops that serve all and may not end for one."""
+    try:
+        yield
+    except Exception:
+        log.exception(event, **facts)
 
 
 def get(name: str) -> Any:

@@ -159,7 +159,7 @@ def _import_all(names: Sequence[str]) -> str | None:
 
 def _state() -> dict[str, Any]:
     """What a cell is made in, and an import has no business with. Threads and processes are the host's to count."""
-    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+    status = dict(line.split(":\t", 1) for line in _lines("/proc/self/status") if ":\t" in line)
     return {
         "open descriptors": len(os.listdir("/proc/self/fd")),
         "signal handling": [int(status[name], 16) & ~_LIBRARYS for name in ("SigBlk", "SigIgn", "SigCgt")],
@@ -178,8 +178,13 @@ def _state() -> dict[str, Any]:
 
 def _shared() -> list[str]:
     """Where memory lies that stays one with the cells' after a fork: what one job wrote there, the next would read."""
-    mappings = [line.split(maxsplit=2) for line in Path("/proc/self/maps").read_text("utf-8", "replace").splitlines()]
+    mappings = [line.split(maxsplit=2) for line in _lines("/proc/self/maps")]
     return [place for place, rights, _ in mappings if "w" in rights and "s" in rights]
+
+
+def _lines(path: str) -> list[str]:
+    """The kernel ends no line but by a line feed, whatever is in the names that a package chose."""
+    return Path(path).read_bytes().decode("utf-8", "replace").removesuffix("\n").split("\n")
 
 
 class _Children:

@@ -272,6 +272,50 @@ def test_what_it_keeps_of_a_cell_costs_it_its_container(shared: tuple[Path, Sand
     support.wait_until(lambda: set(support.containers_of(home)) <= others, "its container is gone")
 
 
+@pytest.mark.parametrize("when", ["at its import", "at a fork"])
+def test_a_file_whose_name_has_a_lines_end_in_it_ends_no_neighbour(
+    shared: tuple[Path, Sandboxd, Backend], when: str
+) -> None:
+    """To Python a vertical tab ends a line, to the kernel none: such a name of a mapped file ended the worker's whole session."""
+    home, daemon, backend = shared
+    package = f"""
+    import ctypes, os
+
+    libc, kept = ctypes.CDLL(None), []
+    libc.mmap.restype = ctypes.c_void_p
+
+    def hold():
+        if not kept:
+            fd = os.memfd_create("a\\x0bb c d")
+            os.ftruncate(fd, 4096)
+            kept.append(libc.mmap(None, ctypes.c_size_t(4096), 1, 2, fd, ctypes.c_long(0)))  # to read, and private
+            os.close(fd)
+
+    {"hold()" if when == "at its import" else "os.register_at_fork(after_in_parent=hold)"}
+    """
+    waits = support.plugin("while not Path('/job/in/go').exists():\n    time.sleep(0.02)\nreturn 'done'")
+    neighbour = backend.create(replace(spec(home, PACKAGE, waits), preload=()))
+    try:
+        neighbour.channel.send(support.job_frame(spec(home, PACKAGE)))
+        others = set(support.containers_of(home))
+        hostile = spec(home, package, "import tiny\n" + support.plugin("return len(tiny.kept)") + f"\n# {when}\n")
+        levels: list[str] = []
+        value = support.run_job(backend, hostile, look=lambda made: levels.append(made.level)).value
+        assert (levels, value) == (["namespace"], 1 if when == "at its import" else 0)
+        assert daemon.host.cells is not None
+        daemon.host.cells.retire(hostile.bundle)
+        support.wait_until(lambda: set(support.containers_of(home)) <= others, "its container is gone", 60)
+        (neighbour.in_folder / "go").write_text("")
+        last = None
+        while last is None or last["type"] != "result":
+            last = neighbour.channel.receive(60)
+            assert last is not None
+        assert last["value"] == "done"
+        assert not neighbour.finish().oom_killed
+    finally:
+        neighbour.destroy()
+
+
 def test_a_child_that_it_leaves_in_a_cell_costs_it_its_container(
     shared: tuple[Path, Sandboxd, Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:

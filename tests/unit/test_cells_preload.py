@@ -16,6 +16,7 @@ import pytest
 
 from cloche.errors import PlatformFailure
 from cloche.isolation.cell_spec import key_of
+from cloche.sandboxd import kernel_text
 from cloche.sandboxd.cells import preloaded, survey
 from cloche.sandboxd.cells.preloaded import PreloadFailed
 from cloche.sandboxd.cells.talk import Talk
@@ -117,6 +118,29 @@ def test_what_it_keeps_of_a_cell_is_seen(tmp_path: Path) -> None:
         with process(code) as pid:
             names = {item for item in preloaded.holds(pid) - expected if not item.startswith(("0 ", "1 ", "3 "))}
             assert names, code
+
+
+@pytest.mark.parametrize("letter", ["\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_no_name_that_it_chooses_makes_two_lines_of_one(letter: str) -> None:
+    name = f"a{letter}b c d"
+    code = f"""
+fd = os.memfd_create({name!r})
+os.ftruncate(fd, 4096)
+view = mmap.mmap(fd, 4096, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+os.close(fd)
+"""
+    with process() as plain:
+        expected = preloaded.holds(plain)
+    with process(code) as pid:
+        (line,) = [line for line in kernel_text.lines(f"/proc/{pid}/maps") if "/memfd:a" in line]
+        assert name in line
+        assert f"{line.split()[3]} {line.split()[4]}" in preloaded.holds(pid) - expected
+
+
+def test_a_line_that_is_none_of_the_kernels_is_something_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_text, "lines", lambda path: ["what is this"])
+    with process() as pid:
+        assert "what is this" in preloaded.holds(pid)
 
 
 def test_a_pool_backs_off_longer_each_time_and_tells_nothing_of_the_plugins(monkeypatch: pytest.MonkeyPatch) -> None:

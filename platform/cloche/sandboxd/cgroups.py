@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cloche.sandboxd import kernel_text
+
 ROOT = Path("/sys/fs/cgroup")
 SOCKET_LIMIT = "memory.kmem.tcp.limit_in_bytes"
 SOCKET_MEMORY = 16 << 20
@@ -114,7 +116,7 @@ def of_process(pid: int, root: Path = ROOT, proc: Path = Path("/proc")) -> Cgrou
     """
     controllers: dict[str, Path] = {}
     unified = None
-    for line in (proc / str(pid) / "cgroup").read_text("utf-8").splitlines():
+    for line in kernel_text.lines(proc / str(pid) / "cgroup"):
         _, names, path = line.split(":", 2)
         inside = path.lstrip("/")
         if names == "":
@@ -133,7 +135,7 @@ def version(root: Path = ROOT) -> int:
 def swap_areas(proc: Path = Path("/proc")) -> int:
     """How many swap areas this host uses now; a kernel without swap has no such file."""
     try:
-        return len((proc / "swaps").read_text("utf-8", "surrogateescape").splitlines()[1:])
+        return len(kernel_text.lines(proc / "swaps")[1:])
     except FileNotFoundError:
         return 0
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cloche.sandboxd import cgroups, disk
+from cloche.sandboxd import cgroups, disk, kernel_text
 
 _LOW_DISK = 2 << 30  # bytes
 _LOW_INODES = 50_000
@@ -123,7 +123,7 @@ def loops() -> Check:
 
 def propagation(mountinfo: Path = Path("/proc/self/mountinfo")) -> Check:
     """Whether mounts of ``/`` are shared. Level ``container`` does not mind; warm sandboxes use a shared folder of our own."""
-    for line in mountinfo.read_text("utf-8", "surrogateescape").splitlines():
+    for line in kernel_text.lines(mountinfo):
         fields = line.split(" ")
         if fields[4] == "/":
             word = next((field.split(":")[0] for field in fields[6:] if ":" in field), "private")

@@ -16,6 +16,7 @@ from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.isolation.plugin_image import ENVIRONMENT, JOB_FOLDER, LOADER
 from cloche.isolation.spec import Folders, mount_places
+from cloche.sandboxd import kernel_text
 
 START_SECONDS = 10.0  # from the engine's answer to process 1 being its own program
 _POLL_S = 0.002
@@ -72,9 +73,7 @@ def _process_problem(pid: int, uid: int) -> str | None:
         given.pop(name, None)
     if given != ENVIRONMENT:
         return "the environment of its first process is not the one it was given"
-    lines = dict(
-        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines() if ":" in line
-    )
+    lines = dict(line.split(":", 1) for line in kernel_text.lines(f"/proc/{pid}/status") if ":" in line)
     if any(lines[name].split() != [str(uid)] * 4 for name in ("Uid", "Gid")) or set(lines["Groups"].split()) - {
         str(uid)
     }:
@@ -83,8 +82,8 @@ def _process_problem(pid: int, uid: int) -> str | None:
 
 
 def _mount_problem(pid: int, folders: Folders) -> str | None:
-    mounts = parse(Path(f"/proc/{pid}/mountinfo").read_text("utf-8", "surrogateescape"))
-    ours = parse(Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape"))
+    mounts = parse(kernel_text.read(f"/proc/{pid}/mountinfo"))
+    ours = parse(kernel_text.read("/proc/self/mountinfo"))
     asked = {target: (source_of(ours, source), read_only) for source, target, read_only in mount_places(folders)}
     return layout_problem(mounts, asked)
 
@@ -130,19 +129,13 @@ def source_of(mounts: Sequence[Mount], folder: Path) -> tuple[str, str]:
 
 
 def parse(text: str) -> list[Mount]:
-    """The lines of a mountinfo file (proc(5)), oldest first."""
+    """The lines of a mountinfo file (proc(5)), oldest first. An image may have chosen some of the names."""
     found = []
-    for line in text.splitlines():
+    for line in kernel_text.split(text):
         fields = line.split(" ")
         kind = fields[fields.index("-") + 1]
         options = fields[5].split(",")
-        source = (fields[2], _plain(fields[3]))
-        found.append(Mount(int(fields[0]), int(fields[1]), source, _plain(fields[4]), "ro" in options, kind))
+        source = (fields[2], kernel_text.plain(fields[3]))
+        target = kernel_text.plain(fields[4])
+        found.append(Mount(int(fields[0]), int(fields[1]), source, target, "ro" in options, kind))
     return found
-
-
-def _plain(text: str) -> str:
-    """Space, tab, newline and backslash are written as octal numbers."""
-    for number in (0o40, 0o11, 0o12, 0o134):
-        text = text.replace(f"\\{number:03o}", chr(number))
-    return text

@@ -23,7 +23,7 @@ from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.image import ImageInfo
 from cloche.sandboxd.locks import Watched
 from cloche.sandboxd.making import Maker, Parts, Ready, as_platform_failure
-from cloche.sandboxd.orphans import remove_orphans
+from cloche.sandboxd.orphans import reap
 from cloche.sandboxd.places import Places
 from cloche.sandboxd.running import Running
 from cloche.sandboxd.runtimes import Runtimes
@@ -94,7 +94,7 @@ class Host:
         for sandbox in running:
             sandbox.kill()
         for sandbox in running:
-            with contextlib.suppress(PlatformFailure):
+            with logs.survived(log, "sandbox_not_destroyed", sandbox=sandbox.id), contextlib.suppress(PlatformFailure):
                 self.destroy(sandbox.id)
         with self._left:  # other threads may be at it: what they have begun shall be done
             self._left.wait_for(lambda: self._leaving == 0, timeout=CLOSE_SECONDS)
@@ -350,14 +350,16 @@ class Host:
     def _keep(self) -> None:
         """Until the end: get ready when we are not, and remove what could not be removed."""
         while not self._stop.is_set():
-            if self._ready is None:
-                self._get_ready()
-            if self._ready is not None:
-                self._runtimes.prepare(self._ready.image.id)
-            self._remove_unremoved()
-            with self._lock:
-                done = self._ready is not None and self._runtimes.obstacle is None
-                idle = done and not self._unremoved and not self._condemned
+            idle = False
+            with logs.survived(log, "sandbox_host_not_kept"):
+                if self._ready is None:
+                    self._get_ready()
+                if self._ready is not None:
+                    self._runtimes.prepare(self._ready.image.id)
+                self._remove_unremoved()
+                with self._lock:
+                    done = self._ready is not None and self._runtimes.obstacle is None
+                    idle = done and not self._unremoved and not self._condemned
             self._wake.wait(None if idle else RETRY_SECONDS)
             self._wake.clear()
 
@@ -367,7 +369,7 @@ class Host:
             with ThreadPoolExecutor(1, thread_name_prefix="image") as beside:
                 making = beside.submit(self._make_image, self._engine)
                 if not self._reaped:
-                    self._reap()
+                    reap(self._engine, self._home, self._runtimes, self._places)
                     self._reaped = True
                 self._problem = "the sandbox image is being made"
                 image = making.result()
@@ -379,21 +381,14 @@ class Host:
                 log.warning("sandbox_host_not_ready", problem=problem)
             self._problem = problem
 
-    def _reap(self) -> None:
-        """Remove containers, mounts and folders that an earlier process of this home left."""
-        remove_orphans(self._engine, self._home)
-        self._runtimes.reap()
-        for name in self._places.leftovers():
-            self._places.remove(name)
-
     def _remove_unremoved(self) -> None:
         with self._lock:
             waiting, condemned = list(self._unremoved), list(self._condemned)
         for sandbox_id in condemned:
-            with contextlib.suppress(PlatformFailure):
+            with logs.survived(log, "sandbox_not_destroyed", sandbox=sandbox_id), contextlib.suppress(PlatformFailure):
                 self.destroy(sandbox_id)
         for container in waiting:
-            with contextlib.suppress(PlatformFailure, EngineRefused):
+            with logs.survived(log, "container_not_removed"), contextlib.suppress(PlatformFailure, EngineRefused):
                 self._engine.remove(container)
                 with self._lock:
                     self._unremoved.discard(container)

@@ -1,4 +1,4 @@
-"""Containers that an earlier sandboxd of a home left behind."""
+"""What an earlier sandboxd of a home left behind."""
 
 from __future__ import annotations
 
@@ -7,9 +7,24 @@ from concurrent.futures import ThreadPoolExecutor
 from cloche import logs
 from cloche.isolation.spec import LABEL
 from cloche.sandboxd.engine import Engine
+from cloche.sandboxd.places import Places
+from cloche.sandboxd.runtimes import Runtimes
 
 log = logs.get(__name__)
 _AT_ONCE = 4  # more make the engine no faster
+
+
+def reap(engine: Engine, home: str, runtimes: Runtimes, places: Places) -> None:
+    """Remove its containers, mounts and folders.
+
+    Raises:
+        PlatformFailure, EngineRefused: see :func:`remove_orphans`.
+        OSError: something of it does not go. Call again.
+    """
+    remove_orphans(engine, home)
+    runtimes.reap()
+    for name in places.leftovers():
+        places.remove(name)
 
 
 def remove_orphans(engine: Engine, home: str) -> None:

@@ -166,7 +166,8 @@ class Server:
         return session
 
     def _answer(self, stream: socket.socket, session: Session, request: dict[str, Any]) -> None:
-        operation = self._operations.get(str(request.pop("op", "")))
+        name = str(request.pop("op", ""))
+        operation = self._operations.get(name)
         if operation is None:
             raise BadSpec("there is no such operation")
         channel: socket.socket | None = None
@@ -180,6 +181,14 @@ class Server:
                     "ok": False,
                     "reason": Reason.PLATFORM_FAILED,
                     "message": f"sandboxd refused the request: {error}",
+                }
+            except Exception:
+                # Whatever one sandbox brought about: the worker's others are none of its business, and go on with the session.
+                log.exception("request_failed", operation=name)
+                answer = {
+                    "ok": False,
+                    "reason": Reason.PLATFORM_FAILED,
+                    "message": "an unexpected error; see sandboxd's log",
                 }
             wire.send(stream, answer, wire.MAX_REPLY, None if channel is None else channel.fileno())
         finally:

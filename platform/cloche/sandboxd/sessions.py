@@ -106,14 +106,16 @@ class Sessions:
         for close in closers:
             close()
         for sandbox_id in sandboxes:
-            running = self._host.find(sandbox_id)
-            if running is not None:
-                running.kill()
+            with logs.survived(log, "sandbox_not_killed", sandbox=sandbox_id):
+                running = self._host.find(sandbox_id)
+                if running is not None:
+                    running.kill()
         for sandbox_id in sandboxes:
-            try:
-                self._host.destroy(sandbox_id)
-            except PlatformFailure as error:
-                log.error("sandbox_not_destroyed", sandbox=sandbox_id, error=str(error))
+            with logs.survived(log, "sandbox_not_destroyed", sandbox=sandbox_id):
+                try:
+                    self._host.destroy(sandbox_id)
+                except PlatformFailure as error:
+                    log.error("sandbox_not_destroyed", sandbox=sandbox_id, error=str(error))
         with self._changed:
             self._changed.wait_for(lambda: session.making == 0, OWNER_GONE_SECONDS)
             self._sessions.pop(session.key, None)

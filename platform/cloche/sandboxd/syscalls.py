@@ -7,6 +7,8 @@ import errno
 import os
 from pathlib import Path
 
+from cloche.sandboxd import kernel_text
+
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_NOSYMFOLLOW, MS_BIND = 1, 2, 4, 8, 32, 256, 4096
 MS_SHARED = 1 << 20
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
@@ -109,10 +111,6 @@ def unmount(target: Path) -> bool:
 
 def mounts_below(folder: Path) -> list[Path]:
     """Mount points at or below the folder, the deepest first."""
-    found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            point = Path(line.split(" ")[4].encode("utf-8", "surrogateescape").decode("unicode_escape"))
-            if point.is_relative_to(folder):
-                found.append(point)
+    points = [Path(kernel_text.plain(line.split(" ")[4])) for line in kernel_text.lines("/proc/self/mountinfo")]
+    found = [point for point in points if point.is_relative_to(folder)]
     return sorted(found, key=lambda point: len(point.parts), reverse=True)

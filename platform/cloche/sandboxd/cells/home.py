@@ -13,7 +13,7 @@ from cloche.errors import ClocheError, PlatformFailure
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import UIDS, CellKey
 from cloche.sandboxd.cells.container import CellContainer, Facts
-from cloche.sandboxd.cells.slot import Slot, State
+from cloche.sandboxd.cells.slot import Anomaly, Slot, State
 from cloche.sandboxd.cells.slot_cgroup import CgroupProblem
 from cloche.sandboxd.uids import NoUidLeft, UidPool
 
@@ -79,9 +79,14 @@ class Home:
 
 
 def is_lack(error: BaseException) -> TypeGuard[Exception]:
-    """Whether it is why a container cannot be had here, and not that what the job needs is gone."""
+    """Whether it is why a container cannot be had here, and not that what the job needs is gone, or that this process ends."""
     missing = isinstance(error, PlatformFailure) and error.reason == Reason.BUNDLE_UNAVAILABLE
-    return isinstance(error, (CgroupProblem, ClocheError, NoUidLeft, OSError)) and not missing
+    return isinstance(error, Exception) and not missing
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether it says by itself what happened: anything else is a mistake of ours, and the log tells where."""
+    return isinstance(error, (Anomaly, CgroupProblem, ClocheError, NoUidLeft, OSError))
 
 
 def ready_slot(homes: Iterable[Home], key: CellKey) -> tuple[Home, Slot] | None:

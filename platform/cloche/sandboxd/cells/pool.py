@@ -17,10 +17,10 @@ from cloche.isolation.cell_spec import CellKey, key_of
 from cloche.sandboxd.cells import survey
 from cloche.sandboxd.cells.cell import RunningCell
 from cloche.sandboxd.cells.container import Facts
-from cloche.sandboxd.cells.home import Bounds, Home, Maker, NoCells, greediest, is_lack, ready_slot
+from cloche.sandboxd.cells.home import Bounds, Home, Maker, NoCells, greediest, is_expected, is_lack, ready_slot
 from cloche.sandboxd.cells.line import Claim, Line
 from cloche.sandboxd.cells.preloaded import PreloadFailed
-from cloche.sandboxd.cells.slot import Anomaly, Slot, State, Unplaced, Waiting
+from cloche.sandboxd.cells.slot import Slot, State, Unplaced, Waiting
 from cloche.sandboxd.uids import UidPool
 
 log = logs.get(__name__)
@@ -97,9 +97,9 @@ class Cells:
             running = RunningCell.of(
                 slot, cell, channel, container, owner, spec.limits, waited=waited, counts_swap=counts_swap
             )
-        except (Anomaly, ClocheError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, the slot may not stay busy for ever
             self._failed(home, slot, error)
-            raise NoCells(str(error)) from None
+            raise NoCells(_said(error)) from None
         with self._changed:
             self._taken[running.id] = (home, slot)
             counts = self._tally.of(key.bundle)
@@ -113,15 +113,12 @@ class Cells:
         out_of_memory = running.slot_cgroup.oom_kills() > 0
         try:
             slot.clear()
-        except Unplaced as error:
-            self._drain(home, slot, str(error))
-            return
-        except (Anomaly, PlatformFailure, OSError) as error:
-            if out_of_memory and slot.is_dead(_LAST_BREATH_SECONDS):
+        except Exception as error:  # noqa: BLE001 - whatever it was, the slot may not stay busy for ever
+            if out_of_memory and not isinstance(error, Unplaced) and slot.is_dead(_LAST_BREATH_SECONDS):
                 # The kernel took the runner for what the job used: nobody's trick, and no reason to end what runs in other slots.
                 self._drain(home, slot, "a runner was taken for its job's memory")
             else:
-                self._lose(home, slot, str(error))
+                self._failed(home, slot, error)
             return
         with self._changed:
             home.used = time.monotonic()
@@ -266,9 +263,8 @@ class Cells:
                 self._changed.notify_all()
             if not is_lack(error):
                 raise
-            why = str(error) or type(error).__name__
-            log.warning("cell_container_not_made", error=why)
-            raise NoCells(why) from None
+            log.warning("cell_container_not_made", error=_said(error), exc_info=None if is_expected(error) else error)
+            raise NoCells(_said(error)) from None
         with self._changed:
             home.container = container
             self._changed.notify_all()
@@ -285,11 +281,11 @@ class Cells:
                 slot = home.container.add_slot()
                 slot.state = State.BUSY
             slot.prepare(spec.limits)
-        except (ClocheError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, the container may not stay half made
             with self._changed:
                 self._back_off(home.key, error)
             self._failed(home, slot, error)
-            raise NoCells(str(error)) from None
+            raise NoCells(_said(error)) from None
         finally:
             with self._changed:
                 home.adding -= 1
@@ -304,17 +300,15 @@ class Cells:
 
     def _fill(self) -> None:
         while (order := self._orders.get()) is not None:
-            try:
+            with logs.survived(log, "cells_order_failed"):
                 order()
-            except Exception:  # one failed order must not end the thread that serves all
-                log.exception("cells_order_failed")
 
     def _refill(self, home: Home, slot: Slot) -> None:
         if home.container is None or self._stop.is_set():
             return
         try:
             slot.prepare(home.container.limits)
-        except (ClocheError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, the slot may not prepare for ever
             self._failed(home, slot, error)
             return
         with self._changed:
@@ -325,8 +319,10 @@ class Cells:
         """A cell could not be made: for want of room on this host, by the plugin's doing, or because our own processes do not do as they should."""
         if isinstance(error, (PreloadFailed, Unplaced)):
             self._drain(home, slot, str(error))
-        else:
-            self._lose(home, slot, str(error))
+            return
+        if not is_expected(error):
+            log.error("cell_error_unexpected", exc_info=error)
+        self._lose(home, slot, _said(error))
 
     def _lose(self, home: Home, slot: Slot | None, why: str) -> None:
         """An anomaly: the container gets no new cell, and what still runs in it is killed with it."""
@@ -351,21 +347,27 @@ class Cells:
 
     def _keep(self) -> None:
         while not self._stop.wait(_TICK_SECONDS):
-            now = time.monotonic()
-            with self._changed:
-                homes = [home for home in self._homes if home.container is not None]
-                for home in homes:
-                    self._tally.of(home.key.bundle).expired += home.judge(self._bounds, now)
-                while (greedy := greediest(homes, self._bounds.memory)) is not None:
-                    log.warning(
-                        "cells_given_up", bundle=greedy.key.bundle, reason="they take too much memory while they wait"
-                    )
-                    self._tally.of(greedy.key.bundle).evicted += 1
-                    greedy.give_up("its cells take too much memory while they wait")
-                self._tally.forget(self._homes)
+            with logs.survived(log, "cells_not_kept"):
+                self._look_after(time.monotonic())
+
+    def _look_after(self, now: float) -> None:
+        with self._changed:
+            homes = [home for home in self._homes if home.container is not None]
             for home in homes:
-                if home.retired:
-                    self._bury_idle(home)
+                try:
+                    self._tally.of(home.key.bundle).expired += home.judge(self._bounds, now)
+                except Exception:
+                    log.exception("cell_container_not_judged", bundle=home.key.bundle)
+                    home.retired = home.retired or "it cannot be judged"
+            while (greedy := greediest(homes, self._bounds.memory)) is not None:
+                why = "its cells take too much memory while they wait"
+                log.warning("cells_given_up", bundle=greedy.key.bundle, reason=why)
+                self._tally.of(greedy.key.bundle).evicted += 1
+                greedy.give_up(why)
+            self._tally.forget(self._homes)
+        for home in homes:
+            if home.retired:
+                self._bury_idle(home)
 
     def _bury_idle(self, home: Home) -> None:
         with self._changed:
@@ -390,3 +392,7 @@ class Cells:
             self._homes.remove(home)
             self._changed.notify_all()
         log.info("cell_container_gone", container=container.container, jobs=container.jobs, reason=home.retired)
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__

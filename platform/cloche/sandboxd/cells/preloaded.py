@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from cloche.errors import ClocheError
+from cloche.sandboxd import kernel_text
 from cloche.sandboxd.cells.slot_cgroup import SlotCgroup
 from cloche.sandboxd.cells.talk import Talk
 
@@ -52,7 +52,7 @@ def company(pid: int, processes: list[int], runner: int) -> str | None:
 
 
 def holds(pid: int) -> frozenset[str]:
-    """What a process could keep a dead cell's files by: descriptors, folders, its namespaces, mapped files.
+    """What a process could keep a dead cell's files by: descriptors, folders, its namespaces, mapped files. It chooses the names of some.
 
     Raises:
         OSError: it is dead.
@@ -63,10 +63,12 @@ def holds(pid: int) -> frozenset[str]:
         for place in ("cwd", "root", "ns/mnt", "ns/ipc", "ns/pid_for_children")
     }
     found |= {f"{name} {os.readlink(f'{folder}/fd/{name}')}" for name in os.listdir(f"{folder}/fd")}
-    for line in Path(folder, "maps").read_text("utf-8", "replace").splitlines():
-        _, _, _, device, inode, *_ = line.split(" ", 5)
-        if inode != "0":
-            found.add(f"{device} {inode}")
+    for line in kernel_text.lines(f"{folder}/maps"):
+        _, *fields = line.split(" ", 5)
+        if len(fields) < 4:
+            found.add(line)  # no line of the kernel's: something is held that nobody understands
+        elif fields[3] != "0":
+            found.add(f"{fields[2]} {fields[3]}")
     return frozenset(found)
 
 
@@ -108,7 +110,7 @@ def pid_of(pidfd: int) -> int:
     Raises:
         OSError: it is dead, or of no number here.
     """
-    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text("ascii").splitlines():
+    for line in kernel_text.lines(f"/proc/self/fdinfo/{pidfd}"):
         if line.startswith("Pid:"):
             number = int(line.split()[1])
             if number > 0:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cloche.domain.limits import Limits
 from cloche.isolation.cell_spec import RUNNER_MEMORY, slot_memory, slot_pids
+from cloche.sandboxd import kernel_text
 from cloche.sandboxd.cgroups import SOCKET_MEMORY, Cgroup
 
 _PERIOD_US = 100_000
@@ -199,7 +200,7 @@ class SlotCgroup:
         folder = self.group.unified or self.group.controllers["memory"]
         used = self.group.memory_used()
         droppable = 0
-        for line in (folder / "memory.stat").read_text("ascii").splitlines():
+        for line in kernel_text.lines(folder / "memory.stat"):
             name, _, value = line.partition(" ")
             if name in ("active_file", "inactive_file", "slab_reclaimable"):
                 droppable += int(value)

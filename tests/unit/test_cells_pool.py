@@ -1,0 +1,210 @@
+"""The pool of cells with containers that are none: what becomes of one that something went wrong with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cloche.clock import uuid7
+from cloche.domain.limits import Limits
+from cloche.errors import PlatformFailure
+from cloche.isolation.backend import SandboxSpec
+from cloche.isolation.cell_spec import CellKey, key_of
+from cloche.sandboxd.cells.home import Bounds, Home, NoCells
+from cloche.sandboxd.cells.pool import Cells
+from cloche.sandboxd.cells.slot import State
+from cloche.sandboxd.uids import UidPool
+from tests.support import sandbox as support
+
+IMAGE = "sha256:" + "1" * 64
+SPEC = SandboxSpec(
+    job_id=uuid7(),
+    attempt=1,
+    bundle="a" * 64,
+    wheels=None,
+    limits=Limits(),
+    lease_until=1,
+    level="namespace",
+    tenant=uuid7(),
+)
+KEY = key_of(SPEC, IMAGE)
+
+
+def nothing(*_: Any) -> None: ...
+
+
+def unexpected(*_: Any) -> Any:
+    raise ValueError("not enough values to unpack")
+
+
+class FakeSlot:
+    """``prepare`` and ``clear`` do what the test says."""
+
+    def __init__(self, prepare: Callable[..., Any] = nothing, clear: Callable[..., Any] = nothing) -> None:
+        self.number = 0
+        self.state = State.PREPARING
+        self.cell: Any = None
+        self.group = SimpleNamespace(begin=nothing)
+        self.prepare = prepare
+        self.clear = clear
+
+    def memory_waiting(self) -> int:
+        return 0
+
+    def works_unasked(self) -> bool:
+        return False
+
+    def is_dead(self, seconds: float = 0) -> bool:
+        return False
+
+
+class FakeContainer:
+    """``made``: what ``add_slot`` gives; ``destroys``: what ``destroy`` does before it counts as done."""
+
+    def __init__(
+        self, *slots: FakeSlot, add: Callable[[], Any] = FakeSlot, destroys: Callable[[], Any] = nothing
+    ) -> None:
+        self.container = "c1"
+        self.id = "1"
+        self.limits = SPEC.limits
+        self.slots = list(slots)
+        self.born = time.monotonic()
+        self.jobs = 0
+        self.add_slot = add
+        self.destroys = destroys
+        self.gone = False
+
+    def is_dead(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cells]:
+    monkeypatch.setattr("cloche.sandboxd.cells.pool._TICK_SECONDS", 0.02)
+    pools = [UidPool(1_000, 8, locks=tmp_path / name) for name in ("uids", "blocks")]
+    made = Cells(*pools, Bounds(containers=4, jobs=9, life_s=3_600, idle_s=3_600, memory=1 << 30))
+
+    def destroy(container: Any) -> None:
+        container.destroys()
+        container.gone = True
+
+    maker: Any = SimpleNamespace(destroy=destroy, make=lambda *_: FakeContainer())
+    made._maker = maker
+    made.start()
+    yield made
+    made.close()
+
+
+def housed(cells: Cells, container: Any, key: CellKey = KEY) -> Home:
+    home = Home(key, container)
+    with cells._changed:
+        cells._homes.append(home)
+    return home
+
+
+def at_work(cells: Cells, home: Home, slot: Any) -> Any:
+    """A running cell in the slot, as far as its release goes."""
+    slot.state = State.BUSY
+    running = SimpleNamespace(id=uuid7(), slot_cgroup=SimpleNamespace(oom_kills=lambda: 0))
+    cells._taken[running.id] = (home, slot)
+    return running
+
+
+def gone(cells: Cells, container: FakeContainer) -> None:
+    support.wait_until(lambda: container.gone, "the container is destroyed", 60)
+    support.wait_until(lambda: not any(home.container is container for home in cells._homes), "and forgotten", 60)
+
+
+FACTS: Any = SimpleNamespace(image=IMAGE, slots=2, counts_swap=False)
+
+
+def test_a_slot_that_cannot_be_cleared_for_a_reason_nobody_knows_costs_the_container(cells: Cells) -> None:
+    slot = FakeSlot(clear=unexpected)
+    container = FakeContainer(slot)
+    running = at_work(cells, housed(cells, container), slot)
+    cells.release(running)
+    assert slot.state == State.LOST
+    gone(cells, container)
+
+
+def test_a_next_cell_that_cannot_be_made_for_a_reason_nobody_knows_costs_the_container(cells: Cells) -> None:
+    slot = FakeSlot(prepare=unexpected)
+    container = FakeContainer(slot)
+    cells.release(at_work(cells, housed(cells, container), slot))
+    gone(cells, container)
+    assert slot.state == State.LOST
+
+
+@pytest.mark.parametrize("add", [unexpected, lambda: FakeSlot(prepare=unexpected)], ids=["slot", "cell"])
+def test_a_slot_that_cannot_be_made_for_a_reason_nobody_knows_costs_the_container(
+    cells: Cells, add: Callable[[], Any]
+) -> None:
+    container = FakeContainer(add=add)
+    housed(cells, container)
+    with pytest.raises(NoCells, match="unpack"):
+        cells.create(FACTS, SPEC, "worker")
+    gone(cells, container)
+
+
+def test_a_waiting_cell_that_cannot_be_handed_out_for_a_reason_nobody_knows_costs_the_container(cells: Cells) -> None:
+    slot = FakeSlot(clear=unexpected)
+    slot.state = State.READY
+    container = FakeContainer(slot)
+    housed(cells, container)
+    with pytest.raises(NoCells, match="unpack"):
+        cells.create(FACTS, SPEC, "worker")
+    gone(cells, container)
+
+
+def test_a_container_that_cannot_be_made_for_a_reason_nobody_knows_is_a_lack(cells: Cells) -> None:
+    """The job runs at level ``container``; only that its plugin's files are gone would be no better there."""
+    maker: Any = SimpleNamespace(make=unexpected)
+    cells._maker = maker
+    with pytest.raises(NoCells, match="unpack"):
+        cells.create(FACTS, SPEC, "worker")
+    assert not cells._homes
+
+    def missing(*_: Any) -> None:
+        raise PlatformFailure("bundle_unavailable", "not here")
+
+    maker.make = missing
+    with pytest.raises(PlatformFailure, match="not here"):
+        cells.create(FACTS, replace(SPEC, bundle="b" * 64), "worker")
+
+
+def test_the_keeper_judges_the_others_when_one_cannot_be_judged_and_that_one_goes(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = (replace(KEY, bundle=letter * 64) for letter in "bc")
+    looks: list[str] = []
+
+    def judge(home: Home, bounds: Bounds, now: float) -> bool:
+        if home.key == bad:
+            looks.append("bad")
+            unexpected()
+        looks.append("good")
+        return False
+
+    monkeypatch.setattr(Home, "judge", judge)
+    container = FakeContainer()
+    housed(cells, container, bad)
+    housed(cells, FakeContainer(), good)
+    support.wait_until(lambda: looks.count("good") > 2, "the keeper goes on", 60)
+    gone(cells, container)
+
+
+def test_the_keeper_goes_on_after_what_nobody_expected(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def forget(homes: Any) -> None:
+        looks.append(1)
+        unexpected()
+
+    monkeypatch.setattr(cells._tally, "forget", forget)
+    support.wait_until(lambda: len(looks) > 2, "the keeper goes on", 60)

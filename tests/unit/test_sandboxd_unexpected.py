@@ -1,0 +1,153 @@
+"""An exception that nobody expected, whatever one sandbox brought it about by: every other sandbox goes on."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cloche.errors import PlatformFailure
+from cloche.isolation import wire
+from cloche.sandboxd.host import Host
+from cloche.sandboxd.server import Server
+from cloche.sandboxd.sessions import Sessions
+from tests.support import sandbox as support
+
+
+class FakeHost:
+    """Sandboxes by name; ``broken`` ones raise what nobody expects, and ``stuck`` ones do not die."""
+
+    def __init__(self) -> None:
+        self.killed: list[str] = []
+        self.destroyed: list[str] = []
+        self.broken: set[str] = set()
+        self.stuck: set[str] = set()
+
+    def find(self, name: str) -> Any:
+        def kill() -> None:
+            self.killed.append(name)
+            if name in self.broken:
+                raise ValueError("not enough values to unpack")
+
+        return SimpleNamespace(kill=kill)
+
+    def destroy(self, name: str) -> None:
+        if name in self.broken:
+            raise ValueError("not enough values to unpack")
+        if name in self.stuck:
+            raise PlatformFailure("engine_unavailable", "it does not die")
+        self.destroyed.append(name)
+
+    def health(self) -> dict[str, Any]:
+        return {"problem": None}
+
+    def listing(self) -> list[Any]:
+        raise ValueError("not enough values to unpack")
+
+
+def test_the_end_of_a_session_destroys_all_that_can_be() -> None:
+    host: Any = FakeHost()
+    sessions = Sessions(host)
+    session = sessions.join("worker", None, 0, 0, lambda: None)
+    names = {f"box-{number}" for number in range(6)}
+    session.sandboxes |= names
+    host.broken, host.stuck = {"box-1", "box-3"}, {"box-2"}
+    sessions.end(session)
+    assert set(host.killed) == names
+    assert set(host.destroyed) == names - {"box-1", "box-2", "box-3"}
+    assert session.done.is_set()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[FakeHost, socket.socket]]:
+    """A client of a server whose host is no real one, after its greeting."""
+    host: Any = FakeHost()
+    supply: Any = None
+    path = tmp_path / "s.sock"
+    running = Server(host, supply, path, 0, 0)
+    running.start()
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.settimeout(60)
+        stream.connect(str(path))
+        assert ask(stream, {"op": "hello", "owner": "worker", "session": None})["ok"]
+        yield host, stream
+    running.close()
+
+
+def ask(stream: socket.socket, request: dict[str, Any]) -> dict[str, Any]:
+    wire.send(stream, request, wire.MAX_REQUEST)
+    answer, _ = wire.receive(stream, wire.MAX_REPLY)
+    assert answer is not None, "the session was ended"
+    return answer
+
+
+def test_a_request_that_fails_unexpectedly_ends_no_session(server: tuple[FakeHost, socket.socket]) -> None:
+    _, stream = server
+    answer = ask(stream, {"op": "list"})
+    assert (answer["ok"], answer["reason"]) == (False, "platform_failed")
+    assert "unpack" not in answer["message"], "the log tells"
+    assert ask(stream, {"op": "health"})["ok"]
+
+
+def made_host(monkeypatch: pytest.MonkeyPatch, **parts: Any) -> Host:
+    monkeypatch.setattr("cloche.sandboxd.host.RETRY_SECONDS", 0.02)
+    runtimes = SimpleNamespace(prepare=lambda image: None, obstacle=None)
+    given: dict[str, Any] = {
+        "engine": None,
+        "places": None,
+        "uids": None,
+        "home": "h",
+        "seccomp": "{}",
+        "max_running": 1,
+    }
+    given |= {"make_image": lambda engine: None, "runtimes": runtimes} | parts
+    return Host(**given)
+
+
+def test_the_keeper_of_the_host_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def prepare(image: str) -> None:
+        calls.append(image)
+        if len(calls) == 1:
+            raise ValueError("nobody expected this")
+
+    removed: list[str] = []
+
+    def remove(container: str) -> None:
+        if container == "broken" and container not in removed:
+            removed.append(container)
+            raise ValueError("nobody expected this")
+        removed.append(container)
+
+    runtimes = SimpleNamespace(prepare=prepare, obstacle=None)
+    host = made_host(monkeypatch, runtimes=runtimes, engine=SimpleNamespace(remove=remove))
+    ready: Any = SimpleNamespace(image=SimpleNamespace(id="image"))
+    host._ready = ready
+    host._unremoved |= {"broken", "sound"}
+    host._condemned |= {"condemned-1", "condemned-2"}
+    destroyed: list[str] = []
+
+    def destroy(name: str) -> None:
+        destroyed.append(name)
+        if destroyed.count(name) == 1:
+            raise ValueError("nobody expected this")
+        host._condemned.discard(name)
+
+    monkeypatch.setattr(host, "destroy", destroy)
+    keeper = threading.Thread(target=host._keep, daemon=True)
+    keeper.start()
+    try:
+        support.wait_until(lambda: not host._unremoved and not host._condemned, "all is removed", 60)
+        assert removed.count("broken") == 2
+        assert [destroyed.count(name) for name in ("condemned-1", "condemned-2")] == [2, 2]
+    finally:
+        host._stop.set()
+        host._wake.set()
+        keeper.join(60)
+    assert not keeper.is_alive()
