@@ -33,6 +33,7 @@ from cloche.worker import conversation
 from cloche.worker.conversation import Conversation
 from cloche.worker.holds import Hold
 from tests.support import sandbox as support
+from tests.support.cells import runner
 
 pytestmark = pytest.mark.docker
 MIB = 1 << 20
@@ -392,7 +393,13 @@ def test_no_namespace_of_users_can_be_made_by_whoever_is_root_in_there(shared: t
     with sandbox(backend, spec(support.write_bundle(home, WHERE))) as made:
         running = daemon.host.find(made.id)
         assert running is not None
-        pid = next(int(name) for name in os.listdir("/proc") if name.isdigit() and _is_in(name, running.uid))
+        uid = running.uid
+
+        def its_process() -> int | None:
+            return next((int(name) for name in os.listdir("/proc") if name.isdigit() and _is_in(name, uid)), None)
+
+        # One that was just made may still be at its mounts, as root.
+        pid = support.wait_until(its_process, "its process has its user", 60)
         enter = ["nsenter", "--user", f"--target={pid}"]
         inside = subprocess.run([*enter, "unshare", "--mount", "true"], capture_output=True, text=True, check=False)
         assert inside.returncode == 0, inside.stderr
@@ -459,10 +466,10 @@ def test_an_anomaly_in_one_slot_costs_its_neighbour_an_attempt_and_nothing_more(
         ):
             with sandbox(backend, spec(waits)) as lost:
                 running = daemon.host.find(lost.id)
-                assert running is not None
+                assert isinstance(running, RunningCell)
                 assert container_of(daemon, neighbour) == running.container
                 container = running.container
-                os.kill(_runner(running.cgroup), signal.SIGKILL)
+                os.kill(runner(running), signal.SIGKILL)
                 support.wait_until(lambda: running.is_dead(), "its cell died with its runner")
                 with pytest.raises(PlatformFailure) as caught:
                     lost.finish()
@@ -472,12 +479,6 @@ def test_an_anomaly_in_one_slot_costs_its_neighbour_an_attempt_and_nothing_more(
                 neighbour.finish()
             assert caught.value.reason == Reason.ENGINE_UNAVAILABLE
         assert support.run_job(backend, spec(support.write_bundle(home, WHERE))).value["seen"] == 2
-
-
-def _runner(group: cgroups.Cgroup) -> int:
-    """The slot's runner is the oldest process there."""
-    folder = group.unified or group.controllers["memory"]
-    return min(int(pid) for pid in (folder / "cgroup.procs").read_text().split())
 
 
 def test_a_runner_taken_for_memory_costs_no_neighbour() -> None:
@@ -493,7 +494,7 @@ def test_a_runner_taken_for_memory_costs_no_neighbour() -> None:
                 counted = running.slot_cgroup.usage
                 running.slot_cgroup.usage = lambda: {**counted(), "oom_kills": 1}  # type: ignore[method-assign]
                 running.slot_cgroup.oom_kills = lambda: 1  # type: ignore[method-assign]
-                os.kill(_runner(running.cgroup), signal.SIGKILL)
+                os.kill(runner(running), signal.SIGKILL)
                 support.wait_until(lambda: running.is_dead(), "its cell died with its runner")
             assert neighbour.usage()["memory_peak"] > 0
             neighbour.finish()

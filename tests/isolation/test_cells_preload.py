@@ -19,6 +19,7 @@ from cloche.isolation.backend import Backend, SandboxSpec
 from cloche.sandboxd.cells.cell import RunningCell
 from cloche.sandboxd.main import Sandboxd
 from tests.support import sandbox as support
+from tests.support.cells import preloader
 
 pytestmark = pytest.mark.docker
 MIB = 1 << 20
@@ -179,21 +180,6 @@ def slot(shared: tuple[Path, Sandboxd, Backend]) -> Iterator[tuple[RunningCell, 
         yield running, sandbox
     finally:
         sandbox.destroy()
-
-
-def preloader(running: RunningCell) -> int:
-    """The slot's process beside the runner that is our own user's, and is the runner's child."""
-    members = running.slot_cgroup.processes()
-    inside = [pid for pid in members if running.uid not in users(pid)]
-    runner = min(inside)
-    return next(
-        pid for pid in inside if pid != runner and "Seccomp_filters:\t3" in Path(f"/proc/{pid}/status").read_text()
-    )
-
-
-def users(pid: int) -> set[int]:
-    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Uid:"))
-    return {int(number) for number in line.split()[1:]}
 
 
 def test_a_preloader_that_dies_takes_its_slot_along_and_no_more(

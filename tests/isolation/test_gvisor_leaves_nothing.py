@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from cloche.isolation.gvisor import GroupLimits
-from cloche.sandboxd import cgroups
 from cloche.sandboxd.groups import Groups
 from cloche.sandboxd.places import home_digest
 from tests.support import gvisor
@@ -17,10 +16,6 @@ from tests.support import sandbox as support
 from tests.support.engine import Engine
 
 pytestmark = pytest.mark.docker
-
-
-def parents(home: Path) -> list[Path]:
-    return list(cgroups.ROOT.glob(f"**/cloche/{home_digest(home)}"))
 
 
 def test_after_jobs_and_after_the_daemon(gvisor_engine: Engine) -> None:
@@ -31,7 +26,7 @@ def test_after_jobs_and_after_the_daemon(gvisor_engine: Engine) -> None:
         box = bench.backend.create(bench.spec("time.sleep(600)"))
         members = [pid for group in [bench.running(box).group] if group for pid in group.members()]
         assert len(members) > 2
-    assert parents(bench.home) == []
+    assert gvisor.groups_of(bench.home) == []
     assert not any(Path(f"/proc/{pid}").exists() for pid in members)
 
 
@@ -51,4 +46,4 @@ def test_what_a_killed_daemon_left_is_removed_by_the_next(gvisor_engine: Engine)
         finally:
             process.kill()
             process.wait()
-        assert parents(home) == []
+        assert gvisor.groups_of(home) == []

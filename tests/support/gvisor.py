@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -95,9 +96,19 @@ def bench(socket: Path, **settings: Any) -> Iterator[Bench]:
             backend.close()
 
 
+def groups_of(home: Path) -> list[Path]:
+    """The cgroup that holds those of this home's sandboxes, in every hierarchy that has it."""
+    return [folder for folder in _all_groups() if folder.parts[-2:] == ("cloche", home_digest(home))]
+
+
+def _all_groups() -> list[Path]:
+    """Every folder of every hierarchy. Unlike a pattern, a walk passes over those that go meanwhile, as of other tests' containers."""
+    return [Path(folder) for folder, _, _ in os.walk(cgroups.ROOT)]
+
+
 def traces(home: Path) -> list[str]:
     """Everything of this home's gVisor sandboxes that the host still has: cgroups, processes in them, mounts, folders."""
-    groups = [path for path in cgroups.ROOT.glob(f"**/cloche/{home_digest(home)}/*") if path.is_dir()]
+    groups = [folder for folder in _all_groups() if folder.parts[-3:-1] == ("cloche", home_digest(home))]
     members = [line for group in groups for line in (group / "cgroup.procs").read_text().split()]
     folders = list((home / "sandboxes").iterdir()) if (home / "sandboxes").exists() else []
     return [*map(str, groups), *members, *map(str, syscalls.mounts_below(home)), *map(str, folders)]
