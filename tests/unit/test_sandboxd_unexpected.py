@@ -13,7 +13,9 @@ import pytest
 
 from cloche.errors import PlatformFailure
 from cloche.isolation import wire
+from cloche.sandboxd.engine import EngineRefused
 from cloche.sandboxd.host import Host
+from cloche.sandboxd.leftovers import Leftovers, Remains
 from cloche.sandboxd.server import Server
 from cloche.sandboxd.sessions import Sessions
 from tests.support import sandbox as support
@@ -94,6 +96,12 @@ def test_a_request_that_fails_unexpectedly_ends_no_session(server: tuple[FakeHos
     assert ask(stream, {"op": "health"})["ok"]
 
 
+def made_leftovers(engine: Any) -> Leftovers:
+    groups: Any = SimpleNamespace(remove=lambda name: None)
+    uids: Any = None
+    return Leftovers(engine, groups, lambda name: None, uids)
+
+
 def made_host(monkeypatch: pytest.MonkeyPatch, **parts: Any) -> Host:
     monkeypatch.setattr("cloche.sandboxd.host.RETRY_SECONDS", 0.02)
     runtimes = SimpleNamespace(prepare=lambda image: None, obstacle=None)
@@ -105,7 +113,7 @@ def made_host(monkeypatch: pytest.MonkeyPatch, **parts: Any) -> Host:
         "seccomp": "{}",
         "max_running": 1,
     }
-    given |= {"make_image": lambda engine: None, "runtimes": runtimes} | parts
+    given |= {"make_image": lambda engine: None, "runtimes": runtimes, "leftovers": made_leftovers(None)} | parts
     return Host(**given)
 
 
@@ -120,16 +128,19 @@ def test_the_keeper_of_the_host_goes_on(monkeypatch: pytest.MonkeyPatch) -> None
     removed: list[str] = []
 
     def remove(container: str) -> None:
-        if container == "broken" and container not in removed:
-            removed.append(container)
-            raise ValueError("nobody expected this")
         removed.append(container)
+        if removed.count(container) == 1:
+            raise EngineRefused("not now")
+        if removed.count(container) == 2 and container == "broken":
+            raise ValueError("nobody expected this")
 
     runtimes = SimpleNamespace(prepare=prepare, obstacle=None)
-    host = made_host(monkeypatch, runtimes=runtimes, engine=SimpleNamespace(remove=remove))
+    leftovers = made_leftovers(SimpleNamespace(remove=remove))
+    host = made_host(monkeypatch, runtimes=runtimes, leftovers=leftovers)
+    for name in ("broken", "sound"):
+        leftovers.remove(Remains(name, None, name, dead=True))
     ready: Any = SimpleNamespace(image=SimpleNamespace(id="image"))
     host._ready = ready
-    host._unremoved |= {"broken", "sound"}
     host._condemned |= {"condemned-1", "condemned-2"}
     destroyed: list[str] = []
 
@@ -143,8 +154,8 @@ def test_the_keeper_of_the_host_goes_on(monkeypatch: pytest.MonkeyPatch) -> None
     keeper = threading.Thread(target=host._keep, daemon=True)
     keeper.start()
     try:
-        support.wait_until(lambda: not host._unremoved and not host._condemned, "all is removed", 60)
-        assert removed.count("broken") == 2
+        support.wait_until(lambda: not leftovers and not host._condemned, "all is removed", 60)
+        assert [removed.count(name) for name in ("broken", "sound")] == [3, 2]
         assert [destroyed.count(name) for name in ("condemned-1", "condemned-2")] == [2, 2]
     finally:
         host._stop.set()

@@ -14,6 +14,7 @@ from cloche.sandboxd import image_parts
 from cloche.sandboxd.doctor_host import Check
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.groups import Groups
+from cloche.sandboxd.leftovers import Leftovers
 from cloche.sandboxd.places import home_digest
 from cloche.sandboxd.proof import REGISTER, Proof
 from cloche.sandboxd.runtimes import NotProven, Runtimes
@@ -54,8 +55,11 @@ def _proof(settings: Settings, engine: Engine, image: str) -> str | None:
     uids = UidPool(sandbox.uid_base, sandbox.uid_count, start=os.getpid())
     try:
         seccomp = (image_parts.image_folder() / "seccomp.json").read_text("utf-8")
-        proof = Proof(home=name, uids=uids, seccomp=seccomp)
-        proof.prove(Runtimes(engine, Groups(name), AS_ASKED, sandbox.runsc_name, proof.prove), image)
+        groups = Groups(name)
+        # Nobody tries again here: what the engine does not let go of, the home's next sandboxd removes.
+        leftovers = Leftovers(engine, groups, _no_folder, uids)
+        proof = Proof(home=name, uids=uids, seccomp=seccomp, leftovers=leftovers)
+        proof.prove(Runtimes(engine, groups, AS_ASKED, sandbox.runsc_name, proof.prove), image)
     except (NotProven, EngineRefused, EnvironmentProblem) as error:
         return str(error)
     except PlatformFailure as error:
@@ -63,6 +67,10 @@ def _proof(settings: Settings, engine: Engine, image: str) -> str | None:
     finally:
         uids.clean()
     return None
+
+
+def _no_folder(_: str) -> None:
+    """A guest of the proof has none."""
 
 
 def _version(path: str) -> str:

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from cloche import clock, failpoints, logs
+from cloche import clock, logs
 from cloche.domain.states import Reason
 from cloche.errors import ClocheError, PlatformFailure
-from cloche.failpoints import Point
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.spec import check_spec
 from cloche.sandboxd import cgroups
@@ -21,6 +20,7 @@ from cloche.sandboxd.cells.level import CellLevel, may_have_cell
 from cloche.sandboxd.egress import EgressLink, report_json
 from cloche.sandboxd.engine import Engine, EngineRefused
 from cloche.sandboxd.image import ImageInfo
+from cloche.sandboxd.leftovers import Leftovers, Remains
 from cloche.sandboxd.locks import Watched
 from cloche.sandboxd.making import Maker, Parts, Ready, as_platform_failure
 from cloche.sandboxd.orphans import reap
@@ -48,12 +48,12 @@ class Host:
         max_running: int,
         make_image: Callable[[Engine], ImageInfo],
         runtimes: Runtimes,
+        leftovers: Leftovers,
         egress: EgressLink | None = None,
         cells: CellLevel | None = None,
     ) -> None:
         self._engine = engine
         self._places = places
-        self._uids = uids
         self._home = home
         self._max_running = max_running
         self._make_image = make_image
@@ -66,7 +66,6 @@ class Host:
         self._leaving = 0  # sandboxes that are dead and not quite gone
         self._running: dict[str, Running] = {}
         self._starting: dict[str, str | None] = {}  # for whom
-        self._unremoved: set[str] = set()  # containers of dead sandboxes that the engine has not removed yet
         self._condemned: set[str] = set()  # sandboxes that did not die when they were destroyed
         self.make_room: Callable[[], bool] = lambda: (
             False
@@ -76,6 +75,8 @@ class Host:
         self._problem = "the sandbox host is starting"
         self._stop = threading.Event()
         self._wake = threading.Event()
+        self._leftovers = leftovers
+        leftovers.added = self._wake.set
         runtimes.forgotten = self._wake.set  # it may have to be proven before any job can come
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
 
@@ -244,7 +245,7 @@ class Host:
         return remains | {"egress": report_json(report)}
 
     def destroy(self, sandbox_id: str) -> None:
-        """Kill it and remove container, mounts, folders, user id. Idempotent; what the engine cannot do now the keeper does later.
+        """Kill it and remove container, mounts, folders, user id. Idempotent; what cannot be removed now the keeper removes later.
 
         Raises:
             PlatformFailure: its processes do not die. It stays listed, and the keeper tries again.
@@ -289,9 +290,7 @@ class Host:
         if isinstance(running, RunningCell) and self.cells is not None:
             self.cells.release(running)
             return
-        self._remove_container(running.container)
-        failpoints.hit(Point.SANDBOXD_REMOVED)
-        self._release(running.id, running.uid)
+        self._leftovers.remove(Remains(running.id, running.uid, running.container, dead=True))
 
     def _create(
         self, sandbox_id: str, spec: SandboxSpec, owner: str | None, ready: Ready
@@ -319,33 +318,7 @@ class Host:
     def _undo(self, parts: Parts) -> None:
         if parts.channel is not None:
             parts.channel.close()
-        if parts.container is not None:
-            self._remove_container(parts.container)
-        else:
-            # The engine may have made it although its answer never came.
-            self._remove_later(f"cloche-{parts.sandbox_id}")
-        self._release(parts.sandbox_id, parts.uid)
-
-    def _release(self, sandbox_id: str, uid: int | None) -> None:
-        self._runtimes.release(sandbox_id)
-        try:
-            self._places.remove(sandbox_id)
-        except OSError as error:
-            log.error("sandbox_folder_left", sandbox=sandbox_id, error=str(error))
-        if uid is not None:
-            self._uids.give_back(uid)
-
-    def _remove_container(self, container: str) -> None:
-        try:
-            self._engine.remove(container)
-        except (PlatformFailure, EngineRefused) as error:
-            log.warning("container_not_removed_yet", container=container, error=str(error))
-            self._remove_later(container)
-
-    def _remove_later(self, container: str) -> None:
-        with self._lock:
-            self._unremoved.add(container)
-        self._wake.set()
+        self._leftovers.remove(Remains(parts.sandbox_id, parts.uid, parts.container))
 
     def _keep(self) -> None:
         """Until the end: get ready when we are not, and remove what could not be removed."""
@@ -359,7 +332,7 @@ class Host:
                 self._remove_unremoved()
                 with self._lock:
                     done = self._ready is not None and self._runtimes.obstacle is None
-                    idle = done and not self._unremoved and not self._condemned
+                    idle = done and not self._leftovers and not self._condemned
             self._wake.wait(None if idle else RETRY_SECONDS)
             self._wake.clear()
 
@@ -383,12 +356,8 @@ class Host:
 
     def _remove_unremoved(self) -> None:
         with self._lock:
-            waiting, condemned = list(self._unremoved), list(self._condemned)
+            condemned = list(self._condemned)
         for sandbox_id in condemned:
             with logs.survived(log, "sandbox_not_destroyed", sandbox=sandbox_id), contextlib.suppress(PlatformFailure):
                 self.destroy(sandbox_id)
-        for container in waiting:
-            with logs.survived(log, "container_not_removed"), contextlib.suppress(PlatformFailure, EngineRefused):
-                self._engine.remove(container)
-                with self._lock:
-                    self._unremoved.discard(container)
+        self._leftovers.retry()

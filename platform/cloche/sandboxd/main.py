@@ -22,6 +22,7 @@ from cloche.sandboxd.engine import Engine
 from cloche.sandboxd.groups import Groups
 from cloche.sandboxd.host import Host
 from cloche.sandboxd.image import ensure_image
+from cloche.sandboxd.leftovers import Leftovers
 from cloche.sandboxd.locks import LockWatch
 from cloche.sandboxd.making import Ready
 from cloche.sandboxd.places import Places, home_digest
@@ -60,7 +61,9 @@ class Sandboxd:
             places = Places(home, owner.st_uid, owner.st_gid)
             engine = Engine(sandbox.docker_socket)
             seccomp = _profile("seccomp.json")
-            proof = Proof(home=digest, uids=uids, seccomp=seccomp)
+            groups = Groups(digest)
+            leftovers = Leftovers(engine, groups, places.remove, uids)
+            proof = Proof(home=digest, uids=uids, seccomp=seccomp, leftovers=leftovers)
             self.host = Host(
                 engine=engine,
                 places=places,
@@ -71,7 +74,8 @@ class Sandboxd:
                 make_image=lambda engine: ensure_image(
                     engine, sandbox.image, emit=lambda line: log.info("image", message=line)
                 ),
-                runtimes=Runtimes(engine, Groups(digest), sandbox.runtime, sandbox.runsc_name, proof.prove),
+                runtimes=Runtimes(engine, groups, sandbox.runtime, sandbox.runsc_name, proof.prove),
+                leftovers=leftovers,
                 egress=EgressLink(settings.egress_socket, frozenset({0, owner.st_uid})),
                 cells=self._make_cells(settings, engine, places, digest) if settings.cells.enabled else None,
             )

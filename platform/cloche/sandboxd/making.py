@@ -40,7 +40,10 @@ class Ready:
 
 @dataclass
 class Parts:
-    """What there is of a sandbox so far. When its making fails, whoever asked for it takes these away."""
+    """What there is of a sandbox so far. When its making fails, whoever asked for it takes these away.
+
+    ``container``: its name as soon as the engine is asked for it, which may make it although its answer never comes; then its id.
+    """
 
     sandbox_id: str
     owner: str | None
@@ -78,7 +81,9 @@ class Maker:
         parts.uid = self._uids.take()
         site = self._places.make(parts.sandbox_id, spec.bundle, spec.wheels, spec.limits, parts.uid, runtime)
         place = self._placement(parts, parts.uid, site, ready, own)
-        parts.container = self._engine.create(f"cloche-{parts.sandbox_id}", container_config(spec, place))
+        config = container_config(spec, place)
+        parts.container = f"cloche-{parts.sandbox_id}"
+        parts.container = self._engine.create(parts.container, config)
         failpoints.hit(Point.SANDBOXD_CREATED)
         parts.channel = self._engine.attach(parts.container)
         began = time.monotonic()

@@ -147,17 +147,13 @@ class Runtimes:
         except OSError as error:
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the sandbox's channel broke: {error.strerror}") from None
 
-    def release(self, sandbox_id: str) -> None:
-        """Remove what :meth:`enclose` made. Nothing happens when there is nothing."""
-        try:
-            self.groups.remove(sandbox_id)
-        except OSError as error:
-            log.error("cgroup_left", sandbox=sandbox_id, error=str(error))
-
     def reap(self) -> None:
         """Remove what an earlier process of this home left."""
         for sandbox_id in self.groups.leftovers():
-            self.release(sandbox_id)
+            try:
+                self.groups.remove(sandbox_id)
+            except OSError as error:
+                log.error("cgroup_left", sandbox=sandbox_id, error=str(error))
 
     def check(self, image: str) -> str | None:
         """None when gVisor is proven, by now; else why it cannot be used.
