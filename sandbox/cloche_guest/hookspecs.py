@@ -16,7 +16,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def setup() -> None:
-    """Once per sandbox, before any job is known: load models, compile patterns. No job data, no secrets, no network."""
+    """Once per sandbox, before the job is handed over: load models, compile patterns. No parameters, no secrets, no network; inputs may be there."""
 
 
 @hookspec(firstresult=True)
