@@ -12,6 +12,7 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from cloche_guest import Job
@@ -99,6 +100,13 @@ def _read(reader: int) -> bytes:
 def say(text: str) -> None:
     """A line of log at once, by which the host knows how far an act is."""
     os.write(1, text.encode() + b"\n")
+
+
+def wait_for(file: str, word: str) -> None:
+    """Say where we are, and go on when the host has put an input there."""
+    say(word)
+    while not Path("/job/in", file).exists():
+        time.sleep(0.02)
 
 
 def wait() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from cloche_guest import Job
 
-from .base import act, here, libc, say, syscall, tried, wait, wall
+from .base import act, here, libc, say, syscall, tried, wait, wait_for, wall
 
 _NS = {"mnt": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000}
 _MARK = "of-a-neighbour"
@@ -202,7 +202,7 @@ def take_port(_: Job) -> Any:
 @act
 def use_network(_: Job) -> Any:
     """Everything that a slot's network takes, once the host has seen it before; left open. And tries to leave an address and settings."""
-    _wait_for("go", "here")
+    wait_for("go", "here")
     done = {}
     for family, host, name in ((socket.AF_INET, "127.0.0.1", "4"), (socket.AF_INET6, "::1", "6")):
         done[f"tcp{name}"] = tried(_talk, family, host)
@@ -213,15 +213,8 @@ def use_network(_: Job) -> Any:
         done["address"] = tried(fcntl.ioctl, asking, _SIOCSIFADDR, request)
     for name in ("ipv4/tcp_max_tw_buckets", "ipv4/ip_forward", "core/somaxconn"):
         done[name] = tried(Path("/proc/sys/net", name).write_text, "1")
-    _wait_for("end", "in use")
+    wait_for("end", "in use")
     return done
-
-
-def _wait_for(file: str, word: str) -> None:
-    """Say where we are, and go on when the host has put an input there."""
-    say(word)
-    while not Path("/job/in", file).exists():
-        time.sleep(0.02)
 
 
 def _talk(family: int, host: str) -> None:
@@ -252,7 +245,7 @@ def _name() -> None:
 @act
 def compute(job: Job) -> Any:
     """So many seconds of CPU time, in one process, from when the host says so."""
-    _wait_for("go", "here")
+    wait_for("go", "here")
     end = time.process_time() + job.payload["seconds"]
     while time.process_time() < end:
         pass

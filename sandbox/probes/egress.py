@@ -11,7 +11,7 @@ from typing import Any
 
 from cloche_guest import Job
 
-from .base import act, say, tried
+from .base import act, say, tried, wait_for
 
 FOLDER = "/run/cloche"
 SOCKET = f"{FOLDER}/egress.sock"
@@ -40,6 +40,32 @@ def egress_reach(job: Job) -> Any:
     targets = job.payload["targets"]
     found = [_talk(None, job, host, port) for host, port in targets]
     return [*found, _talk(job.forward(*targets[0]), job, *targets[0])] if len(targets) == 1 else found
+
+
+@act
+def egress_redirect(job: Job) -> Any:
+    """What a client gets that follows a redirect, to a host that the job may not reach."""
+    # Not with the module: every other probe would have it in its memory too, of which each has little.
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(job.payload["url"], timeout=20) as answer:
+            return f"DONE {answer.status}"
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, http.client.HTTPException) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+@act
+def egress_moving(job: Job) -> Any:
+    """The same name before and after the host has changed where it leads."""
+    target = job.payload["target"]
+    found = [_talk(None, job, *target)]
+    wait_for("go", "first")
+    return [*found, _talk(None, job, *target)]
 
 
 @act

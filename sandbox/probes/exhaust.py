@@ -176,7 +176,8 @@ def hoard(job: Job) -> Any:
                 tried(syscall, here(72, 25), fd, 1031, MIB)  # fcntl(F_SETPIPE_SZ)
     queued = _until_refused(_queue_signal(), 200_000)
     queues = _until_refused(_message_queue, 1_000)
-    say(f"hoarded {made['made']} {made['error']} {queued['made']} {queues['made']}")
+    say(f"made {made['made']} {made['error']} {queued['made']} {queues['made']}")
+    say("hoarded")
     wait()
 
 

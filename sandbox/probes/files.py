@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -48,33 +49,32 @@ def host_files(job: Job) -> Any:
         "/run/cloche/uids",
         "/mnt",
     ]
-    both = [
-        *paths,
-        job.payload["host"]["home"],
-        "/proc/1/root" + job.payload["host"]["home"],
-        "/job/in/../../.." + job.payload["host"]["home"],
-    ]
-    return {path: tried(lambda p=path: os.close(os.open(p, os.O_RDONLY))) for path in both}
+    home = job.payload["host"]["home"]
+    ways = {path: path for path in paths} | {way: way + home for way in ("", "/proc/1/root", "/job/in/../../..")}
+    return {way: tried(lambda p=path: os.close(os.open(p, os.O_RDONLY))) for way, path in ways.items()}
 
 
 @wall
 def descriptors(_: Job) -> Any:
-    """Everything that is open, here and in process 1. Ours: /dev/null, pipes, and this listing's own folder."""
-    found: dict[str, list[str]] = {}
-    for pid in ("self", "1"):
-        kinds = set()
+    """Everything that is open, here and in process 1: kind → how many different ones, or the error of who wants to list them."""
+    return {pid: _open_in(pid) for pid in ("self", "1")}
+
+
+def _open_in(pid: str) -> dict[str, int] | str:
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, str(error))
+    targets = set()
+    for name in names:
         try:
-            names = os.listdir(f"/proc/{pid}/fd")
-        except PermissionError:
-            names = []
-        for name in names:
-            try:
-                target = os.readlink(f"/proc/{pid}/fd/{name}")
-            except OSError:
-                continue
-            kinds.add("/proc" if target.startswith("/proc/") else target.split(":")[0])
-        found[pid] = sorted(kinds)
-    return found
+            targets.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+        except FileNotFoundError:  # this listing's own folder
+            continue
+        except OSError as error:  # open, and what it is stays untold
+            targets.add(f"{errno.errorcode.get(error.errno or 0)}:{name}")
+    kinds = [target.split(":")[0] for target in targets]
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
 def _write(folder: str) -> None:
@@ -169,12 +169,18 @@ def devices(_: Job) -> Any:
 
 @wall
 def symlink_out(job: Job) -> Any:
-    """A link in out/ to a host's name: not followed even in here."""
-    os.symlink("/etc/passwd", job.out / "l")
-    try:
-        return tried((job.out / "l").read_text)
-    finally:
-        os.unlink(job.out / "l")
+    """Links in out/: to a file that is here too, and to a folder that only the host has. ``same``: the first was followed, and led to ours."""
+    link = job.out / "l"
+    found: dict[str, Any] = {}
+    for name, target in (("file", "/etc/passwd"), ("host", job.payload["host"]["home"])):
+        os.symlink(target, link)
+        try:
+            found[name] = tried(lambda: os.close(os.open(link, os.O_RDONLY)))
+            if name == "file" and found[name] == "DONE":
+                found["same"] = link.read_bytes() == Path(target).read_bytes()
+        finally:
+            os.unlink(link)
+    return found
 
 
 @wall
@@ -297,11 +303,7 @@ def mountinfo(_: Job) -> Any:
 
 @wall
 def crossing(job: Job) -> Any:
-    """Out of a mount by its dots, by magic links, and by descriptors of other processes."""
-    paths = [
-        "/job/out/../../../../../../etc/hostname_",
-        "/proc/self/root/../../etc/shadow",
-        "/proc/1/cwd/../../../etc/shadow",
-        "/proc/self/fd/../../1/root/etc/shadow",
-    ]
-    return {path: tried(lambda p=path: os.close(os.open(p, os.O_RDONLY))) for path in paths}
+    """Out of a mount by its dots, by magic links, and by descriptors of other processes: to a folder that the host has and the sandbox has not."""
+    home = job.payload["host"]["home"]
+    ways = ["/job/out/../../../../../..", "/proc/self/root/../..", "/proc/1/cwd/../../..", "/proc/self/fd/../../1/root"]
+    return {way: tried(lambda p=way + home: os.close(os.open(p, os.O_RDONLY))) for way in ways}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import errno
 import os
 import resource
 import shutil
@@ -13,7 +13,9 @@ from typing import Any
 
 from cloche_guest import Job
 
-from .base import here, libc, syscall, tried, wall
+from .base import act, here, libc, syscall, tried, wait_for, wall
+
+_kept: list[int] = []
 
 
 def _status() -> dict[str, str]:
@@ -123,6 +125,19 @@ def scheduling(_: Job) -> Any:
     }
 
 
+@act
+def take_ranks(job: Job) -> Any:
+    """Everything at once that a kernel of the sandbox's own may grant: priority, spared memory, a terminal; held while the host looks."""
+    wait_for("go", "before")
+    found = {
+        **scheduling(job),
+        "score": tried(lambda: Path("/proc/self/oom_score_adj").write_text("-1000")),
+        "terminal": tried(lambda: _kept.append(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))),
+    }
+    wait_for("end", "taken")
+    return found
+
+
 @wall
 def raise_limits(_: Job) -> Any:
     found = {}
@@ -133,7 +148,7 @@ def raise_limits(_: Job) -> Any:
             resource.setrlimit(number, (hard + 1, hard + 1))
             found[name] = "DONE"
         except (OSError, ValueError, OverflowError) as error:
-            found[name] = type(error).__name__
+            found[name] = str(error)
     return {"raised": found, "core": resource.getrlimit(resource.RLIMIT_CORE)}
 
 
@@ -147,10 +162,17 @@ def spare_from_oom(_: Job) -> Any:
 
 @wall
 def environment(_: Job) -> Any:
-    found = {"own": sorted(os.environ), "first": list[str]()}
-    with contextlib.suppress(PermissionError):
-        found["first"] = sorted(item.split("=")[0] for item in Path("/proc/1/environ").read_text().split("\0") if item)
-    return found
+    """The agent's as Python has it and as the kernel keeps it, and process 1's."""
+    return {"own": sorted(os.environ), "kept": _names("self"), "first": _names("1")}
+
+
+def _names(process: str) -> list[str] | str:
+    """The names in its environment, or the error of who wants to read them."""
+    try:
+        text = Path(f"/proc/{process}/environ").read_text("utf-8", "replace")
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, str(error))
+    return sorted(item.split("=")[0] for item in text.split("\0") if item)
 
 
 @wall

@@ -23,18 +23,31 @@ def leave(job: Job) -> Any:
     left = {}
     for place in PLACES:
         left[place] = tried(lambda p=place: Path(p, "left").write_text("of the job before"))
-    libc.mq_open(b"/left", os.O_RDWR | os.O_CREAT, 0o600, None)
-    libc.shmget(0xC10C, 4096, 0o1600)
+    made = {"queue": tried(_queue, os.O_RDWR | os.O_CREAT), "segment": tried(_segment, 0o1600)}
     server = socket.socket(socket.AF_UNIX)
     server.bind("\0cloche-left")
     server.listen()
     _kept.append(server)
     os.environ["LEFT"] = "of the job before"
-    ctypes.set_errno(0)
     if os.fork() == 0:
         os.setsid()
         wait()
-    return {"left": left, "uid": os.getuid(), "pid": os.getpid()}
+    return {"left": left, **made, "uid": os.getuid(), "pid": os.getpid()}
+
+
+def _queue(flags: int) -> None:
+    """A POSIX message queue: it belongs to the ipc namespace, also where no file system shows it."""
+    _checked(libc.mq_open(b"/left", flags, 0o600, None))
+
+
+def _segment(flags: int) -> None:
+    _checked(libc.shmget(0xC10C, 4096, flags))
+
+
+def _checked(answer: int) -> None:
+    if answer == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 @act
@@ -50,7 +63,8 @@ def find(_: Job) -> Any:
 
     return {
         "places": found,
-        "shm": int(libc.shmget(0xC10C, 4096, 0)),
+        "shm": tried(_segment, 0),
+        "queue": tried(_queue, os.O_RDONLY),
         "socket": tried(connect),
         "environment": "LEFT" in os.environ,
         "processes": len([name for name in os.listdir("/proc") if name.isdigit()]),

@@ -241,7 +241,8 @@ def socket_memory(job: Job) -> Any:
         near.setblocking(False)
         _kept.append((near, far))
         sent += _fill(near.send)
-    say(f"filled {sent}")
+    say(f"sent {sent}")
+    say("filled")
     wait()
 
 

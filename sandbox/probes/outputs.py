@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,8 @@ def changing(job: Job) -> Any:
                 with open("grows", "wb") as file:
                     file.write(b"x" * 100_000)
                     file.truncate(10)
-    threading.Event().wait(0.2)
+    while not (job.out / "grows").exists() or not os.path.lexists(job.out / "swap"):
+        time.sleep(0.05)
     return "changing"
 
 

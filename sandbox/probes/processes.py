@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 
 from cloche_guest import Job
 
-from .base import act, say, tried, wait, wall
+from .base import act, say, tried, wait, wait_for, wall
 
 
 @wall
@@ -42,12 +43,14 @@ def host_process(job: Job) -> Any:
 
 @wall
 def first_process(_: Job) -> Any:
-    """Process 1 of the sandbox is ours to see; signals do not end it."""
-    os.kill(1, signal.SIGKILL)
-    os.kill(1, signal.SIGTERM)
-    os.kill(1, signal.SIGSTOP)
+    """Process 1 takes no signal of ours. ``state``: its state afterwards, or the error of who wants to see it."""
+    signals = {number.name: tried(os.kill, 1, number) for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP)}
     time.sleep(0.05)
-    return Path("/proc/1/stat").read_text().rsplit(") ", 1)[1][0]
+    try:
+        state = Path("/proc/1/stat").read_text().rsplit(") ", 1)[1][0]
+    except OSError as error:
+        state = errno.errorcode.get(error.errno or 0, str(error))
+    return {"signals": signals, "state": state}
 
 
 @wall
@@ -77,14 +80,14 @@ def limits_of_first(_: Job) -> Any:
 
 @wall
 def memory_of_others(_: Job) -> Any:
-    """Which processes' memory can be opened: those of this sandbox, whatever number is tried."""
+    """Which processes' memory can be opened: those of this sandbox, whatever number is tried. ``own``: this one's, which shows that it can be."""
     opened = []
     for pid in range(1, 5_000):
-        if tried(lambda p=pid: os.close(os.open(f"/proc/{p}/mem", os.O_RDWR))) == "DONE":
+        if tried(lambda p=pid: os.close(os.open(f"/proc/{p}/mem", os.O_RDONLY))) == "DONE":
             opened.append(pid)
     threads = [f"/proc/{name}/task" for name in os.listdir("/proc") if name.isdigit()]
     inside = {int(name) for folder in threads for name in os.listdir(folder)}
-    return {"outside": [pid for pid in opened if pid not in inside]}
+    return {"outside": [pid for pid in opened if pid not in inside], "own": os.getpid() in opened}
 
 
 @act
@@ -116,8 +119,9 @@ def kill_all(_: Job) -> Any:
 @act
 def kill_first(_: Job) -> Any:
     """The shim by every signal, from the agent itself; then the agent."""
-    for number in (*range(1, 32), 34, 64):
-        os.kill(1, number)
+    answers = {tried(os.kill, 1, number) for number in (*range(1, 32), 34, 64)}
+    say(f"answers {' '.join(sorted(answers))}")
+    wait_for("go", "tried")
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -18,6 +18,8 @@ from cloche.errors import PlatformFailure
 from cloche.isolation.backend import Backend, SandboxSpec
 from cloche.sandboxd.cells.cell import RunningCell
 from cloche.sandboxd.main import Sandboxd
+from cloche.sandboxd.probes.rows_kernel import ENVIRONMENT
+from cloche_guest.cell_preload import ENVIRONMENT as threads
 from tests.support import sandbox as support
 from tests.support.cells import preloader
 
@@ -27,7 +29,16 @@ SMALL = {"memory": 64 * MIB, "output": 2 * MIB, "tmp": 2 * MIB, "shm": MIB, "pid
 PACKAGE = """
 import os, random, sys
 
-made = {"path": list(sys.path), "environ": dict(os.environ), "uid": os.getuid(), "fds": len(os.listdir("/proc/self/fd"))}
+def kinds():
+    targets = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            targets.add(os.readlink("/proc/self/fd/" + name))
+        except FileNotFoundError:  # the listing's own
+            continue
+    return sorted(target.split(":")[0] for target in targets)
+
+made = {"path": list(sys.path), "environ": sorted(os.environ), "uid": os.getuid(), "fds": kinds()}
 big = [object() for _ in range(20_000)]
 drawn = random.random()
 
@@ -47,7 +58,7 @@ def run(job):
     (job.out / "a.txt").write_text("out")
     return {
         "ready_before": ready_before, "same user": tiny.made["uid"] == os.getuid(), "made": tiny.made, "now": tiny.power(),
-        "path": sys.path, "drawn": random.random(), "pid": os.getpid(), "fds": sorted(os.listdir("/proc/self/fd"), key=int),
+        "path": sys.path, "drawn": random.random(), "pid": os.getpid(), "fds": tiny.kinds(), "environ": sorted(os.environ),
         "uid": os.getuid(), "inputs": [path.read_text() for path in job.inputs], "proc": sorted(n for n in os.listdir("/proc") if not n.isdigit()),
         "threads": os.environ.get("OPENBLAS_NUM_THREADS"), "slot": os.listdir("/cloche/slot"), "host": os.uname().nodename,
         "seen": sorted(int(n) for n in os.listdir("/proc") if n.isdigit()), "tmp": os.listdir("/tmp"),
@@ -104,6 +115,11 @@ def test_cells_find_it_imported_and_are_cells_as_ever(shared: tuple[Path, Sandbo
         assert value["seen"] == [value["pid"]], "of its own user, the job's process alone"
         assert value["proc"] == ["self", "thread-self"]
         assert value["slot"] == value["tmp"] == []
+        assert value["fds"] == ["/dev/null", "pipe", "pipe", "pipe", "socket"], "its streams and its channel"
+        assert value["made"]["fds"] == ["/dev/null", "pid", "pipe", "pipe", "socket"], (
+            "its own pid namespace, to go back to"
+        )
+        assert {"PATH"} <= set(value["environ"]) == set(value["made"]["environ"]) <= ENVIRONMENT | threads.keys()
         assert value["threads"] == "1"
         for name in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"):
             assert int(value["now"][name], 16) == 0

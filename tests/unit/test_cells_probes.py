@@ -25,10 +25,21 @@ NETWORK = {
 }
 CPU = {"same container": True, "same limits": True, "hostile": 1_000, "victim": 260, "value": "computed"}
 PLACES = {"/tmp": [], "/dev/shm": [], "/job/in": ["a.txt"], "/job/out": []}
-FOUND = {"places": PLACES, "shm": -1, "socket": "ECONNREFUSED", "environment": False, "processes": 1}
+FOUND = {
+    "places": PLACES,
+    "shm": "ENOENT",
+    "queue": "ENOENT",
+    "socket": "ECONNREFUSED",
+    "environment": False,
+    "processes": 1,
+}
 THOUSAND = {
     "failed": 0,
-    "left": {"left": {"/tmp": "DONE", "/dev/shm": "DONE", "/job/out": "DONE", "/job/in": "EROFS"}},
+    "left": {
+        "left": {"/tmp": "DONE", "/dev/shm": "DONE", "/job/out": "DONE", "/job/in": "EROFS"},
+        "queue": "DONE",
+        "segment": "DONE",
+    },
     "traces": 100,
     "found": [FOUND, FOUND],
     "unseen": 0,
@@ -79,7 +90,10 @@ def test_held(name: str, facts: Any) -> None:
         ("cell_thousand", THOUSAND, ("grown",), 3 << 20),
         ("cell_thousand", THOUSAND, ("found", 1, "places", "/tmp"), ["left"]),
         ("cell_thousand", THOUSAND, ("found", 1, "places"), {}),
-        ("cell_thousand", THOUSAND, ("found", 0, "shm"), 7),
+        ("cell_thousand", THOUSAND, ("found", 0, "shm"), "DONE"),
+        ("cell_thousand", THOUSAND, ("found", 1, "queue"), "DONE"),
+        ("cell_thousand", THOUSAND, ("left", "queue"), "EMFILE"),
+        ("cell_thousand", THOUSAND, ("left", "segment"), "ENOSPC"),
         ("cell_thousand", THOUSAND, ("found", 0, "socket"), "DONE"),
         ("cell_thousand", THOUSAND, ("found", 0, "environment"), True),
         ("cell_thousand", THOUSAND, ("found", 0, "processes"), 2),

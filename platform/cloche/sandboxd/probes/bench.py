@@ -257,7 +257,7 @@ class Live:
                 return
 
     def facts(self) -> dict[str, Any]:
-        """Kill, collect, and tell: ``last`` (``result``, ``error`` or None), ``value``, ``reason``, ``message``, ``exit_code``, ``oom``, ``usage``,
+        """Kill, collect, and tell: ``last`` (``result``, ``error`` or None), ``progress`` (the last that was reported), ``value``, ``reason``, ``message``, ``exit_code``, ``oom``, ``usage``,
         ``egress`` (its connections), ``files`` (path → text), ``modes``, ``refused``, ``frames`` (how many of each type), ``log`` (bytes), ``log_end``, ``overdue``."""
         remains = self.finish()
         ends = [frame for frame in self._frames if frame["type"] in ("result", "error")]
@@ -265,8 +265,10 @@ class Live:
         counts: dict[str, int] = {}
         for frame in self._frames:
             counts[frame["type"]] = counts.get(frame["type"], 0) + 1
+        reports = [frame["current"] for frame in self._frames if frame["type"] == "progress"]
         facts: dict[str, Any] = {
             "last": last["type"],
+            "progress": reports[-1] if reports else None,
             "value": last.get("value"),
             "reason": self._failure.reason if self._failure else last.get("reason"),
             "message": self._failure.message if self._failure else last.get("message"),

@@ -13,8 +13,9 @@ from cloche.errors import PlatformFailure
 from cloche.sandboxd import syscalls
 from cloche.sandboxd.cells.slot_cgroup import SlotCgroup
 from cloche.sandboxd.probes import network
-from cloche.sandboxd.probes.bench import Bench, Live, processes_of, users_of
+from cloche.sandboxd.probes.bench import Bench, Live, users_of
 from cloche.sandboxd.probes.probe import Observe
+from cloche.sandboxd.probes.scenes import most_processes
 
 _JOBS = 1_000
 _LEAVES = 10  # every so many of them
@@ -125,7 +126,7 @@ def memory_beside(bench: Bench) -> Any:
 def forks_beside(bench: Bench) -> Any:
     with bench.live("fork_bomb_for_ever") as one:
         one.until("forking")
-        most = max(len(processes_of(one.running.uid)) for _ in range(20))
+        most = most_processes(one)
         with bench.live("tick") as two:
             same = one.running.container == two.running.container
             two.drive(60)
@@ -142,13 +143,17 @@ def runner_lost(bench: Bench) -> Any:
     failed = "nothing"
     with bench.live("deaf") as live:
         live.until("deaf")
+        lost = live.running.container
         os.kill(_runner(live), signal.SIGKILL)
         live.drive(10)
         try:
             live.finish()
         except PlatformFailure as error:
             failed = error.reason
-    return {"failed": failed, "next": bench.run("tick")["last"]}
+    with bench.live("tick") as live:
+        another = live.running.container != lost
+        live.drive(30)
+        return {"failed": failed, "next": live.facts()["last"], "another": another}
 
 
 def thousand(bench: Bench) -> Any:

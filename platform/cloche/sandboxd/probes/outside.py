@@ -6,24 +6,28 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from cloche.errors import EnvironmentProblem
+from cloche.sandboxd.probes.own_names import OwnNames
 
 LOOPBACK = "127.0.0.1"
 CONNECTIONS, TOTAL, MAX_BYTES, MAX_TIME_MS = 4, 60, 2 << 20, 3_000  # bounds of a probe's own attempt
 _START_SECONDS = 120  # a busy machine takes its time to start a Python
 _CHUNK = 65_536
+_REDIRECT = "HTTP/1.1 302 Found\r\nLocation: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+WEB, ELSEWHERE, MOVING = "web.test", "elsewhere.test", "moving.test"
 
 
 class Server:
-    """Echoes on a port of loopback. ``accepted``: connections so far; ``open``: those that have not ended."""
+    """Echoes on a port of loopback. ``accepted``: connections so far; ``open``: those that have not ended. ``away``: it does not echo, but answers every
+    request over HTTP with a redirect to there."""
 
-    def __init__(self) -> None:
+    def __init__(self, away: str | None = None) -> None:
+        self._answer = None if away is None else _REDIRECT.format(away).encode("ascii")
         self._listener = socket.create_server((LOOPBACK, 0), backlog=64)
         self.port = int(self._listener.getsockname()[1])
         self.accepted = self.open = 0
@@ -57,22 +61,36 @@ class Server:
         try:
             with stream, contextlib.suppress(OSError):
                 while data := stream.recv(_CHUNK):
-                    stream.sendall(data)
+                    stream.sendall(data if self._answer is None else self._answer)
         finally:
             with self._lock:
                 self.open -= 1
 
 
 class Outside:
-    """``allowed``: a server that the policy names with its address; ``inside``: one that it allows by a wildcard alone."""
+    """``allowed``: a server that the policy names with its address, and as :data:`MOVING` and :data:`ELSEWHERE`; ``inside``: one that it allows by a
+    wildcard alone; ``web``: one that the policy names as :data:`WEB`, which leads on to ``allowed`` as :data:`ELSEWHERE`."""
 
-    def __init__(self, allowed: Server, inside: Server) -> None:
-        self.allowed = allowed
-        self.inside = inside
+    def __init__(self, home: Path) -> None:
+        self.allowed, self.inside = Server(), Server()
+        self.web = Server(f"http://{ELSEWHERE}:{self.allowed.port}/")
+        self.names = OwnNames(home / "names", dict.fromkeys((WEB, ELSEWHERE, MOVING), LOOPBACK))
 
     @property
     def listed(self) -> str:
         return f"{LOOPBACK}:{self.allowed.port}"
+
+    @property
+    def moving(self) -> str:
+        return f"{MOVING}:{self.allowed.port}"
+
+    @property
+    def elsewhere(self) -> str:
+        return f"{ELSEWHERE}:{self.allowed.port}"
+
+    @property
+    def leading_on(self) -> str:
+        return f"{WEB}:{self.web.port}"
 
 
 @contextlib.contextmanager
@@ -83,8 +101,8 @@ def outside(home: Path) -> Iterator[Outside]:
         EnvironmentProblem: the proxy does not start.
     """
     with contextlib.ExitStack() as stack:
-        found = Outside(Server(), Server())
-        for server in (found.allowed, found.inside):
+        found = Outside(home)
+        for server in (found.allowed, found.inside, found.web):
             stack.callback(server.close)
         stack.enter_context(_proxy(home, found))
         yield found
@@ -96,14 +114,16 @@ def _proxy(home: Path, found: Outside) -> Iterator[None]:
     settings = {
         "CLOCHE_HOME": str(home),
         "CLOCHE_LOGGING_LEVEL": "error",
-        "CLOCHE_EGRESS_ALLOW": f"{found.listed} *:{found.inside.port} *:80",
+        "CLOCHE_EGRESS_ALLOW": " ".join(
+            (found.listed, found.moving, found.elsewhere, found.leading_on, f"*:{found.inside.port} *:80")
+        ),
         "CLOCHE_EGRESS_PRIVATE": LOOPBACK,
         "CLOCHE_EGRESS_CONNECTIONS": str(CONNECTIONS),
         "CLOCHE_EGRESS_CONNECTIONS_TOTAL": str(TOTAL),
         "CLOCHE_EGRESS_MAX_BYTES": str(MAX_BYTES),
         "CLOCHE_EGRESS_MAX_TIME": f"{MAX_TIME_MS}ms",
     }
-    process = subprocess.Popen([sys.executable, "-m", "cloche", "egress"], env=kept | settings, cwd=home)
+    process = subprocess.Popen(found.names.command(), env=kept | settings, cwd=home)
     try:
         deadline = time.monotonic() + _START_SECONDS
         while not (home / "run" / "egress.sock").is_socket():

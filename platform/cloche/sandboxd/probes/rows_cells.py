@@ -6,11 +6,13 @@ from typing import Any
 
 from cloche.sandboxd.probes import cell_scenes
 from cloche.sandboxd.probes.probe import Differs, Judge, Probe, denied, only, refused
-from cloche.sandboxd.probes.rows_kernel import ENVIRONMENT
+from cloche.sandboxd.probes.rows_kernel import environment
+from cloche.sandboxd.probes.rows_lies import no_queue
+from cloche.sandboxd.probes.rows_limits import no_more_inodes
+from cloche.sandboxd.probes.rows_reach import descriptors
 
 _WRITABLE = {"/dev/shm", "/job/out", "/proc", "/tmp"}
 _DEVICES = {"full", "null", "random", "tty", "urandom", "zero"}
-_NO_SUCH = "FileNotFoundError"
 
 
 def _own_user(facts: Any) -> bool:
@@ -26,6 +28,8 @@ def _fresh_uids(facts: Any) -> bool:
 
 
 def _mounts(facts: Any) -> bool:
+    if not _WRITABLE | {"/", "/job/in", "/cloche/plugin"} <= set(facts):
+        return False
     for place, mount in facts.items():
         flags = set(mount["flags"].split(","))
         if any(peer.startswith(("shared:", "master:")) for peer in mount["peers"]):
@@ -37,8 +41,15 @@ def _mounts(facts: Any) -> bool:
     return "/sys" not in facts and not any(place.startswith("/cloche/slot") for place in facts)
 
 
-def _hidden(facts: Any) -> bool:
-    return str(facts.get("raised", "")).startswith((_NO_SUCH, "PermissionError"))
+def _no_cgroups(facts: Any) -> bool:
+    return facts == {"raised": "FileNotFoundError: [Errno 2] No such file or directory: '/sys/fs/cgroup'"}
+
+
+def _setns(facts: Any) -> bool:
+    """Process 1's are not there; one's own are, and are refused."""
+    own = {name: answer for name, answer in facts.items() if name.startswith("self ")}
+    others = {name: answer for name, answer in facts.items() if name not in own}
+    return denied(own) and "ENOENT" not in own.values() and only("ENOENT")(others)
 
 
 # fmt: off
@@ -47,22 +58,25 @@ DIFFERENT: dict[str, Differs] = {
                     "a cell sees ids of its container's user namespace; outside they are those of a range that only this container has"),
     "own_uids": Differs("three user ids, and beside them only our own runners'", _fresh_uids,
                         "a cell is forked in its slot's cgroup by the runner, which stays there under an id that no cell has"),
-    "environment": Differs("the image's own names; process 1 is not there to be seen", lambda f: _hidden(f) or set(f["own"]) <= ENVIRONMENT,
+    "environment": Differs("the image's own names; process 1 is not there to be seen", environment("ENOENT"),
                            "a cell's `/proc` hides other users' processes (`hidepid=2`), and its process 1 is the runner's, not the job's"),
-    "setns": Differs("process 1's are not there; one's own are refused", only("EPERM", "EACCES", "ENOENT"), "as above"),
-    "descriptors": Differs("process 1 is not there to be seen", _hidden, "as above"),
-    "devices": Differs("six harmless ones are all there is", lambda f: set(f["there"]) <= _DEVICES and set(f["opened"].values()) <= {"ENOENT"},
+    "setns": Differs("process 1's are not there; one's own are refused", _setns, "as above"),
+    "descriptors": Differs("/dev/null, pipes, and one socket, the channel; process 1 is not there to be seen",
+                           descriptors({"/dev/null": 1, "pipe": 4, "socket": 1}, "ENOENT"), "as above; a cell's channel is a socket"),
+    "devices": Differs("six harmless ones are all there is", lambda f: set(f["there"]) == _DEVICES and set(f["opened"].values()) <= {"ENOENT"},
                        "a slot's `/dev` is six devices that we chose; there is no console and no `ptmx`"),
     "mountinfo": Differs("what can be written is noexec, nosuid, nodev; no mount has peers; no slot, no /sys", _mounts,
                          "a cell's `/proc` is its own and has nothing but processes, so that nothing in it is covered; what is the container's is not mounted in a slot"),
-    "release_agent": Differs("there is no cgroup file system", _hidden, "none is mounted in a slot, as nothing of `/sys` is"),
+    "release_agent": Differs("there is no cgroup file system", _no_cgroups, "none is mounted in a slot, as nothing of `/sys` is"),
     "processes_seen": Differs("the job's own alone", lambda f: f["number"] == 2 and f["first"] == 2 and f["uids"] == [],
                               "process 1 is another user's and hidden; the guest is the job's own process"),
-    "first_process": Differs("EPERM: it is another user's", lambda f: str(f.get("raised", "")).startswith("PermissionError"),
+    "first_process": Differs("EPERM, each: it is another user's", lambda f: refused(f["signals"]) and f["state"] == "ENOENT",
                              "in a container process 1 has the job's user id and takes no signal; here the kernel refuses to send one"),
     "daemons": Differs("alive with the job, dead with it", lambda f: f["last"] == "result" and f["before"] >= 5 and f["left"] == 0,
                        "one process fewer has the job's user id: process 1 is the runner's"),
-    "kill_first": Differs("EPERM: it is another user's", lambda f: f["last"] == "error" and "PermissionError" in f["message"], "as with `first_process`"),
+    "kill_first": Differs("EPERM, each: it is another user's; the job has crashed by SIGKILL", lambda f: f["last"] is None and f["exit_code"] == -9 and f["answers"] == ["EPERM"],
+                          "as with `first_process`"),
+    "fill_shm_inodes": Differs("refused at its number of inodes", no_more_inodes(4_096), "a cell's is mounted by us, with that number"),
     "leftover_processes": Differs("the job's own process is all there is", lambda f: f["second"]["processes"] == 1, "as with `processes_seen`"),
 }
 # fmt: on
@@ -81,6 +95,7 @@ def _surroundings(facts: Any) -> bool:
         and set(facts["signals"]) <= {"ESRCH", "EPERM"}
         and facts["proc"] == ["self", "thread-self"]
         and facts["slot"] == facts["control"] == []
+        and set(facts["cloche"]) == {"/cloche/plugin", "/cloche/slot", "/cloche/wheels"}
         and facts["sockets"] == 1
         and facts["shared memory"] == []
     )
@@ -111,6 +126,9 @@ def _nothing_grows(facts: Any) -> bool:
         facts["left"]["left"][place] == "DONE" for place in ("/tmp", "/dev/shm", "/job/out")
     )
     clean = facts["unseen"] == 0 and len(facts["found"]) > 0 and all(map(_nothing_found, facts["found"]))
+    clean = (
+        clean and facts["left"]["segment"] == "DONE" and all(no_queue(facts["left"], found) for found in facts["found"])
+    )
     return facts["failed"] == 0 and not more and facts["grown"] <= 2 << 20 and traces and clean
 
 
@@ -120,7 +138,7 @@ def _nothing_found(facts: Any) -> bool:
     return (
         empty
         and reached
-        and facts["shm"] == -1
+        and facts["shm"] == "ENOENT"
         and facts["socket"] == "ECONNREFUSED"
         and not facts["environment"]
         and facts["processes"] == 1
@@ -189,13 +207,13 @@ CELLS = (
     Probe("cell_memory", "cells", "out of memory in one slot, a job at work in another of the same container", "the one is killed and called so; the other ends well",
           lambda f: f["same container"] and f["oom"] and f["neighbour"] == 90, cell_scenes.memory_beside),
     Probe("cell_forks", "cells", "a fork bomb in one slot, a job at work in another of the same container", "never more than its own limit; the other ends well",
-          lambda f: f["same container"] and f["most"] <= f["limit"] and f["neighbour"] == 90, cell_scenes.forks_beside),
+          lambda f: f["same container"] and f["limit"] // 2 <= f["most"] <= f["limit"] and f["neighbour"] == 90, cell_scenes.forks_beside),
     Probe("cell_runner_lost", "cells", "the runner of a slot dies under its job", "the job has failed by the platform; the next one gets another container",
-          lambda f: f["failed"] == "engine_unavailable" and f["next"] == "result", cell_scenes.runner_lost),
+          lambda f: f["failed"] == "engine_unavailable" and f["next"] == "result" and f["another"], cell_scenes.runner_lost),
     Probe("cell_thousand", "cells", "1,000 jobs in the same slots, a hundred of which leave a trace in every place there is",
           "not one fails; no more mounts, descriptors, processes, folders than before; memory flat; the last in each slot finds no file, no memory, no socket",
           _nothing_grows, cell_scenes.thousand),
-    Probe("cell_oom_flood", "cells", "the job's memory goes to files in /dev/shm and memory that no process holds, five times",
+    Probe("cell_oom_flood", "cells", "the job's memory goes to files that no process maps, five times",
           "called out of memory each time, and the level goes on", lambda f: f["ooms"] == 5 and f["after"] == 90, cell_scenes.oom_again),
     Probe("cell_memory_left", "cells", "memory that the kernel frees only after the job's death, then the slot's next job with all of its own, five times",
           "each has what it may have", lambda f: f["values"] == [60] * 5, cell_scenes.memory_left),

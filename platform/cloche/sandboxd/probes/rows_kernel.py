@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 from cloche.sandboxd.probes import scenes
@@ -22,12 +23,33 @@ def _fresh_uids(facts: Any) -> bool:
     return one != two and facts["later"] not in (one, two) and facts["processes"] == sorted({one, two})
 
 
+def environment(first: str) -> Judge:
+    """The agent's has the image's own names alone. ``first``: what reading process 1's is answered; a list of such names is as good."""
+
+    def held(facts: Any) -> bool:
+        read = [facts["own"], facts["kept"], *([] if facts["first"] == first else [facts["first"]])]
+        return "PATH" in facts["own"] and all(isinstance(names, list) and set(names) <= ENVIRONMENT for names in read)
+
+    return held
+
+
+def _not_raised(facts: Any) -> bool:
+    """Refused for want of a right, each; and the core limit is one byte."""
+    raised = facts["raised"]
+    return (
+        raised.keys() == {"NOFILE", "CORE", "FSIZE"}
+        and set(raised.values()) == {"not allowed to raise maximum limit"}
+        and facts["core"] == [1, 1]
+    )
+
+
 def _no_32bit(facts: Any) -> bool:
-    return "died" in facts or facts.get("answer", 0) < 0
+    """Killed by the filter, or by a kernel without that gate; or refused."""
+    return facts in ({"died": -signal.SIGSYS}, {"died": -signal.SIGSEGV}) or facts.get("answer", 0) < 0
 
 
 def _no_x32(facts: Any) -> bool:
-    return "died" in facts or facts.get("answer") in ("ENOSYS", "EPERM")
+    return facts in ({"died": -signal.SIGSYS}, {"answer": "ENOSYS"}, {"answer": "EPERM"})
 
 
 def _keys(*allowed: Judge) -> Judge:
@@ -55,10 +77,10 @@ IDENTITY = (
           only("EPERM", "EOPNOTSUPP")),
     Probe("scheduling", "identity", "nice -20, real-time scheduling, real-time disk priority", "each is refused", only("EPERM", "EACCES")),
     Probe("raise_limits", "identity", "raise the hard limits of descriptors, core and file size", "refused, and no core is ever written",
-          lambda f: "DONE" not in f["raised"].values() and f["core"] == [1, 1]),
+          _not_raised),
     Probe("spare_from_oom", "identity", "oom_score_adj of -1, -500, -1000", "each is refused", only("EACCES", "EPERM")),
     Probe("environment", "identity", "read the environment of the agent and of process 1", "the image's own names, nothing of the platform",
-          lambda f: set(f["own"]) | set(f["first"]) <= ENVIRONMENT),
+          environment("EACCES")),
     Probe("hostname", "identity", "read and set the host's and the domain's name", "the name says nothing; setting is refused",
           lambda f: f["name"] == "sandbox" and refused([f["set"], f["domain"]])),
 )

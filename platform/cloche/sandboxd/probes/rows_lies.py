@@ -40,6 +40,7 @@ def _deep(facts: Any) -> bool:
 def _changing(facts: Any) -> bool:
     return (
         facts["still"]
+        and "grows" in {*facts["files"], *facts["refused"]}
         and facts["left"] == 0
         and not facts["links"]
         and not any("root:" in text for text in facts["files"].values())
@@ -74,11 +75,19 @@ def _second(key: str, *expected: Any) -> Judge:
 
 
 def _empty_places(facts: Any) -> bool:
-    left = facts["first"]["left"]
+    left, places = facts["first"]["left"], facts["second"]["places"]
     own = all(left[place] == "DONE" for place in ("/tmp", "/dev/shm", "/job/out"))
-    return own and all(
-        names == (["a.txt"] if place == "/job/in" else []) for place, names in facts["second"]["places"].items()
+    return (
+        own
+        and {"/tmp", "/dev/shm", "/job/in", "/job/out"} <= places.keys()
+        and all(names == (["a.txt"] if place == "/job/in" else []) for place, names in places.items())
+        and no_queue(facts["first"], facts["second"])
     )
+
+
+def no_queue(first: Any, second: Any) -> bool:
+    """The message queue of the one is not there for the other, in whatever file system queues are shown or not."""
+    return bool(first["queue"] == "DONE" and second["queue"] == "ENOENT")
 
 
 def _after(id: str, tries: str, expects: str, held: Judge) -> Probe:
@@ -126,13 +135,15 @@ FRAMES = (
     Probe("frame_slow", "frames", "a frame byte by byte", "never a result; the deadline ends it", _unheard, job("slow_frame", seconds=OVERDUE_SECONDS)),
     Probe("frame_flood", "frames", "frames without end", "breach of protocol", _broken, job("flood_frames", seconds=60)),
     Probe("forged_exit", "frames", "process 1's last line, written to its standard error", "the job is over and dead, without a result",
-          lambda f: f["last"] is None and "result" not in f["frames"], job("exit_line", seconds=OVERDUE_SECONDS)),
+          lambda f: f["last"] is None and "result" not in f["frames"] and (f["log_end"] in ("refused 13\n", "refused 2\n") or not f["overdue"]),
+          job("exit_line", seconds=OVERDUE_SECONDS)),
     Probe("stdin", "frames", "read standard input, where the job came from", "it is empty", lambda f: f["value"] == {"stdin": ""}, job("steal_input")),
 )
 
 LEFTOVERS = (
     _after("leftover_files", "files of the job before in /tmp, /dev/shm, out/, in/, message queues", "all empty", _empty_places),
-    _after("leftover_shm", "its System V memory", "there is none", _second("shm", -1)),
+    _after("leftover_shm", "its System V memory", "there is none",
+           lambda f: f["first"]["segment"] == "DONE" and f["second"]["shm"] == "ENOENT"),
     _after("leftover_socket", "its abstract socket", "ECONNREFUSED", _second("socket", "ECONNREFUSED")),
     _after("leftover_environment", "its environment", "not there", _second("environment", False)),
     _after("leftover_processes", "its daemon", "process 1 and the agent are all there is", _second("processes", 2)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from cloche.isolation.cell_spec import RUNNER_PIDS, slot_memory
 from cloche.isolation.gvisor import group_limits
 from cloche.isolation.spec import NAMESPACE, memory_limit
 from cloche.sandboxd import cgroups
-from cloche.sandboxd.probes.bench import MIB, Bench, Live, listening, users_of
+from cloche.sandboxd.probes.bench import MIB, Bench, Live, ProbeBroken, listening, users_of
 from cloche.sandboxd.probes.probe import Observe
 
 OVERDUE_SECONDS = 1.5  # for jobs that never end: how long the host listens before it kills them
@@ -74,11 +75,19 @@ def daemons(bench: Bench) -> Any:
         return live.facts() | {"before": before, "left": len(live.processes())}
 
 
+def most_processes(live: Live, seconds: float = 30) -> int:
+    """The most that are seen in twenty looks, once there are at least half of those that it may have."""
+    deadline = time.monotonic() + seconds
+    while len(live.processes()) < live.running.limits.pids // 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return max(len(live.processes()) for _ in range(20))
+
+
 def forking_for_ever(**limits: Any) -> Observe:
     def observe(bench: Bench) -> Any:
         with bench.live("fork_bomb_for_ever", **limits) as live:
             live.until("forking")
-            most = max(len(live.processes()) for _ in range(20))
+            most = most_processes(live)
             neighbour = bench.run("tick")
             return live.facts() | {
                 "most": most,
@@ -97,7 +106,7 @@ def spin(bench: Bench) -> Any:
         neighbour = bench.run("tick", seconds=60)
         wall_ms = (time.monotonic() - start) * 1000
         share = (live.running.cgroup.usage().get("cpu_ms", 0) - before) / wall_ms
-        return {"neighbour": neighbour["value"], "share": round(share, 2), "left": live.finish().exit_code}
+        return {"neighbour": neighbour["value"], "share": round(share, 2)}
 
 
 def hoard(bench: Bench) -> Any:
@@ -106,7 +115,14 @@ def hoard(bench: Bench) -> Any:
     with bench.live("hoard", name) as live:
         live.until("hoarded")
         beside = bench.run("live_beside", name)
-        return {"hoarded": live.log, "uid": live.running.uid, "beside": beside["value"], "last": beside["last"]}
+        made, error, queued, queues = _said(live, "made")
+        hoarded = {"on their way": int(made), "error": error, "signals": int(queued), "queues": int(queues)}
+        return {"hoarded": hoarded, "uid": live.running.uid, "beside": beside["value"], "last": beside["last"]}
+
+
+def _said(live: Live, word: str) -> list[str]:
+    """What the line of log says that begins with the word."""
+    return next(line for line in live.log.splitlines() if line.startswith(word)).split()[1:]
 
 
 def leftovers(bench: Bench) -> Any:
@@ -180,20 +196,72 @@ def _number(path: Path) -> int:
 
 
 def own_uids(bench: Bench) -> Any:
-    """Two at once, and one after them; and the users of every process that the kernel counts to the first two."""
+    """Two at once, and one after them; the users of every process that the kernel counts to the first two, and how many of each are root's."""
     with bench.live("deaf") as one, bench.live("deaf") as two:
         for live in (one, two):
             live.until("deaf")
         together = [one.running.uid, two.running.uid]
-        inside = {uid for live in (one, two) for process in _members(live) for uid in users_of(process)}
+        users = [[users_of(process) for process in _members(live)] for live in (one, two)]
+    found = {
+        "together": together,
+        "processes": sorted({uid for each in users for process in each for uid in process}),
+        "root": [sum(0 in process for process in each) for each in users],
+    }
     with bench.live("deaf") as three:
-        return {"together": together, "later": three.running.uid, "processes": sorted(inside)}
+        return found | {"later": three.running.uid}
 
 
 def _members(live: Live) -> list[str]:
     group = live.running.cgroup
     folder = group.unified or group.controllers["pids"]
     return (folder / "cgroup.procs").read_text().split()
+
+
+def kept_within(bench: Bench) -> Any:
+    """A job that is granted priorities, scores and terminals by a kernel of its own: whether the host's processes of that sandbox have any of it."""
+    with bench.live("take_ranks") as live:
+        live.until("before")
+        before = _ranks(live)
+        (live.sandbox.in_folder / "go").write_text("")
+        live.until("taken")
+        after = _ranks(live)
+        terminals = [
+            path for process in live.processes() for path in _open_paths(process) if path.startswith("/dev/pt")
+        ]
+        (live.sandbox.in_folder / "end").write_text("")
+        live.drive(20)
+        return {"inside": live.facts()["value"], "before": before, "after": after, "terminals": terminals}
+
+
+def _ranks(live: Live) -> dict[str, int]:
+    """The lowest nice value and OOM score of all its processes: what a job would want."""
+    nice, scores = [], []
+    for process in live.processes():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            nice.append(int(Path("/proc", process, "stat").read_text().rsplit(") ", 1)[1].split()[16]))
+            scores.append(int(Path("/proc", process, "oom_score_adj").read_text()))
+    return {"nice": min(nice), "score": min(scores)}
+
+
+def _open_paths(process: str) -> list[str]:
+    found = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for name in os.listdir(f"/proc/{process}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(os.readlink(f"/proc/{process}/fd/{name}"))
+    return found
+
+
+def kill_first(bench: Bench) -> Any:
+    """``answers``: what the signals to process 1 were answered, before the agent ended itself; empty where they ended the sandbox."""
+    with bench.live("kill_first") as live:
+        answers: list[str] = []
+        with contextlib.suppress(ProbeBroken):
+            live.until("tried")
+            answers = _said(live, "answers")
+            (live.sandbox.in_folder / "go").write_text("")
+        live.drive(20)
+        return live.facts() | {"answers": answers}
 
 
 def log_flood(bench: Bench) -> Any:
@@ -251,4 +319,5 @@ def socket_memory(bench: Bench) -> Any:
     before = _host_tcp_bytes()
     with bench.live("socket_memory", {"connections": 20}) as live:
         live.until("filled", 20)
-        return live.facts() | {"held": _host_tcp_bytes() - before}
+        held = _host_tcp_bytes() - before  # while they are: facts() ends it
+        return live.facts() | {"held": held, "sent": int(_said(live, "sent")[0])}

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from cloche.sandboxd.probes.bench import Bench, Live
-from cloche.sandboxd.probes.outside import MAX_BYTES, TOTAL
+from cloche.sandboxd.probes.outside import LOOPBACK, MAX_BYTES, MOVING, TOTAL
 from cloche.sandboxd.probes.probe import Observe
+
+METADATA = "169.254.169.254"
 
 
 def reach(bench: Bench) -> Any:
@@ -50,6 +52,41 @@ def inside(bench: Bench) -> Any:
     return {"value": facts["value"], "verdicts": facts["egress"]["verdicts"], "reached": reached}
 
 
+def redirect(bench: Bench) -> Any:
+    """A host on the list answers with a redirect to one that is not, though the policy allows it; then the same where both are, to see that it is followed."""
+    web, elsewhere, server = bench.outside.leading_on, bench.outside.elsewhere, bench.outside.allowed
+    found = []
+    for allow in ([web], [web, elsewhere]):
+        before = server.accepted
+        facts = bench.run("egress_redirect", {"url": f"http://{web}/"}, allow=allow)
+        found.append(
+            {"value": facts["value"], "verdicts": facts["egress"]["verdicts"], "reached": server.accepted - before}
+        )
+    return found
+
+
+def moving(bench: Bench) -> Any:
+    """A name of the list that leads elsewhere from one connection of a job to the next, and still does for the next job."""
+    outside = bench.outside
+    payload = {"target": [MOVING, outside.allowed.port]}
+    outside.names.change(moving=LOOPBACK)
+    with bench.live("egress_moving", payload, allow=[outside.moving]) as live:
+        live.until("first")
+        outside.names.change(moving=METADATA)
+        (live.sandbox.in_folder / "go").write_text("")
+        live.drive(60)
+        first = live.facts()
+    before = outside.allowed.accepted
+    later = bench.run("egress_reach", {"targets": [[MOVING, outside.allowed.port]] * 2}, allow=[outside.moving])
+    return {
+        "first": first["value"],
+        "led to": [one["address"] for one in first["egress"]["connections"]],
+        "later": later["value"],
+        "verdicts": later["egress"]["verdicts"],
+        "reached": outside.allowed.accepted - before,
+    }
+
+
 def smuggle(bench: Bench) -> Any:
     """Requests that two parsers could read differently, each with a second one for another host behind it."""
     listed, other = bench.outside.listed, f"127.0.0.1:{bench.outside.inside.port}"
@@ -77,9 +114,11 @@ def second_request(bench: Bench) -> Any:
     """Behind a request that is let through: a second one."""
     other = f"127.0.0.1:{bench.outside.inside.port}"
     text = f"CONNECT {bench.outside.listed} HTTP/1.1\r\n\r\nCONNECT {other} HTTP/1.1\r\n\r\n"
-    before = bench.outside.inside.accepted
+    before = (bench.outside.allowed.accepted, bench.outside.inside.accepted)
     facts = bench.run("egress_raw", {"requests": [text]}, allow=[bench.outside.listed, other])
-    return {"value": facts["value"], "reached": bench.outside.inside.accepted != before}
+    after = (bench.outside.allowed.accepted, bench.outside.inside.accepted)
+    first, second = (now - was for was, now in zip(before, after, strict=True))
+    return {"value": facts["value"], "first": first, "reached": second > 0}
 
 
 def flooding(at_once: int) -> Observe:
