@@ -57,7 +57,10 @@ class EgressSettings(Group):
     connections: int = Field(32, ge=1, le=1_024, description="Connections of one job open at once; further ones wait.")
     connections_total: int = Field(1_000, ge=1, le=1_000_000, description="Connections one attempt of a job may make.")
     host_connections: int = Field(
-        1_024, ge=1, le=65_536, description="Connections of all jobs of this host open at once."
+        1_024,
+        ge=1,
+        le=65_536,
+        description="Connections of all jobs of this host open at once; beyond half of them no job gets more than an equal share of the rest.",
     )
     max_bytes: Bytes = Field(1 << 30, description="Bytes one attempt of a job may send and receive.")
     idle: Milliseconds = Field(60_000, description="A connection on which nothing moves for this long is cut.")

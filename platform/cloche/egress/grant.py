@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 from cloche import logs
@@ -24,7 +25,12 @@ _PAUSE_S = 0.2  # before another accept when the process has no descriptor left
 
 
 class Shared:
-    """What all sandboxes of this process share. ``places``: connections that may still be opened; used in one thread."""
+    """What all sandboxes of this process share. ``places``: connections that may be open at once; used in one thread.
+
+    The first half of the places is for whoever comes. From there on a sandbox gets another one only while it holds fewer than an equal share of
+    those that are still free, counted over all sandboxes that hold any; one that holds none gets one as long as any is left. So what some jobs
+    hold, for up to an hour, leaves others something, and the more they hold the less of it they get. Nothing that is open is cut.
+    """
 
     def __init__(self, platform: PlatformEgress, bounds: Bounds, resolve: Resolver, places: int) -> None:
         self.platform = platform
@@ -32,15 +38,24 @@ class Shared:
         self.resolve = resolve
         self.places = places
         self.open = 0
+        self._held: Counter[Grant] = Counter()
 
-    def take(self) -> bool:
-        if self.open >= self.places:
+    def take(self, grant: Grant) -> bool:
+        """Whether the sandbox may have another connection, which is then counted until :meth:`give_back`."""
+        held, free = self._held[grant], self.places - self.open
+        if free <= 0:
+            return False
+        if 2 * free < self.places and held > 0 and held * len(self._held) >= free:
             return False
         self.open += 1
+        self._held[grant] += 1
         return True
 
-    def give_back(self) -> None:
+    def give_back(self, grant: Grant) -> None:
         self.open -= 1
+        self._held[grant] -= 1
+        if not self._held[grant]:
+            del self._held[grant]
 
 
 @dataclass
@@ -135,7 +150,7 @@ class Grant:
 
     async def _connection(self, stream: socket.socket) -> None:
         attempt = _Attempt(time.monotonic())
-        held = self._shared.take()
+        held = self._shared.take(self)
         try:
             if not admits(self._peers, stream):
                 attempt.verdict = Verdict.WRONG_USER
@@ -155,7 +170,7 @@ class Grant:
         finally:
             stream.close()
             if held:
-                self._shared.give_back()
+                self._shared.give_back(self)
             self._end(attempt)
 
     async def _serve(self, job: Pipe, attempt: _Attempt) -> None:
