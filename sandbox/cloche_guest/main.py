@@ -119,7 +119,9 @@ class Agent:
         self._relay.drain()
 
     def _read(self) -> None:
-        """Frames from the host. Its end is ours: without a host there is nobody to work for."""
+        """Frames from the host. Its end is ours: without a host there is nobody to work for. Whatever else ends them is a failure, as where the main
+        thread meets it first: a plugin can wreck the descriptors, and code 0 would say that it chose to end without a result.
+        """
         try:
             while True:
                 frame = self._link.receive()
@@ -130,8 +132,10 @@ class Agent:
                     self._secrets[str(frame["name"])] = str(frame["value"])
                 elif frame.get("type") == "cancel":
                     self._cancel()
-        except (EOFError, OSError, ProtocolError):
+        except EOFError:
             os._exit(0)
+        except (OSError, ProtocolError):
+            os._exit(1)
 
     def _cancel(self) -> None:
         manager, job = self._manager, self._job

@@ -274,6 +274,29 @@ def test_closing_every_descriptor(run: Run) -> None:
     assert outcome.remains.exit_code not in (None, 0)
 
 
+def test_a_closed_channel_is_no_quiet_end(run: Run) -> None:
+    """The agent's thread that reads frames meets it, with the plugin at work: it ends the process as one that has failed."""
+    outcome = run("""
+        import gc, os, time
+        from cloche_guest import hookimpl
+        from cloche_guest.link import Link
+
+        @hookimpl
+        def setup():
+            # Who waits for a frame already gets the next one all the same: that is the job.
+            for link in gc.get_objects():
+                if isinstance(link, Link):
+                    os.close(link._read_fd)
+
+        @hookimpl
+        def run(job):
+            time.sleep(600)
+    """)
+    assert outcome.last is None
+    assert outcome.remains is not None
+    assert outcome.remains.exit_code == 1
+
+
 def test_daemons_die_with_their_job(run: Run) -> None:
     uids: list[int] = []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +64,54 @@ def test_processes(bench: Bench) -> None:
     assert number == 11
 
 
+FORK_WHEN_TOLD = """
+    made = 0
+    print('waiting', flush=True)
+    try:
+        while not Path('/job/in/go').exists():
+            time.sleep(0.05)
+        while made < 1000:
+            if os.fork() == 0:
+                time.sleep(600)
+            made += 1
+    except OSError as error:
+        return [made, error.errno]
+"""
+
+
 def test_processes_on_the_host(bench: Bench) -> None:
     """Should gVisor's own count fail: the cgroup's holds, and what wants more ends."""
-
-    def tighten(box: Sandbox) -> None:
+    spec = bench.spec(FORK_WHEN_TOLD, pids=512, memory=512 * MIB)
+    box = bench.backend.create(spec)
+    try:
+        box.channel.send(support.job_frame(spec))
+        while (frame := box.channel.receive(30)) is None or "waiting" not in str(frame):
+            continue
+        # Not before: to take its job gVisor may need another process, and without one it takes none.
         group = _group(bench, box)
         folder = group.cgroup.unified or group.cgroup.controllers["pids"]
         (folder / "pids.max").write_text((folder / "pids.current").read_text())
-
-    outcome = bench.run(FORK, pids=512, memory=512 * MIB, look=tighten)
-    remains = outcome.remains
-    assert remains is not None
+        (box.in_folder / "go").touch()
+        last = _last(box)
+        remains = box.finish()
+    finally:
+        box.destroy()
     assert remains.usage["pids_denied"] > 0
-    assert outcome.last is None or outcome.value[0] < 64
+    assert last is None or last["value"][0] < 64
+
+
+def _last(box: Sandbox) -> Mapping[str, Any] | None:
+    """Its result; None when the channel ends before."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            frame = box.channel.receive(deadline - time.monotonic())
+        except EOFError:
+            return None
+        if frame is not None and frame["type"] in ("result", "error"):
+            assert frame["type"] == "result", frame
+            return frame
+    raise AssertionError("it did not end in time")
 
 
 def test_every_process_is_inside_and_the_kernel_has_the_limits(bench: Bench) -> None:
