@@ -27,7 +27,9 @@ from cloche.sandboxd import cgroups, doctor_cells
 from cloche.sandboxd.cells import slot_cgroup
 from cloche.sandboxd.cells.cell import RunningCell
 from cloche.sandboxd.cells.home import Bounds, Home
-from cloche.sandboxd.cells.slot import Cell, Slot
+from cloche.sandboxd.cells.site import ContainerSite
+from cloche.sandboxd.cells.slot import Cell, Slot, is_dead
+from cloche.sandboxd.engine import Engine
 from cloche.sandboxd.main import Sandboxd
 from cloche.worker import conversation
 from cloche.worker.conversation import Conversation
@@ -479,6 +481,34 @@ def test_an_anomaly_in_one_slot_costs_its_neighbour_an_attempt_and_nothing_more(
                 neighbour.finish()
             assert caught.value.reason == Reason.ENGINE_UNAVAILABLE
         assert support.run_job(backend, spec(support.write_bundle(home, WHERE))).value["seen"] == 2
+
+
+def test_nothing_of_a_container_is_let_go_of_while_anything_in_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernel's word: an engine that says it is about to remove it has not killed it yet."""
+    with cells() as (home, daemon, backend):
+        bundle = support.write_bundle(home, support.plugin("time.sleep(600)"))
+        seen: list[bool] = []
+        remove, give_up = Engine.remove, ContainerSite.remove
+        with sandbox(backend, spec(bundle)) as made:
+            running = daemon.host.find(made.id)
+            assert isinstance(running, RunningCell)
+            pid = _agent(running.cgroup.unified or running.cgroup.controllers["memory"])
+            agent = os.pidfd_open(pid)
+            os.kill(pid, signal.SIGSTOP)  # it does not see that its socket is closed
+
+            def looked(site: ContainerSite) -> None:
+                seen.append(is_dead(agent))
+                give_up(site)
+
+            monkeypatch.setattr(Engine, "remove", lambda engine, container: None)
+            monkeypatch.setattr(ContainerSite, "remove", looked)
+            assert daemon.host.cells is not None
+            daemon.host.cells.condemn(running)
+            support.wait_until(lambda: seen, "its folder goes", 60)
+            monkeypatch.setattr(Engine, "remove", remove)
+        os.close(agent)
+        assert seen[0]
+        daemon.host._engine.remove(running.container)
 
 
 def test_a_runner_taken_for_memory_costs_no_neighbour() -> None:

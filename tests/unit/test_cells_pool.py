@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,9 +17,9 @@ from cloche.domain.limits import Limits
 from cloche.errors import PlatformFailure
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import CellKey, key_of
-from cloche.sandboxd.cells.home import Bounds, Home, NoCells
+from cloche.sandboxd.cells.home import Bounds, Home, NoCells, NotRemoved
 from cloche.sandboxd.cells.pool import Cells
-from cloche.sandboxd.cells.slot import State
+from cloche.sandboxd.cells.slot import Anomaly, State
 from cloche.sandboxd.uids import UidPool
 from tests.support import sandbox as support
 
@@ -78,6 +79,8 @@ class FakeContainer:
         self.jobs = 0
         self.add_slot = add
         self.destroys = destroys
+        self.killed = threading.Event()
+        self.kill = self.killed.set
         self.gone = False
 
     def is_dead(self) -> bool:
@@ -208,3 +211,127 @@ def test_the_keeper_goes_on_after_what_nobody_expected(cells: Cells, monkeypatch
 
     monkeypatch.setattr(cells._tally, "forget", forget)
     support.wait_until(lambda: len(looks) > 2, "the keeper goes on", 60)
+
+
+def first_time(what: Callable[[], Any]) -> Callable[[], None]:
+    """What it does when it is called first; nothing later."""
+    calls: list[int] = []
+
+    def once() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            what()
+
+    return once
+
+
+def refused() -> None:
+    raise PlatformFailure("engine_unavailable", "the engine does not answer")
+
+
+def anomaly() -> None:
+    raise Anomaly("a process too many")
+
+
+class Stopped(BaseException):
+    """What ends a thread, and is no error."""
+
+
+def stopped() -> None:
+    raise Stopped
+
+
+@pytest.mark.parametrize("fails", [refused, unexpected, stopped])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_container_that_cannot_be_destroyed_at_once_is_destroyed_later(
+    cells: Cells, fails: Callable[[], Any]
+) -> None:
+    """Whatever runs in it, and whatever became of its slots."""
+    slot, busy = FakeSlot(clear=anomaly), FakeSlot()
+    container = FakeContainer(slot, busy, destroys=first_time(fails))
+    home = housed(cells, container)
+    at_work(cells, home, busy)
+    cells.release(at_work(cells, home, slot))
+    gone(cells, container)
+    support.wait_until(lambda: not cells._homes, "its place is free", 60)
+
+
+def test_a_slot_whose_container_is_just_being_destroyed_in_vain_does_not_keep_it(cells: Cells) -> None:
+    """Its next cell is not made, and it does not count as about to be made either."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        go_on.wait(60)
+        refused()
+
+    slot = FakeSlot(prepare=unexpected)
+    container = FakeContainer(slot, destroys=first_time(hang))
+    home = housed(cells, container)
+    threading.Thread(target=cells._bury, args=(home,), daemon=True).start()
+    assert begun.wait(60)
+    home.retired = "it is old"
+    cells._refill(home, slot)  # type: ignore[arg-type]
+    assert slot.state == State.LOST
+    go_on.set()
+    gone(cells, container)
+    assert not home.lost, "nothing that ran in it would have been killed"
+
+
+def test_what_is_left_of_a_container_that_could_not_be_made_is_destroyed_later(cells: Cells) -> None:
+    left: Any = FakeContainer(destroys=first_time(refused))
+
+    def make(*_: Any) -> None:
+        raise NotRemoved(left, OSError("no room"), OSError("busy"))
+
+    maker: Any = cells._maker
+    maker.make = make
+    with pytest.raises(NoCells, match="no room; what there is of the container cannot be removed now: busy"):
+        cells.create(FACTS, SPEC, "worker")
+    gone(cells, left)
+    support.wait_until(lambda: not cells._homes, "its place is free", 60)
+
+
+def test_a_lost_container_is_killed_at_once_whoever_adds_a_slot_to_it(cells: Cells) -> None:
+    """A preload may hang for half a minute, and holds the container's lock; its end comes with the kill."""
+    adding = threading.Event()
+
+    def add() -> None:
+        adding.set()
+        assert container.killed.wait(60)
+        raise PlatformFailure("engine_unavailable", "the runner is gone")
+
+    slot = FakeSlot(clear=anomaly)
+    container = FakeContainer(slot, add=add)
+    home = housed(cells, container)
+    running = at_work(cells, home, slot)
+    refusals: list[str] = []
+
+    def ask() -> None:
+        with pytest.raises(NoCells) as caught:
+            cells.create(FACTS, SPEC, "worker")
+        refusals.append(str(caught.value))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    assert adding.wait(60)
+    cells.release(running)
+    assert container.killed.is_set(), "before anybody had to wait for the lock"
+    gone(cells, container)
+    asking.join(60)
+    assert refusals == ["engine_unavailable: the runner is gone"]
+
+
+def test_containers_that_take_long_to_die_keep_no_slot_waiting(cells: Cells) -> None:
+    go_on = threading.Event()
+    slow = [FakeContainer(destroys=lambda: go_on.wait(120)) for _ in range(4)]
+    for number, container in enumerate(slow):
+        cells._lose(housed(cells, container, replace(KEY, bundle=str(number) * 64)), None, "a test")
+    support.wait_until(lambda: sum(home.container is None for home in cells._homes) >= 2, "they are at it", 60)
+    slot = FakeSlot()
+    cells.release(at_work(cells, housed(cells, FakeContainer(slot)), slot))
+    support.wait_until(lambda: slot.state == State.READY, "its next cell waits", 60)
+    assert not any(container.gone for container in slow)
+    go_on.set()
+    for container in slow:
+        gone(cells, container)

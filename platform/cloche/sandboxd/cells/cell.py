@@ -41,19 +41,26 @@ class RunningCell(Running):
         cls,
         slot: Slot,
         cell: Cell,
-        channel: socket.socket,
         container: str,
         owner: str,
         limits: Limits,
         *,
         waited: bool,
         counts_swap: bool,
-    ) -> Self:
-        """The slot's cell with the job it gets, which has the cell's ``pidfd`` from now on.
+    ) -> tuple[Self, socket.socket]:
+        """The slot's cell with the job it gets, and the connection to its guest. Both have the cell's descriptors from now on.
 
         Raises:
-            OSError: no descriptor is left; the cell keeps its own.
+            OSError: no descriptor is left.
+            PlatformFailure: see :meth:`Cell.take`.
         """
+        channel, pidfd = cell.take()
+        try:
+            door = os.dup(channel.fileno())
+        except BaseException:
+            os.close(pidfd)
+            channel.close()
+            raise
         running = cls(
             id=clock.uuid7(),
             owner=owner,
@@ -62,16 +69,15 @@ class RunningCell(Running):
             uid=cell.uid,
             site=cell.site,
             cgroup=slot.group.group,
-            pidfd=cell.pidfd,
+            pidfd=pidfd,
             counts_swap=counts_swap,
             level=NAMESPACE,
             waited=waited,
             slot_cgroup=slot.group,
             ended=slot.ended,
-            door=os.dup(channel.fileno()),
+            door=door,
         )
-        cell.pidfd = -1
-        return running
+        return running, channel
 
     def usage(self) -> dict[str, int]:
         with self.lock:

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
+import signal
 import socket
 import struct
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cloche import clock, failpoints, logs
+from cloche import clock, failpoints
 from cloche.domain.limits import Limits
 from cloche.domain.states import Reason
-from cloche.errors import ClocheError, PlatformFailure
+from cloche.errors import PlatformFailure
 from cloche.failpoints import Point
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import UIDS, CellKey, CellPlacement, cell_container_config, id_map
 from cloche.sandboxd import cgroups
 from cloche.sandboxd.cells import preloaded
 from cloche.sandboxd.cells.site import ContainerSite
-from cloche.sandboxd.cells.slot import Slot
+from cloche.sandboxd.cells.slot import Slot, is_dead
 from cloche.sandboxd.cells.slot_cgroup import SlotCgroup, open_for_slots
 from cloche.sandboxd.cells.talk import Talk
 from cloche.sandboxd.engine import Engine
 from cloche.sandboxd.places import Places
 
-log = logs.get(__name__)
 _CREDENTIALS = struct.Struct("3i")
 _START_SECONDS = 20.0
+_QUICK_SECONDS = 0.5  # for dying, within its share of the CPU
+_DEATH_SECONDS = 10.0  # with all the CPU there is; who waits longer comes again
 _SOCKET = "agent.sock"
 
 
@@ -50,13 +52,10 @@ class Facts:
 
 
 class CellContainer:
-    """Made started, with no slot yet. ``add_slot`` by one thread at a time; ``destroy`` once, last."""
+    """``start`` once; then it has no slot yet. ``add_slot`` by one thread at a time; ``kill`` from any thread at any time; ``destroy`` last, also
+    when ``start`` failed, and again when it failed itself."""
 
     def __init__(self, facts: Facts, key: CellKey, spec: SandboxSpec, uid: int, cells_base: int) -> None:
-        """
-        Raises:
-            PlatformFailure, EngineRefused, CgroupProblem, OSError: it could not be made; nothing is left of it.
-        """
         self.id = clock.uuid7()
         self.key = key
         self.limits: Limits = spec.limits
@@ -68,19 +67,19 @@ class CellContainer:
         self.jobs = 0
         self._facts = facts
         self._preload = list(spec.preload) if facts.preloads else []
-        self._pidfd = -1
+        self._pidfd = -1  # of its process 1, the agent: when that is dead, all in it is
+        self._pidfd_lock = threading.Lock()  # the descriptor's number is not reused under a kill
         self._talk: Talk | None = None
         self.container: str | None = None
-        self._site = ContainerSite(facts.places, self.id, spec.bundle, spec.wheels, facts.slots)
-        try:
-            self._start(spec)
-        except BaseException:
-            try:
-                self.destroy()
-            except (ClocheError, OSError) as error:
-                # Its label and its folder are ours: the next start of sandboxd removes what the engine would not now.
-                log.error("container_left", container=self.container, error=str(error))
-            raise
+        self._site = ContainerSite(facts.places, self.id, spec.wheels)
+
+    def start(self, spec: SandboxSpec) -> None:
+        """
+        Raises:
+            PlatformFailure, EngineRefused, CgroupProblem, OSError: it could not be made; ``destroy`` what there is of it.
+        """
+        self._site.make(spec.bundle, spec.wheels, self._facts.slots)
+        self._start(spec)
 
     def add_slot(self) -> Slot:
         """
@@ -114,23 +113,26 @@ class CellContainer:
         self.slots.append(slot)
         return slot
 
-    def is_dead(self) -> bool:
-        if self._pidfd < 0:
-            return True
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(0))
+    def is_dead(self, seconds: float = 0) -> bool:
+        """Whether all in it is, within so many seconds, by the kernel's word."""
+        return self._pidfd < 0 or is_dead(self._pidfd, seconds)
+
+    def kill(self) -> None:
+        """SIGKILL to process 1, and so to all that is in it. Returns once sent; any number of times, also after its death."""
+        with self._pidfd_lock, contextlib.suppress(ProcessLookupError):
+            if self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def destroy(self) -> None:
-        """Kill and remove it with all that is in it, as far as the engine answers.
+        """Kill it, wait for its death, and remove it with all that was in it. Nothing of it is let go of while anything in it may live.
 
         Raises:
             EngineRefused, PlatformFailure, OSError: it is still there; call again later.
         """
         if self._talk is not None:
-            self._talk.close()  # the agent's end is the container's
+            self._talk.close()
         if self.container is not None:
-            self._facts.engine.remove(self.container)
+            self._end(self.container)
         for slot in self.slots:
             slot.close()
         for group in self._groups:
@@ -138,10 +140,51 @@ class CellContainer:
                 group.remove()
         self.slots.clear()
         self._groups.clear()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        with self._pidfd_lock:
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+                self._pidfd = -1
         self._site.remove()
+
+    def _end(self, container: str) -> None:
+        """
+        Raises:
+            EngineRefused, PlatformFailure: something in it may still live, or the engine still has it.
+        """
+        engine = self._facts.engine
+        if self._pidfd < 0 and (pid := self._first(container)):
+            with contextlib.suppress(ProcessLookupError):  # dead already
+                self._hold(container, pid)
+        self.kill()
+        if not self.is_dead(_QUICK_SECONDS):
+            for group in self._groups:
+                group.hasten()  # what takes long to die is not to take longer for its share of the CPU
+            if not self.is_dead(_DEATH_SECONDS):
+                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "what is in the container does not die")
+        engine.remove(container)
+        # Of one whose process 1 we never had hold of, the engine's word is all there is; that it is about to remove it is not enough.
+        if self._pidfd < 0 and engine.inspect(container) is not None:
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the engine has not removed the container yet")
+
+    def _first(self, container: str) -> int:
+        """The number of its process 1 by the engine's word; 0 when it has none."""
+        state = (self._facts.engine.inspect(container) or {}).get("State", {})
+        return int(state.get("Pid") or 0) if state.get("Running") else 0
+
+    def _hold(self, container: str, pid: int) -> None:
+        """Hold on to a process by a descriptor, unless it is not its process 1: asked once more, lest the number came to mean another.
+
+        Raises:
+            ProcessLookupError: it is dead.
+        """
+        pidfd = os.pidfd_open(pid)
+        try:
+            if self._first(container) == pid:
+                with self._pidfd_lock:
+                    self._pidfd, pidfd = pidfd, -1
+        finally:
+            if pidfd >= 0:
+                os.close(pidfd)
 
     @property
     def _agent(self) -> Talk:
@@ -164,14 +207,14 @@ class CellContainer:
             folders=self._site.folders,
         )
         with _listening(self._site.folders.run, self.uid) as listener:
-            self.container = facts.engine.create(f"cloche-{self.id}", cell_container_config(spec, place))
+            self.container = name = f"cloche-{self.id}"  # the engine may make it, and its answer never come
+            self.container = container = facts.engine.create(name, cell_container_config(spec, place))
             failpoints.hit(Point.SANDBOXD_CREATED)
-            facts.engine.start(self.container)
+            facts.engine.start(container)
             stream, pid = _accept(listener, self.uid)
         self._talk = Talk(stream)
-        self._pidfd = os.pidfd_open(pid)
-        state = (facts.engine.inspect(self.container) or {}).get("State", {})
-        if state.get("Pid") != pid:
+        self._hold(container, pid)
+        if self._pidfd < 0:
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "who spoke is not the container's first process")
         self._cgroup = cgroups.of_process(pid)
         open_for_slots(self._cgroup)

@@ -6,16 +6,21 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeGuard
 
-from cloche.domain.states import Reason
-from cloche.errors import ClocheError, PlatformFailure
+from cloche.errors import ClocheError
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import UIDS, CellKey
 from cloche.sandboxd.cells.container import CellContainer, Facts
-from cloche.sandboxd.cells.slot import Anomaly, Slot, State
-from cloche.sandboxd.cells.slot_cgroup import CgroupProblem
-from cloche.sandboxd.uids import NoUidLeft, UidPool
+from cloche.sandboxd.cells.slot import Slot, State
+from cloche.sandboxd.uids import UidPool
+
+
+class NotRemoved(ClocheError):
+    """A container could not be made, and what there is of it is still there, with its user ids. The message says why of both."""
+
+    def __init__(self, container: CellContainer, why: BaseException, left: Exception) -> None:
+        super().__init__(f"{why}; what there is of the container cannot be removed now: {left}")
+        self.container = container
 
 
 class NoCells(ClocheError):
@@ -41,6 +46,8 @@ class Home:
     key: CellKey
     container: CellContainer | None = None  # None while it is made
     retired: str = ""  # why it gets no new cell
+    lost: bool = False  # it goes whatever runs in it
+    awaited: bool = False  # whether the keeper has ordered its end
     adding: int = 0  # slots being added
     used: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)  # one slot is added at a time
@@ -78,17 +85,6 @@ class Home:
         return bool(self.retired)
 
 
-def is_lack(error: BaseException) -> TypeGuard[Exception]:
-    """Whether it is why a container cannot be had here, and not that what the job needs is gone, or that this process ends."""
-    missing = isinstance(error, PlatformFailure) and error.reason == Reason.BUNDLE_UNAVAILABLE
-    return isinstance(error, Exception) and not missing
-
-
-def is_expected(error: Exception) -> bool:
-    """Whether it says by itself what happened: anything else is a mistake of ours, and the log tells where."""
-    return isinstance(error, (Anomaly, CgroupProblem, ClocheError, NoUidLeft, OSError))
-
-
 def ready_slot(homes: Iterable[Home], key: CellKey) -> tuple[Home, Slot] | None:
     """One with a waiting cell, from now on busy. Under the pool's lock."""
     for home in homes:
@@ -120,19 +116,25 @@ class Maker:
     def make(self, facts: Facts, key: CellKey, spec: SandboxSpec) -> CellContainer:
         """
         Raises:
-            NoUidLeft, and whatever :class:`CellContainer` raises; nothing is left of it.
+            NoUidLeft, and whatever :meth:`CellContainer.start` raises; nothing is left of it.
+            NotRemoved: something is. It is the caller's to ``destroy``, as often as it takes.
         """
-        uid: int | None = None
-        block: int | None = None
+        uid = self._uids.take()
         try:
-            uid = self._uids.take()
             block = self._blocks.take()
-            return CellContainer(facts, key, spec, uid, block * UIDS)
         except BaseException:
-            for pool, number in ((self._uids, uid), (self._blocks, block)):
-                if number is not None:
-                    pool.give_back(number)
+            self._uids.give_back(uid)
             raise
+        container = CellContainer(facts, key, spec, uid, block * UIDS)
+        try:
+            container.start(spec)
+        except BaseException as error:
+            try:
+                self.destroy(container)
+            except Exception as left:  # noqa: BLE001 - whatever it was, it is told with the container that it left
+                raise NotRemoved(container, error, left) from error
+            raise
+        return container
 
     def destroy(self, container: CellContainer) -> None:
         """

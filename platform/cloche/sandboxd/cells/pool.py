@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import functools
-import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
 
 from cloche import logs
 from cloche.domain.states import Reason
-from cloche.errors import ClocheError, PlatformFailure
+from cloche.errors import PlatformFailure
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import CellKey, key_of
 from cloche.sandboxd.cells import survey
 from cloche.sandboxd.cells.cell import RunningCell
 from cloche.sandboxd.cells.container import Facts
-from cloche.sandboxd.cells.home import Bounds, Home, Maker, NoCells, greediest, is_expected, is_lack, ready_slot
+from cloche.sandboxd.cells.failures import is_expected, is_lack, said
+from cloche.sandboxd.cells.home import Bounds, Home, Maker, NoCells, NotRemoved, ready_slot
 from cloche.sandboxd.cells.line import Claim, Line
+from cloche.sandboxd.cells.orders import Orders
 from cloche.sandboxd.cells.preloaded import PreloadFailed
 from cloche.sandboxd.cells.slot import Slot, State, Unplaced, Waiting
+from cloche.sandboxd.cells.upkeep import retire_due
 from cloche.sandboxd.uids import UidPool
 
 log = logs.get(__name__)
 _FILLERS = 2
+_BURIERS = 2
 _TICK_SECONDS = 2.0
 _WAIT_SECONDS = 30.0
 _LAST_BREATH_SECONDS = 2.0  # from a dying runner's silence to its death
@@ -45,17 +47,15 @@ class Cells:
         self._line = Line()
         self._taken: dict[str, tuple[Home, Slot]] = {}
         self._problems = survey.Problems()
-        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._fills = Orders("cells-fill", _FILLERS)
+        self._burials = Orders("cells-bury", _BURIERS)  # others: what takes long to die is not to keep slots waiting
         self._tally = survey.Tally()
         self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._fill, name=f"cells-{number}", daemon=True) for number in range(_FILLERS)
-        ]
-        self._threads.append(threading.Thread(target=self._keep, name="cells-keeper", daemon=True))
+        self._keeper = threading.Thread(target=self._keep, name="cells-keeper", daemon=True)
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        for each in (self._fills, self._burials, self._keeper):
+            each.start()
 
     def problem(self) -> str | None:
         """Why a container could not be made, as long as none is tried again for it; the newest of several."""
@@ -90,16 +90,15 @@ class Cells:
                 # It died before it had a job, in setup() most likely. A fresh one either works or says why.
                 slot.clear()
                 cell = slot.prepare(spec.limits)
-            channel, cell.channel = cell.channel, None
-            if channel is None or home.container is None or home.container.container is None:
-                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the cell was handed out before")
-            container, counts_swap = home.container.container, facts.counts_swap
-            running = RunningCell.of(
-                slot, cell, channel, container, owner, spec.limits, waited=waited, counts_swap=counts_swap
+            if (container := home.container) is None or container.container is None:
+                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container is gone")
+            name, counts_swap = container.container, facts.counts_swap
+            running, channel = RunningCell.of(
+                slot, cell, name, owner, spec.limits, waited=waited, counts_swap=counts_swap
             )
         except Exception as error:  # noqa: BLE001 - whatever it was, the slot may not stay busy for ever
             self._failed(home, slot, error)
-            raise NoCells(_said(error)) from None
+            raise NoCells(said(error)) from None
         with self._changed:
             self._taken[running.id] = (home, slot)
             counts = self._tally.of(key.bundle)
@@ -128,8 +127,10 @@ class Cells:
                     home.retired = home.retired or "it has done its share of jobs"
             slot.state = State.LOST if home.retired else State.PREPARING
             self._changed.notify_all()
-        bury, refill = functools.partial(self._bury_idle, home), functools.partial(self._refill, home, slot)
-        self._orders.put(bury if home.retired else refill)
+        if home.retired:
+            self._burials.put(functools.partial(self._bury_idle, home))
+        else:
+            self._fills.put(functools.partial(self._refill, home, slot))
 
     def condemn(self, running: RunningCell) -> None:
         """It does not die: the whole container has to."""
@@ -144,7 +145,7 @@ class Cells:
             count = sum(home.give_up("its version takes no new jobs") for home in homes)
             self._changed.notify_all()
         for home in homes:
-            self._orders.put(functools.partial(self._bury_idle, home))
+            self._burials.put(functools.partial(self._bury_idle, home))
         return count
 
     def waiting(self) -> list[Waiting]:
@@ -167,15 +168,18 @@ class Cells:
     def close(self) -> None:
         """Every container gone, whatever it is doing."""
         self._stop.set()
-        for _ in range(_FILLERS):
-            self._orders.put(None)
         with self._changed:
             self._changed.notify_all()
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(timeout=30)
+        self._fills.close()
+        with self._changed:
+            for home in self._homes:
+                home.retired = home.retired or "sandboxd ends"
+                if home.container is not None:
+                    home.container.kill()  # so that they die side by side
+        self._burials.close()
+        if self._keeper.ident is not None:
+            self._keeper.join(timeout=30)
         for home in list(self._homes):
-            home.retired = home.retired or "sandboxd ends"
             self._bury(home)
 
     # --- who gets which slot ------------------------------------------------------------------------------------------------
@@ -257,14 +261,17 @@ class Cells:
             container = self._maker.make(facts, home.key, spec)
         except BaseException as error:
             with self._changed:
-                self._homes.remove(home)
+                if isinstance(error, NotRemoved):
+                    home.container, home.retired = error.container, "it could not be made"  # the keeper comes for it
+                else:
+                    self._homes.remove(home)
                 if is_lack(error):
                     self._back_off(home.key, error)
                 self._changed.notify_all()
             if not is_lack(error):
                 raise
-            log.warning("cell_container_not_made", error=_said(error), exc_info=None if is_expected(error) else error)
-            raise NoCells(_said(error)) from None
+            log.warning("cell_container_not_made", error=said(error), exc_info=None if is_expected(error) else error)
+            raise NoCells(said(error)) from None
         with self._changed:
             home.container = container
             self._changed.notify_all()
@@ -285,7 +292,7 @@ class Cells:
             with self._changed:
                 self._back_off(home.key, error)
             self._failed(home, slot, error)
-            raise NoCells(_said(error)) from None
+            raise NoCells(said(error)) from None
         finally:
             with self._changed:
                 home.adding -= 1
@@ -298,16 +305,14 @@ class Cells:
 
     # --- behind the jobs' backs ---------------------------------------------------------------------------------------------
 
-    def _fill(self) -> None:
-        while (order := self._orders.get()) is not None:
-            with logs.survived(log, "cells_order_failed"):
-                order()
-
     def _refill(self, home: Home, slot: Slot) -> None:
-        if home.container is None or self._stop.is_set():
-            return
+        with self._changed:
+            container = home.container
+            if container is None or home.retired or self._stop.is_set():
+                slot.state = State.LOST  # or its container, when it cannot be destroyed at once, would never be idle
+                return
         try:
-            slot.prepare(home.container.limits)
+            slot.prepare(container.limits)
         except Exception as error:  # noqa: BLE001 - whatever it was, the slot may not prepare for ever
             self._failed(home, slot, error)
             return
@@ -322,18 +327,22 @@ class Cells:
             return
         if not is_expected(error):
             log.error("cell_error_unexpected", exc_info=error)
-        self._lose(home, slot, _said(error))
+        self._lose(home, slot, said(error))
 
     def _lose(self, home: Home, slot: Slot | None, why: str) -> None:
-        """An anomaly: the container gets no new cell, and what still runs in it is killed with it."""
-        log.error("cell_anomaly", container=home.container and home.container.container, error=why)
+        """An anomaly: the container gets no new cell, and what still runs in it is killed with it, now: who adds a slot to it holds its lock, and
+        may wait for long."""
         with self._changed:
-            home.retired = home.retired or why
+            container = home.container
+            home.lost, home.retired = True, home.retired or why
             self._tally.of(home.key.bundle).lost += 1
             if slot is not None:
                 slot.state = State.LOST
             self._changed.notify_all()
-        self._orders.put(lambda: self._bury(home))
+        if container is not None:
+            container.kill()
+        log.error("cell_anomaly", container=container and container.container, error=why)
+        self._burials.put(functools.partial(self._bury_idle, home))
 
     def _drain(self, home: Home, slot: Slot | None, why: str) -> None:
         """The container gets no new cell, and goes when the last of those that run has ended."""
@@ -343,7 +352,7 @@ class Cells:
             if slot is not None:
                 slot.state = State.LOST
             self._changed.notify_all()
-        self._orders.put(lambda: self._bury_idle(home))
+        self._burials.put(functools.partial(self._bury_idle, home))
 
     def _keep(self) -> None:
         while not self._stop.wait(_TICK_SECONDS):
@@ -353,25 +362,18 @@ class Cells:
     def _look_after(self, now: float) -> None:
         with self._changed:
             homes = [home for home in self._homes if home.container is not None]
-            for home in homes:
-                try:
-                    self._tally.of(home.key.bundle).expired += home.judge(self._bounds, now)
-                except Exception:
-                    log.exception("cell_container_not_judged", bundle=home.key.bundle)
-                    home.retired = home.retired or "it cannot be judged"
-            while (greedy := greediest(homes, self._bounds.memory)) is not None:
-                why = "its cells take too much memory while they wait"
-                log.warning("cells_given_up", bundle=greedy.key.bundle, reason=why)
-                self._tally.of(greedy.key.bundle).evicted += 1
-                greedy.give_up(why)
+            retire_due(homes, self._bounds, self._tally, now)
             self._tally.forget(self._homes)
         for home in homes:
-            if home.retired:
-                self._bury_idle(home)
+            if home.retired and not home.awaited:
+                home.awaited = True  # not once more at each tick, however long the others take
+                self._burials.put(functools.partial(self._bury_idle, home))
 
     def _bury_idle(self, home: Home) -> None:
+        """Destroy the container, unless something runs in it that is not lost anyway."""
         with self._changed:
-            if not home.is_idle():
+            home.awaited = False
+            if home.container is None or not (home.lost or home.is_idle()):
                 return
         self._bury(home)
 
@@ -384,15 +386,14 @@ class Cells:
                 return
             try:
                 self._maker.destroy(container)
-            except (ClocheError, OSError) as error:
-                log.warning("cell_container_not_removed_yet", container=container.container, error=str(error))
-                home.container = container
+            except BaseException as error:
+                home.container = container  # whatever it was: the keeper tries again
+                if not isinstance(error, Exception):
+                    raise
+                facts = {"container": container.container, "exc_info": None if is_expected(error) else error}
+                log.warning("cell_container_not_removed_yet", error=said(error), **facts)
                 return
         with self._changed:
             self._homes.remove(home)
             self._changed.notify_all()
         log.info("cell_container_gone", container=container.container, jobs=container.jobs, reason=home.retired)
-
-
-def _said(error: Exception) -> str:
-    return str(error) or type(error).__name__

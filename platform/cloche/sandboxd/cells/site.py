@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from dataclasses import dataclass
@@ -47,13 +48,9 @@ class CellSite(Site):
 
 
 class ContainerSite:
-    """One container's folder. Made whole or not at all."""
+    """One container's folder. ``make`` once; ``remove`` last, also when ``make`` failed."""
 
-    def __init__(self, places: Places, container_id: str, bundle: str, wheels: str | None, slots: int) -> None:
-        """
-        Raises:
-            PlatformFailure: ``bundle_unavailable`` or ``engine_unavailable``.
-        """
+    def __init__(self, places: Places, container_id: str, wheels: str | None) -> None:
         self._places = places
         self._id = container_id
         self.root = places.root / container_id
@@ -63,15 +60,17 @@ class ContainerSite:
             plugin=self.root / "plugin",
             wheels=self.root / "wheels" if wheels is not None else None,
         )
+
+    def make(self, bundle: str, wheels: str | None, slots: int) -> None:
+        """
+        Raises:
+            PlatformFailure: ``bundle_unavailable`` or ``engine_unavailable``.
+        """
         try:
             self._make(bundle, wheels, slots)
         except OSError as error:
-            self.remove()
             message = f"cannot lay out the container: {error.strerror or error}"
             raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, message) from None
-        except BaseException:
-            self.remove()
-            raise
 
     def _make(self, bundle: str, wheels: str | None, slots: int) -> None:
         _folder(self.root, 0o711)
@@ -120,11 +119,16 @@ class ContainerSite:
             raise
 
     def remove(self) -> None:
-        """Unmount and delete everything. Only when the container is dead."""
+        """Unmount and delete everything. Only when the container is dead; nothing happens when it is gone.
+
+        Raises:
+            OSError: something of it is still there.
+        """
         for _ in range(_TRIES):  # a cell's own folders may be going at the same time
             self._places.remove(self._id)
             if not self.root.exists():
                 return
+        raise OSError(errno.EBUSY, "the container's folder comes back again and again", str(self.root))
 
 
 def _folder(path: Path, mode: int) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,7 +38,10 @@ class Unplaced(ClocheError):
 
 @dataclass
 class Cell:
-    """Made and waiting, or at work. Once it was handed out ``channel`` is None, and ``pidfd`` is another's to close."""
+    """Made and waiting, or at work. Once it was handed out ``channel`` is None, and ``pidfd`` is -1: another's to close.
+
+    Its container may be destroyed at any time by another thread, which closes what is left: each descriptor has one who closes it.
+    """
 
     number: int
     uid: int  # outside
@@ -44,23 +49,41 @@ class Cell:
     pidfd: int
     channel: socket.socket | None
     born: float = field(default_factory=time.monotonic)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def is_dead(self) -> bool:
-        return is_dead(self.pidfd)
+        """Also when it was handed out or let go of."""
+        with self._lock:
+            return self.pidfd < 0 or is_dead(self.pidfd)
 
     def kill(self) -> None:
         """SIGKILL to its first process, and so to all."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        with self._lock, contextlib.suppress(ProcessLookupError):
+            if self.pidfd >= 0:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def take(self) -> tuple[socket.socket, int]:
+        """Hand out the channel and the descriptor of its first process, once.
+
+        Raises:
+            PlatformFailure: that was done before, or its container has been destroyed.
+        """
+        with self._lock:
+            channel, pidfd = self.channel, self.pidfd
+            if channel is None or pidfd < 0:
+                raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the cell was handed out before, or is gone")
+            self.channel, self.pidfd = None, -1
+        return channel, pidfd
 
     def close(self) -> None:
         """Let go of what was not handed out."""
-        if self.channel is not None:
-            self.channel.close()
-            self.channel = None
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+        with self._lock:
+            if self.channel is not None:
+                self.channel.close()
+                self.channel = None
+            if self.pidfd >= 0:
+                os.close(self.pidfd)
+                self.pidfd = -1
 
 
 class State(StrEnum):
@@ -73,7 +96,7 @@ class State(StrEnum):
 
 
 class Slot:
-    """Used by one thread at a time. ``prepare`` → ``cell.channel`` handed out → (cell dead) → ``clear`` → ``prepare`` …"""
+    """Used by one thread at a time, but for ``close``. ``prepare`` → ``cell.take`` → (cell dead) → ``clear`` → ``prepare`` …"""
 
     def __init__(
         self,
@@ -94,7 +117,8 @@ class Slot:
         self.state = State.PREPARING
         self.made = 0  # cells so far
         self._talk = talk
-        self._pidfd = pidfd
+        self._pidfds = [pidfd] if preloader is None else [pidfd, preloader.pidfd]  # none once it is closed
+        self._pidfds_lock = threading.Lock()  # their numbers are not reused while they are looked at
         self._preloader = preloader
         self._secrets = secrets
         self._site = site
@@ -140,8 +164,13 @@ class Slot:
             raise
         finally:
             theirs.close()
-        self.cell = Cell(number, uid, site, fds[0], ours)
-        return self.cell
+        cell = Cell(number, uid, site, fds[0], ours)
+        with self._pidfds_lock:
+            self.cell, closed = cell, not self._pidfds
+        if closed:  # by who destroyed the container meanwhile, and saw no cell
+            cell.close()
+            raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container is gone")
+        return cell
 
     def ended(self) -> int | None:
         """How the plugin's process ended, by its own runner's word; None when the cell was killed first. Only after the cell's death.
@@ -182,7 +211,7 @@ class Slot:
         due = 1 if self._preloader is None else 2
         if len(left) != due or self.is_dead():
             raise Anomaly(f"slot {self.number}: {len(left)} processes where our own {due} should be")
-        if self._preloader is not None and (problem := self._preloader.problem(left, pid_of(self._pidfd))):
+        if self._preloader is not None and (problem := self._preloader.problem(left, self._runner())):
             raise Anomaly(f"slot {self.number}: its preloader: {problem}")
         if not self.group.freed():
             raise Unplaced(f"slot {self.number}: memory of its last cell is not freed")
@@ -201,16 +230,28 @@ class Slot:
 
     def is_dead(self, seconds: float = 0) -> bool:
         """Whether the runner is, within so many seconds; or its preloader, without which it ends."""
-        return is_dead(self._pidfd, seconds) or (self._preloader is not None and is_dead(self._preloader.pidfd))
+        with self._pidfds_lock:
+            return not self._pidfds or is_dead(self._pidfds[0], seconds) or any(map(is_dead, self._pidfds[1:]))
 
     def close(self) -> None:
-        """After the container's death."""
+        """After the container's death; from any thread, any number of times."""
         self._talk.close()
-        os.close(self._pidfd)
-        if self._preloader is not None:
-            os.close(self._preloader.pidfd)
-        if self.cell is not None:
-            self.cell.close()
+        with self._pidfds_lock:
+            while self._pidfds:
+                os.close(self._pidfds.pop())
+        if (cell := self.cell) is not None:
+            cell.close()
+
+    def _runner(self) -> int:
+        """Its number as this process sees it.
+
+        Raises:
+            OSError: it is dead.
+        """
+        with self._pidfds_lock:
+            if not self._pidfds:
+                raise ProcessLookupError(errno.ESRCH, "the container is destroyed")
+            return pid_of(self._pidfds[0])
 
 
 @dataclass(frozen=True)
