@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +20,13 @@ from cloche.domain.limits import Limits
 from cloche.errors import PlatformFailure
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import UIDS, key_of
+from cloche.sandboxd import disk
 from cloche.sandboxd.cells import container as container_module
 from cloche.sandboxd.cells.cell import RunningCell
 from cloche.sandboxd.cells.container import CellContainer, Facts
 from cloche.sandboxd.cells.home import Maker, NotRemoved
 from cloche.sandboxd.cells.preloaded import Preloader
-from cloche.sandboxd.cells.slot import Cell, Slot
+from cloche.sandboxd.cells.slot import Cell, Slot, Unplaced
 from cloche.sandboxd.cells.talk import Talk
 from cloche.sandboxd.uids import UidPool
 
@@ -198,6 +200,19 @@ def test_user_ids_stay_taken_as_long_as_anything_is_left(
         maker.destroy(caught.value.container)
     assert not uids._held
     assert not blocks._held
+
+
+def test_a_cell_waits_only_where_much_of_the_disk_is_free(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, places, small = parts
+    large = made(engine, places, replace(SPEC, limits=replace(SPEC.limits, output=2 << 30)))
+    for free, refused in (((16 << 30) - 1, True), (16 << 30, False)):
+        monkeypatch.setattr(disk, "free", lambda folder, free=free: free)
+        small.check_room()
+        if refused:
+            with pytest.raises(Unplaced, match="8 outputs of 2048 MB"):
+                large.check_room()
+        else:
+            large.check_room()
 
 
 class Descriptors:

@@ -19,7 +19,7 @@ from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import CellKey, key_of
 from cloche.sandboxd.cells.home import Bounds, Home, NoCells, NotRemoved
 from cloche.sandboxd.cells.pool import Cells
-from cloche.sandboxd.cells.slot import Anomaly, State
+from cloche.sandboxd.cells.slot import Anomaly, State, Unplaced
 from cloche.sandboxd.uids import UidPool
 from tests.support import sandbox as support
 
@@ -81,6 +81,7 @@ class FakeContainer:
         self.destroys = destroys
         self.killed = threading.Event()
         self.kill = self.killed.set
+        self.check_room: Callable[[], None] = nothing
         self.gone = False
 
     def is_dead(self) -> bool:
@@ -335,3 +336,20 @@ def test_containers_that_take_long_to_die_keep_no_slot_waiting(cells: Cells) -> 
     go_on.set()
     for container in slow:
         gone(cells, container)
+
+
+def test_where_the_disk_is_scarce_no_cell_waits_and_none_is_killed(cells: Cells) -> None:
+    def scarce() -> None:
+        raise Unplaced("too little is free")
+
+    slot, busy = FakeSlot(prepare=unexpected), FakeSlot()
+    container = FakeContainer(slot, busy)
+    container.check_room = scarce
+    home = housed(cells, container)
+    neighbour = at_work(cells, home, busy)
+    cells.release(at_work(cells, home, slot))
+    support.wait_until(lambda: slot.state == State.LOST, "it is given up", 60)
+    assert home.retired == "too little is free"
+    assert not container.killed.is_set()
+    cells.release(neighbour)
+    gone(cells, container)

@@ -26,6 +26,9 @@ _BLOCK = 4_096
 OWN_BLOCKS = 64  # on top of the quota: folders and the lists of a file's blocks, so that one file may fill it
 _INODE = 256  # bytes in the inode table
 _SPARE = 8 << 20  # bytes for bitmaps, descriptors and superblocks of a file system of 2 GiB
+WAITING_MARGIN = (
+    8  # times the size of an output has to be free: a sandbox that waits for a job has allocated all of its own
+)
 _MKFS_SECONDS = 60
 _TRIES = 20  # another process may take the free loop device first
 # linux/loop.h
@@ -47,6 +50,15 @@ def problem() -> str | None:
     if not CONTROL.exists():
         return f"there are no loop devices ({CONTROL} is missing)"
     return None
+
+
+def free(folder: Path) -> int:
+    """Bytes that may still be allocated where the folder lies; 0 when that cannot be read."""
+    try:
+        facts = os.statvfs(folder)
+    except OSError:
+        return 0
+    return facts.f_bavail * facts.f_frsize
 
 
 def mount(image: Path, target: Path, size: int, inodes: int, uid: int) -> None:

@@ -13,6 +13,7 @@ from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.spec import out_on_disk, template
+from cloche.sandboxd.disk import WAITING_MARGIN
 from cloche.sandboxd.pool import Key, Pool, Ticket
 from cloche.sandboxd.sizing import Backoff, Bounds, Bucket
 from cloche.sandboxd.turns import Turns
@@ -26,7 +27,6 @@ WAIT_S = 10.0  # a job waits this long for a sandbox that is being made, then st
 _QUIET_S = 0.1  # after a request: a short job ends before the next sandbox is made beside it
 _LONGEST_QUIET_S = 0.3  # however fast the requests follow each other
 _HOLD_S = 1.0  # while jobs wait for cold starts, one is made this often at most
-_DISK_MARGIN = 8  # times the size of an output on disk has to be free: a waiting sandbox has allocated all of its own
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Pools:
     def _fits(self, pool: Pool, load: Load) -> bool:
         """Whether there is room and memory for one more; pools that were not asked for longer give up theirs."""
         limits = pool.key.template.limits
-        if out_on_disk(limits) and load.disk < _DISK_MARGIN * limits.output:
+        if out_on_disk(limits) and load.disk < WAITING_MARGIN * limits.output:
             return False
         used = sum(each.bytes() for each in self._pools.values())
         if load.room > 1 and used + pool.each.value <= self._bounds.memory:

@@ -15,6 +15,7 @@ from cloche.errors import PlatformFailure
 from cloche.host_settings import PoolSettings
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.spec import check_owner, check_spec
+from cloche.sandboxd import disk
 from cloche.sandboxd.cells.home import NoCells
 from cloche.sandboxd.filler import Filler
 from cloche.sandboxd.host import Host
@@ -126,11 +127,7 @@ class Supply:
 
     def _load(self) -> Load:
         room, cold = self._host.load()
-        try:
-            facts = os.statvfs(self._root)
-        except OSError:
-            return Load(room, cold, 0)
-        return Load(room, cold, facts.f_bavail * facts.f_frsize)
+        return Load(room, cold, disk.free(self._root))
 
     def _make(self, template: SandboxSpec) -> Warm:
         began = time.monotonic()

@@ -20,10 +20,11 @@ from cloche.errors import PlatformFailure
 from cloche.failpoints import Point
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import UIDS, CellKey, CellPlacement, cell_container_config, id_map
-from cloche.sandboxd import cgroups
+from cloche.isolation.spec import out_on_disk
+from cloche.sandboxd import cgroups, disk
 from cloche.sandboxd.cells import preloaded
 from cloche.sandboxd.cells.site import ContainerSite
-from cloche.sandboxd.cells.slot import Slot, is_dead
+from cloche.sandboxd.cells.slot import Slot, Unplaced, is_dead
 from cloche.sandboxd.cells.slot_cgroup import SlotCgroup, open_for_slots
 from cloche.sandboxd.cells.talk import Talk
 from cloche.sandboxd.engine import Engine
@@ -116,6 +117,15 @@ class CellContainer:
     def is_dead(self, seconds: float = 0) -> bool:
         """Whether all in it is, within so many seconds, by the kernel's word."""
         return self._pidfd < 0 or is_dead(self._pidfd, seconds)
+
+    def check_room(self) -> None:
+        """
+        Raises:
+            Unplaced: a cell that waits for a job would take from the disk what running jobs may need.
+        """
+        output = self.limits.output
+        if out_on_disk(self.limits) and disk.free(self._site.root) < disk.WAITING_MARGIN * output:
+            raise Unplaced(f"less than {disk.WAITING_MARGIN} outputs of {output >> 20} MB are free on this host's disk")
 
     def kill(self) -> None:
         """SIGKILL to process 1, and so to all that is in it. Returns once sent; any number of times, also after its death."""

@@ -312,6 +312,7 @@ class Cells:
                 slot.state = State.LOST  # or its container, when it cannot be destroyed at once, would never be idle
                 return
         try:
+            container.check_room()
             slot.prepare(container.limits)
         except Exception as error:  # noqa: BLE001 - whatever it was, the slot may not prepare for ever
             self._failed(home, slot, error)
