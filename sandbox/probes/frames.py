@@ -12,7 +12,7 @@ from typing import Any
 from cloche_guest import Job
 from cloche_guest.protocol import EXIT_LINE, encode
 
-from .base import act, say, wait
+from .base import act, begun, say, wait
 
 
 def _channel(data: bytes) -> None:
@@ -97,18 +97,21 @@ def huge_frame(_: Job) -> Any:
 
 
 @act
-def half_frame(_: Job) -> Any:
+def half_frame(job: Job) -> Any:
     _channel(_raw('{"type":"result","value":"never whole"}')[:20])
+    begun(job)
     wait()
 
 
 @act
-def slow_frame(_: Job) -> Any:
+def slow_frame(job: Job) -> Any:
     """A byte, and another, and another."""
     import time
 
-    for byte in _raw(json.dumps({"type": "result", "value": "x" * 10_000})):
+    for number, byte in enumerate(_raw(json.dumps({"type": "result", "value": "x" * 10_000}))):
         _channel(bytes([byte]))
+        if number == 5:  # its length, and more
+            begun(job)
         time.sleep(0.02)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from cloche_guest import Job
 
-from .base import act, say, tried, wait, wait_for, wall
+from .base import act, begun, say, tried, wait, wait_for, wall
 
 
 @wall
@@ -126,8 +126,8 @@ def kill_first(_: Job) -> Any:
 
 
 @act
-def stop_all(_: Job) -> Any:
-    say("stopping")
+def stop_all(job: Job) -> Any:
+    begun(job)
     tried(os.kill, -1, signal.SIGSTOP)
     os.kill(os.getpid(), signal.SIGSTOP)
 

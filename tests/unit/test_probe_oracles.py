@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from cloche.domain.runtimes import RUNC, RUNSC
 from cloche.isolation.spec import CONTAINER, NAMESPACE
 from cloche.sandboxd.probes import own_names, scenes
+from cloche.sandboxd.probes.bench import ProbeBroken
 from cloche.sandboxd.probes.probe import Probe, Verdict
 from cloche.sandboxd.probes.run import Runner
 from cloche.sandboxd.probes.table import for_level, for_runtime
@@ -158,6 +160,36 @@ def test_memory_of_sockets_is_looked_at_while_they_are_there(monkeypatch: pytest
         return 0 if len(looked) == 1 else 78 * 1_000_000
 
     monkeypatch.setattr(scenes, "_host_tcp_bytes", count)
+    monkeypatch.setattr(scenes, "OTHERS_SECONDS", 0.5)
     facts = scenes.socket_memory(Bench())  # type: ignore[arg-type]
-    assert looked == [False, False]
+    assert len(looked) > 2
+    assert not any(looked)
     assert not held(ROWS[CONTAINER]["socket_memory"], facts)
+
+
+@pytest.mark.parametrize("began", [True, False])
+def test_a_job_that_never_began_shows_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, began: bool) -> None:
+    """It is not held for the silence that it has in common with one that was at its act."""
+    if began:
+        (tmp_path / "begun").touch()
+    live = SimpleNamespace(
+        running=SimpleNamespace(site=SimpleNamespace(folders=SimpleNamespace(out=tmp_path))),
+        drive=lambda _: None,
+        facts=lambda: {"overdue": True, "frames": {"ready": 1}},
+        processes=list,
+    )
+
+    class Bench:
+        @contextmanager
+        def live(self, *_: object) -> Iterator[Any]:
+            yield live
+
+    monkeypatch.setattr(scenes, "BEGUN_SECONDS", 0.2)
+    for name in ("frame_half", "frame_slow", "stops_itself"):
+        observe = ROWS[CONTAINER][name].observe
+        assert observe is not None
+        if began:
+            assert held(ROWS[CONTAINER][name], observe(Bench()))  # type: ignore[arg-type]
+        else:
+            with pytest.raises(ProbeBroken):
+                observe(Bench())  # type: ignore[arg-type]

@@ -224,7 +224,7 @@ class Live:
     def log(self) -> str:
         return "".join(frame["text"] for frame in self._frames if frame["type"] == "log")
 
-    def until(self, word: str, seconds: float = 20) -> None:
+    def until(self, word: str, seconds: float = 60) -> None:
         """Wait until the log has the word.
 
         Raises:
@@ -240,7 +240,7 @@ class Live:
         group = self.running.group
         return processes_of(self.running.uid) if group is None else [str(pid) for pid in sorted(group.members())]
 
-    def ready(self, seconds: float = 20) -> None:
+    def ready(self, seconds: float = 60) -> None:
         """Wait until the plugin is set up.
 
         Raises:

@@ -8,7 +8,7 @@ from typing import Any
 from cloche.domain.states import Reason
 from cloche.sandboxd.probes import scenes
 from cloche.sandboxd.probes.probe import Judge, Probe
-from cloche.sandboxd.probes.scenes import OVERDUE_SECONDS, job, refuse_frame
+from cloche.sandboxd.probes.scenes import job, refuse_frame
 
 _OTHER_JOB = "0190a0b0-0000-7000-8000-000000000000"
 
@@ -119,7 +119,7 @@ FRAMES = (
     Probe("frame_on_stdout", "frames", "a result frame and process 1's last line on stdout and stderr", "text in the log; the real result counts",
           lambda f: f["value"] == "real" and f["log"] > 20, job("on_stdout")),
     Probe("frame_of_another_job", "frames", "a result that names another job, on the private channel", "a lie about this job alone: the id is ignored",
-          lambda f: f["last"] == "result" and set(f["frames"]) <= {"ready", "result"}, job("other_job", {"other": _OTHER_JOB}, 10)),
+          lambda f: f["last"] == "result" and set(f["frames"]) <= {"ready", "result"}, job("other_job", {"other": _OTHER_JOB}, 60)),
     Probe("frame_unknown_type", "frames", "a frame of a type that does not exist", "breach of protocol", _broken, refuse_frame('{"type":"completed"}')),
     Probe("frame_duplicate_key", "frames", "an object with a key twice", "breach of protocol", _broken, refuse_frame('{"type":"result","value":1,"value":2}')),
     Probe("frame_nan", "frames", "NaN in a frame", "breach of protocol", _broken, refuse_frame('{"type":"result","value":NaN}')),
@@ -128,15 +128,15 @@ FRAMES = (
     Probe("frame_garbage", "frames", "a frame that is no JSON", "breach of protocol", _broken, refuse_frame("\x00\x01{")),
     Probe("frame_fake_reason", "frames", "an error that blames the platform", "breach of protocol: a job cannot claim our fault", _broken,
           refuse_frame('{"type":"error","reason":"platform_failed","message":"x","traceback":""}')),
-    Probe("frame_deep", "frames", "100,000 nested lists", "breach of protocol", _broken, job("deep_json", seconds=10)),
-    Probe("frame_integer", "frames", "an integer of 100,000 digits", "breach of protocol", _broken, job("huge_integer", seconds=10)),
-    Probe("frame_huge", "frames", "a frame announced as 4 GiB", "breach of protocol, before its bytes are read", _broken, job("huge_frame", seconds=10)),
-    Probe("frame_half", "frames", "half a frame, then silence", "never a result; the deadline ends it", _unheard, job("half_frame", seconds=OVERDUE_SECONDS)),
-    Probe("frame_slow", "frames", "a frame byte by byte", "never a result; the deadline ends it", _unheard, job("slow_frame", seconds=OVERDUE_SECONDS)),
+    Probe("frame_deep", "frames", "100,000 nested lists", "breach of protocol", _broken, job("deep_json", seconds=60)),
+    Probe("frame_integer", "frames", "an integer of 100,000 digits", "breach of protocol", _broken, job("huge_integer", seconds=60)),
+    Probe("frame_huge", "frames", "a frame announced as 4 GiB", "breach of protocol, before its bytes are read", _broken, job("huge_frame", seconds=60)),
+    Probe("frame_half", "frames", "half a frame, then silence", "never a result; the deadline ends it", _unheard, scenes.never_ends("half_frame")),
+    Probe("frame_slow", "frames", "a frame byte by byte", "never a result; the deadline ends it", _unheard, scenes.never_ends("slow_frame")),
     Probe("frame_flood", "frames", "frames without end", "breach of protocol", _broken, job("flood_frames", seconds=60)),
     Probe("forged_exit", "frames", "process 1's last line, written to its standard error", "the job is over and dead, without a result",
           lambda f: f["last"] is None and "result" not in f["frames"] and (f["log_end"] in ("refused 13\n", "refused 2\n") or not f["overdue"]),
-          job("exit_line", seconds=OVERDUE_SECONDS)),
+          scenes.forged_exit),
     Probe("stdin", "frames", "read standard input, where the job came from", "it is empty", lambda f: f["value"] == {"stdin": ""}, job("steal_input")),
 )
 

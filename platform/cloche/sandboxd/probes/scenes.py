@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from cloche.sandboxd import cgroups
 from cloche.sandboxd.probes.bench import MIB, Bench, Live, ProbeBroken, listening, users_of
 from cloche.sandboxd.probes.probe import Observe
 
-OVERDUE_SECONDS = 1.5  # for jobs that never end: how long the host listens before it kills them
+OVERDUE_SECONDS = 1.5  # for jobs that never end: how long the host listens, once they are at it, before it kills them
+BEGUN_SECONDS = 60
+MOST_SOCKET_BYTES = 24 * MIB
+OTHERS_SECONDS = 20.0  # for what others on this host do with their sockets meanwhile
 
 
 def job(act: str, payload: dict[str, Any] | None = None, seconds: float = 30, **limits: Any) -> Observe:
@@ -50,7 +53,7 @@ def alone(name: str) -> Observe:
 
 def refuse_frame(text: str) -> Observe:
     """One frame with this JSON, sent past the agent."""
-    return job("raw", {"text": text}, seconds=5)
+    return job("raw", {"text": text}, seconds=60)
 
 
 def ignores_signals(bench: Bench) -> Any:
@@ -62,10 +65,33 @@ def ignores_signals(bench: Bench) -> Any:
         return live.facts() | {"left": len(live.processes())}
 
 
-def stops_itself(bench: Bench) -> Any:
-    with bench.live("stop_all") as live:
+def never_ends(act: str) -> Observe:
+    """A job that is listened to for a while from where it is at its act, and then killed; ``left``: its processes then.
+
+    That it is shows a file in ``out/``: its log is itself frames on the channel, which the act may leave in the middle of one.
+    """
+
+    def observe(bench: Bench) -> Any:
+        with bench.live(act) as live:
+            begun = live.running.site.folders.out / "begun"
+            deadline = time.monotonic() + BEGUN_SECONDS
+            while not begun.exists():
+                if time.monotonic() > deadline:
+                    raise ProbeBroken(f"the job never began to {act}")
+                time.sleep(0.02)
+            live.drive(OVERDUE_SECONDS)
+            return live.facts() | {"left": len(live.processes())}
+
+    return observe
+
+
+def forged_exit(bench: Bench) -> Any:
+    """Until it is refused, or believed and over; then whether something else comes."""
+    with bench.live("exit_line") as live:
+        with contextlib.suppress(ProbeBroken):
+            live.until("refused", BEGUN_SECONDS)
         live.drive(OVERDUE_SECONDS)
-        return live.facts() | {"left": len(live.processes())}
+        return live.facts()
 
 
 def daemons(bench: Bench) -> Any:
@@ -88,7 +114,7 @@ def forking_for_ever(**limits: Any) -> Observe:
         with bench.live("fork_bomb_for_ever", **limits) as live:
             live.until("forking")
             most = most_processes(live)
-            neighbour = bench.run("tick")
+            neighbour = bench.run("tick", seconds=60)
             return live.facts() | {
                 "most": most,
                 "neighbour": neighbour["value"],
@@ -315,9 +341,18 @@ def _host_tcp_bytes() -> int:
 
 
 def socket_memory(bench: Bench) -> Any:
-    """Buffers of connections within the sandbox, as the kernel counts them to it and to the whole host."""
-    before = _host_tcp_bytes()
+    """Buffers of connections within the sandbox, as the kernel counts them to it and to the whole host. What others there hold comes and goes:
+    it is the least that is seen before, and too much after it has to stay."""
+    before = min(_looks(5))
     with bench.live("socket_memory", {"connections": 20}) as live:
-        live.until("filled", 20)
-        held = _host_tcp_bytes() - before  # while they are: facts() ends it
+        live.until("filled", 60)
+        deadline = time.monotonic() + OTHERS_SECONDS
+        while (held := _host_tcp_bytes() - before) > MOST_SOCKET_BYTES and time.monotonic() < deadline:
+            time.sleep(0.1)  # while they are filled: facts() ends it
         return live.facts() | {"held": held, "sent": int(_said(live, "sent")[0])}
+
+
+def _looks(number: int) -> Iterator[int]:
+    for _ in range(number):
+        yield _host_tcp_bytes()
+        time.sleep(0.1)
