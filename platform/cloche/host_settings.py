@@ -39,7 +39,7 @@ class PoolSettings(Group):
     )
     memory: Bytes = Field(
         0,
-        description="Memory that all waiting sandboxes may use together, and all waiting cells as much again; 0 takes a sixteenth of the host's.",
+        description="Memory that all waiting sandboxes and cells may use together; 0 takes an eighth of the host's.",
     )
     fill_rate: float = Field(10.0, gt=0, le=1_000, description="Sandboxes made ahead per second at most.")
 

@@ -48,6 +48,19 @@ def run(job):
     return 90
 """
 
+HOARD = """
+from cloche_guest import hookimpl
+
+@hookimpl
+def setup():
+    global kept
+    kept = bytearray(b"x") * (40 << 20)
+
+@hookimpl
+def run(job):
+    return len(kept)
+"""
+
 Home = tuple[Path, Sandboxd, SandboxdBackend]
 
 
@@ -141,3 +154,30 @@ def test_cells_are_told_of_and_given_up_with_their_version(shared: Home) -> None
     assert backend.retire(bundle) == 1
     support.wait_until(lambda: not cells_of(backend, bundle), "nothing of it is left")
     assert backend.retire(bundle) == 0
+
+
+def test_cells_and_pools_share_one_budget() -> None:
+    """What waits as a container of its own gives way to cells that wait, where it has more than half."""
+    with (
+        support.temporary_home() as home,
+        support.running_sandboxd(home, pool={"memory": 2 * SMALL["memory"]}) as daemon,
+    ):
+        backend = support.client(home)
+        try:
+            bundle, other = support.write_bundle(home, HOARD), support.write_bundle(home, HOARD + "\n# another\n")
+            alone = [replace(support.spec(one, **SMALL), warm=True) for one in (bundle, other)]
+            for each in alone:
+                support.warm_up(backend, each)
+            assert [support.pool_of(backend, one)["warm"] for one in (bundle, other)] == [1, 1], "no cell needs any"
+            third = support.write_bundle(home, HOARD + "\n# a third\n")
+            assert support.run_job(backend, spec(third)).value == 40 << 20
+            support.wait_until(lambda: cells_of(backend, third)["warm"] == 1, "its slot has another cell", 60)
+
+            def evicted() -> int:
+                return sum(int(support.pool_of(backend, one)["evictions"]) for one in (bundle, other))
+
+            support.wait_until(lambda: evicted() == 1, "one of the two goes", 60)
+            assert cells_of(backend, third)["warm"] == 1, "the cell has less than half, and stays"
+            assert daemon.host.health()["problem"] is None
+        finally:
+            backend.close()

@@ -17,6 +17,7 @@ from cloche.domain.limits import Limits
 from cloche.errors import PlatformFailure
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import CellKey, key_of
+from cloche.sandboxd.budget import Budget
 from cloche.sandboxd.cells.home import Bounds, Home, NoCells, NotRemoved
 from cloche.sandboxd.cells.pool import Cells
 from cloche.sandboxd.cells.slot import Anomaly, State, Unplaced
@@ -92,7 +93,8 @@ class FakeContainer:
 def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cells]:
     monkeypatch.setattr("cloche.sandboxd.cells.pool._TICK_SECONDS", 0.02)
     pools = [UidPool(1_000, 8, locks=tmp_path / name) for name in ("uids", "blocks")]
-    made = Cells(*pools, Bounds(containers=4, jobs=9, life_s=3_600, idle_s=3_600, memory=1 << 30))
+    bounds = Bounds(containers=4, jobs=9, life_s=3_600, idle_s=3_600, memory=Budget(1 << 30).share())
+    made = Cells(*pools, bounds)
 
     def destroy(container: Any) -> None:
         container.destroys()

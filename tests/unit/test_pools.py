@@ -20,6 +20,7 @@ from cloche.errors import PlatformFailure
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.spec import template
 from cloche.sandboxd import pools as module
+from cloche.sandboxd.budget import Budget
 from cloche.sandboxd.pool import Pool, Ticket
 from cloche.sandboxd.pools import MAX_POOLS, SETUP_S, Load, Pools
 from cloche.sandboxd.sizing import Bounds
@@ -74,14 +75,16 @@ class NoWatch:
 class World:
     """Pools, a clock, and a filler that the test plays."""
 
-    def __init__(self, **bounds: Any) -> None:
+    def __init__(self, memory: int = 1 << 30, **bounds: Any) -> None:
         self.now = 1_000.0
         self.load = Load(room=64, cold=0, disk=1 << 40)
         self.watch = NoWatch()
+        self.budget = Budget(memory)
         self.pools = Pools(
-            Bounds(**{"memory": 1 << 30, **bounds}),
+            Bounds(**bounds),
             self.watch,  # type: ignore[arg-type]
             lambda: self.load,
+            self.budget.share(),
             fill_rate=100.0,
             cpus=2,
             now=lambda: self.now,
@@ -410,6 +413,21 @@ def test_one_that_grows_is_evicted_when_the_budget_is_spent() -> None:
     big.memory = 200 * MIB
     world.pools.sweep()
     assert (big.closed, small.closed) == (True, False)
+
+
+def test_what_cells_take_of_the_budget_is_not_the_pools() -> None:
+    world = World(memory=100 * MIB)
+    cells = world.budget.share()
+    for name in ("a", "b", "c", "d"):
+        world.take(spec(name))
+        assert world.fill() is not None
+    assert [pool["memory"] for pool in world.pools.facts(Counter())] == [20 * MIB] * 4, "all of it, while no cell waits"
+    assert cells.fits(50 * MIB)
+    world.pools.sweep()
+    assert len(world.doomed()) == 2, "two are over what is left"
+    assert world.next_fill() is None, "nor is another one made for them"
+    assert cells.fits(0)
+    assert len(world.fill_all()) == 2
 
 
 def test_running_jobs_come_first(world: World) -> None:

@@ -54,6 +54,7 @@ class Sandboxd:
             owner = home.stat()  # the account that owns the home is the one that workers run under
             digest = home_digest(home)
             sandbox = settings.sandbox
+            self._memory = budget(settings.pool)
             uids = self._uids = UidPool(sandbox.uid_base, sandbox.uid_count, start=int(digest, 16))
             self._blocks = UidPool(
                 settings.cells.uid_base // UIDS, settings.cells.uid_blocks, locks=UID_BLOCKS, start=int(digest, 16)
@@ -80,7 +81,7 @@ class Sandboxd:
                 cells=self._make_cells(settings, engine, places, digest) if settings.cells.enabled else None,
             )
             self._locks = LockWatch(self.host.watched)
-            self.supply = Supply(self.host, settings.pool, places.root)
+            self.supply = Supply(self.host, settings.pool, places.root, self._memory.share())
             self.server = Server(self.host, self.supply, settings.sandboxd_socket, owner.st_uid, owner.st_gid)
         except BaseException:
             os.close(self._lock_fd)
@@ -88,7 +89,7 @@ class Sandboxd:
 
     def _make_cells(self, settings: Settings, engine: Engine, places: Places, home: str) -> CellLevel:
         cells = settings.cells
-        bounds = Bounds(cells.containers, cells.jobs, cells.lifetime / 1_000, cells.idle / 1_000, budget(settings.pool))
+        bounds = Bounds(cells.containers, cells.jobs, cells.lifetime / 1_000, cells.idle / 1_000, self._memory.share())
         seccomp = _profile("seccomp-namespace.json")
 
         def facts(ready: Ready) -> Facts:

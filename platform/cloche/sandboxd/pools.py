@@ -13,6 +13,7 @@ from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.spec import out_on_disk, template
+from cloche.sandboxd.budget import Share
 from cloche.sandboxd.disk import WAITING_MARGIN
 from cloche.sandboxd.pool import Key, Pool, Ticket
 from cloche.sandboxd.sizing import Backoff, Bounds, Bucket
@@ -47,6 +48,7 @@ class Pools:
         bounds: Bounds,
         watch: Watch,
         load: Callable[[], Load],
+        share: Share,
         *,
         fill_rate: float,
         cpus: int,
@@ -55,6 +57,7 @@ class Pools:
         self._bounds = bounds
         self._watch = watch
         self._load = load
+        self._share = share
         self._cpus = cpus
         self._now = now
         self._bucket = Bucket(fill_rate, burst=max(1.0, fill_rate))
@@ -206,8 +209,8 @@ class Pools:
         limits = pool.key.template.limits
         if out_on_disk(limits) and load.disk < WAITING_MARGIN * limits.output:
             return False
-        used = sum(each.bytes() for each in self._pools.values())
-        if load.room > 1 and used + pool.each.value <= self._bounds.memory:
+        used = int(sum(each.bytes() for each in self._pools.values()))
+        if load.room > 1 and self._share.fits(used, int(pool.each.value)):
             return True
         stale = [each for each in self._pools.values() if each.idle and each.arrivals.last < pool.arrivals.last]
         stale = [each for each in stale if each is not pool and len(each.idle) > self._bounds.least]
@@ -245,8 +248,8 @@ class Pools:
             self.changed.notify_all()
 
     def _over_budget(self) -> Pool | None:
-        used = sum(pool.bytes() for pool in self._pools.values())
-        if used <= self._bounds.memory:
+        used = int(sum(pool.bytes() for pool in self._pools.values()))
+        if self._share.fits(used):
             return None
         return max((pool for pool in self._pools.values() if pool.idle), key=Pool.bytes, default=None)
 

@@ -32,12 +32,11 @@ class Arrivals:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What an operator allows: sandboxes per pool, seconds one may wait, bytes of all that wait."""
+    """What an operator allows: sandboxes per pool, and seconds one may wait."""
 
     least: int = 0
     most: int = 8
     idle_s: float = 600.0
-    memory: int = 1 << 30
 
 
 def target(arrivals: Arrivals, fill_s: float, bounds: Bounds, now: float) -> int:

@@ -16,6 +16,7 @@ from cloche.host_settings import PoolSettings
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.spec import check_owner, check_spec
 from cloche.sandboxd import disk
+from cloche.sandboxd.budget import Budget, Share
 from cloche.sandboxd.cells.home import NoCells
 from cloche.sandboxd.filler import Filler
 from cloche.sandboxd.host import Host
@@ -26,7 +27,7 @@ from cloche.sandboxd.warm import Warm
 from cloche.sandboxd.watch import Watch
 
 log = logs.get(__name__)
-_SHARE = 16  # of the host's memory: one part in so many, where no budget is set
+_SHARE = 8  # of the host's memory: one part in so many, where no budget is set
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,15 @@ class Supplied:
 class Supply:
     """Thread-safe. ``start`` before the first ``create``; ``close`` before the host's."""
 
-    def __init__(self, host: Host, settings: PoolSettings, root: Path) -> None:
-        """``root``: the folder of the sandboxes' sites."""
+    def __init__(self, host: Host, settings: PoolSettings, root: Path, share: Share) -> None:
+        """``root``: the folder of the sandboxes' sites. ``share``: the memory of those that wait."""
         self._host = host
         self._root = root
         self._on = settings.enabled and settings.max > 0
         cpus = os.cpu_count() or 1
-        memory = budget(settings)
-        bounds = Bounds(settings.min, settings.max, settings.idle / 1000, memory)
+        bounds = Bounds(settings.min, settings.max, settings.idle / 1000)
         watch = Watch()
-        self.pools = Pools(bounds, watch, self._load, fill_rate=settings.fill_rate, cpus=cpus)
+        self.pools = Pools(bounds, watch, self._load, share, fill_rate=settings.fill_rate, cpus=cpus)
         self._filler = Filler(self.pools, watch, cpus=cpus, make=self._make, destroy=self._destroy)
         host.make_room = self._make_room
 
@@ -149,9 +149,9 @@ class Supply:
         return True
 
 
-def budget(settings: PoolSettings) -> int:
-    """Bytes that sandboxes without a job may take together; cells may take as much again."""
-    return settings.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _SHARE
+def budget(settings: PoolSettings) -> Budget:
+    """For all sandboxes without a job, those of the pools and the cells."""
+    return Budget(settings.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _SHARE)
 
 
 def reply(supplied: Supplied) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from cloche.errors import ClocheError
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import UIDS, CellKey
+from cloche.sandboxd.budget import Share
 from cloche.sandboxd.cells.container import CellContainer, Facts
 from cloche.sandboxd.cells.slot import Slot, State
 from cloche.sandboxd.uids import UidPool
@@ -30,13 +31,13 @@ class NoCells(ClocheError):
 @dataclass(frozen=True)
 class Bounds:
     """``jobs`` and ``life_s``: after so many, or so long, a container is replaced. ``idle_s``: it goes when nobody needed it so long.
-    ``memory``: bytes that all cells without a job may take together."""
+    ``memory``: what all cells without a job may take together."""
 
     containers: int
     jobs: int
     life_s: float
     idle_s: float
-    memory: int
+    memory: Share
 
 
 @dataclass(eq=False)
@@ -97,10 +98,10 @@ def ready_slot(homes: Iterable[Home], key: CellKey) -> tuple[Home, Slot] | None:
     return None
 
 
-def greediest(homes: Sequence[Home], memory: int) -> Home | None:
-    """Whose waiting cells take most, when all of them together take more than ``memory`` bytes. Under the pool's lock."""
+def greediest(homes: Sequence[Home], memory: Share) -> Home | None:
+    """Whose waiting cells take most, when all of them together take more than their share. Under the pool's lock."""
     taken = {home: sum(slot.memory_waiting() for slot in home.slots) for home in homes if not home.retired}
-    if sum(taken.values()) <= memory:
+    if memory.fits(sum(taken.values())):
         return None
     return max(taken, key=lambda home: taken[home])
 
