@@ -17,7 +17,7 @@ SLOW = Path(__file__).parent / "plugins"
 
 def test_jobs_outlive_their_engine():
     with running_engine() as engine, stack(sandbox_docker_socket=str(engine.socket), plugin_path=str(SLOW)) as running:
-        job = running.submit({"type": "slow", "payload": {"seconds": 4}, "retry": {"max_retries": 0}})
+        job = running.submit({"type": "slow", "payload": {"seconds": 40}, "retry": {"max_retries": 0}})
         until(lambda: "started" in events(running, job["id"]), 40, "the job runs")
         engine.kill()
         away = until(lambda: not_ready(running), 30, "/readyz says that no engine answers")

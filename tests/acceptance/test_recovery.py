@@ -47,7 +47,7 @@ def sandboxes(job_id: str) -> list[str]:
 
 
 def test_a_killed_workers_job_runs_again_and_completes_once(running):
-    job = running.submit({"type": "slow", "payload": {"seconds": 3}, "retry": {"max_retries": 0}})
+    job = running.submit({"type": "slow", "payload": {"seconds": 40}, "retry": {"max_retries": 0}})
     until(lambda: processing(running, job["id"]), 30, "the job runs")
     os.kill(worker_pid(running), signal.SIGKILL)
     done = running.finished(job["id"], 60)
@@ -95,12 +95,14 @@ def test_a_failing_plugin_is_retried_with_its_own_budget(running):
 
 
 def test_jobs_wait_for_times_and_jobs_and_run_anew_by_hand(running):
-    at = to_rfc3339(now_ms() + 1_500)
+    at = to_rfc3339(now_ms() + 5_000)
     first = running.submit({"type": "slow", "payload": {"seconds": 0}, "schedule_at": at})
     second = running.submit({"type": "slow", "payload": {"seconds": 0}, "depends_on": [first["id"]]})
-    broken = running.submit({"type": "slow", "payload": {"fail": True}, "retry": {"max_retries": 0}})
+    fails = {"type": "slow", "payload": {"fail": True}, "retry": {"max_retries": 0}}
+    broken = running.submit({**fails, "schedule_at": at})
     never = running.submit({"type": "slow", "payload": {"seconds": 0}, "depends_on": [broken["id"], second["id"]]})
-    assert [job["status"] for job in (first, second, never)] == ["scheduled", "blocked", "blocked"]
+    states = [job["status"] for job in (first, second, broken, never)]
+    assert states == ["scheduled", "blocked", "scheduled", "blocked"]
     assert running.finished(never["id"], 60)["reason"] == "upstream_failed"
     done = running.finished(second["id"], 60)
     assert done["status"] == "completed"
@@ -113,7 +115,7 @@ def test_jobs_wait_for_times_and_jobs_and_run_anew_by_hand(running):
 
 
 def test_a_killed_sandboxd_costs_the_job_nothing(running):
-    job = running.submit({"type": "slow", "payload": {"seconds": 3}, "retry": {"max_retries": 0}})
+    job = running.submit({"type": "slow", "payload": {"seconds": 40}, "retry": {"max_retries": 0}})
     until(lambda: processing(running, job["id"]), 30, "the job runs")
     os.kill(sandboxd_pid(running), signal.SIGKILL)
     done = running.finished(job["id"], 90)

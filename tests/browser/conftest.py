@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import BrowserContext, Page
+from playwright.sync_api import BrowserContext, Page, expect
 
 from cloche.domain.permissions import Actor
 from tests.support.browser import PASSWORD, Site, running_site
@@ -29,6 +29,12 @@ def browser_type_launch_args() -> dict[str, object]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     assert chromium, "no Chromium: apt-get install chromium"
     return {"executable_path": chromium, "args": ["--no-sandbox", "--disable-dev-shm-usage"]}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> None:
+    """How long ``expect`` looks for what it waits for; a page's default timeout does not say it."""
+    expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +80,7 @@ def visit(context: BrowserContext, site: Site, complaints: list[str]) -> Callabl
 
     def go(actor: Actor | None, path: str = "/ui/jobs") -> Page:
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.goto(path)
         if actor is not None:
             page.get_by_label("User name").fill(actor.username)

@@ -26,7 +26,7 @@ from tests.support.stores import until
 _GRACE_S = 1
 _TIMES = 3
 PATIENT_S = 120.0  # for what happens at once on a machine that does nothing else
-_PAUSE = {"failpoints": f"{Point.WORKER_STORED}=pause:1.5"}
+_PAUSE = {"failpoints": f"{Point.WORKER_STORED}=pause:10"}  # until it is stopped, which has to come first
 _SHORT_LEASE = {**_PAUSE, "worker_lease": "8s", "worker_heartbeat": "1s"}
 _MEMORY = Path("/sys/fs/cgroup/memory")
 

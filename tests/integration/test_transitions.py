@@ -308,13 +308,14 @@ def test_an_urgent_job_that_the_index_lost_does_not_wait_behind_the_backlog(db, 
     assert take(broker, "default", 1) == [urgent]
 
 
-def test_the_relay_pushes_what_its_writer_could_not_and_forgets_it(db, broker, admin):
+def test_the_relay_pushes_what_its_writer_could_not_and_forgets_it(db, broker, admin, monkeypatch):
+    monkeypatch.setattr("cloche.services.relay._GRACE_MS", 60_000)  # however slow the machine is
     pending = jobs.submit(db, MemoryBroker(), admin)  # pushed into the void
     done = jobs.submit(db, MemoryBroker(), admin)
     db.write(lambda c: jobs.transitions().cancel(c, admin, done, now_ms()))
     relay = Relay(db, broker)
     assert relay.run_once(100) == 0, "the writer gets a moment for its own push"
-    db.write(lambda c: c.execute(update(t.outbox).values(created_at=now_ms() - 5_000)))
+    db.write(lambda c: c.execute(update(t.outbox).values(created_at=now_ms() - 65_000)))
     assert relay.run_once(100) == 2
     assert take(broker, "default", 9) == [pending]
     assert relay.run_once(100) == 0

@@ -25,7 +25,7 @@ MANIFEST = """
 name = "slow"
 version = "1.0.0"
 api = 1
-summary = "Takes a while."
+summary = "Takes a while, the first time."
 entry = "plugin"
 [params]
 type = "object"
@@ -40,7 +40,8 @@ from cloche_guest import Job, hookimpl
 @hookimpl
 def run(job: Job) -> dict:
     print("begun", flush=True)
-    time.sleep(job.payload["seconds"])
+    if job.attempt == 1:
+        time.sleep(job.payload["seconds"])
     return {"done": True}
 """
 
@@ -129,7 +130,7 @@ def test_a_killed_worker_is_replaced_and_its_job_runs_again_and_completes_once(f
     (plugin / "plugin.toml").write_text(MANIFEST)
     (plugin / "plugin.py").write_text(CODE)
     with running(folder, CLOCHE_PLUGIN_PATH=str(folder / "plugins")) as stack, stack.client() as client:
-        body = {"type": "slow", "payload": {"seconds": 2}, "retry": {"max_retries": 0}}
+        body = {"type": "slow", "payload": {"seconds": 40}, "retry": {"max_retries": 0}}
         job_id = client.post("/jobs", json=body).json()["id"]
         stack.wait_for("the job's first words", lambda: "begun" in client.get(f"/jobs/{job_id}/logs").text)
         (worker,) = started(stack, "worker")

@@ -73,7 +73,7 @@ class Site:
     def person(self, role: str = "admin", tenant_id: str | None = None) -> Actor:
         """A user who can sign in with :data:`PASSWORD`."""
         db = self.services.db
-        name = f"{role}-{uuid7()[-6:]}"
+        name = f"{role}-{uuid7()[-12:]}"
         actor = stores.add_actor(db, tenant_id or stores.add_tenant(db, f"t-{uuid7()}"), name, role)
         encoded = PasswordVault().hash(PASSWORD)
         db.write(lambda c: c.execute(update(t.user).where(t.user.c.id == actor.user_id).values(password_hash=encoded)))
@@ -190,11 +190,13 @@ def running_site(redis_url: str) -> Iterator[Site]:
             yield Site(f"http://127.0.0.1:{server.port}", app, services, settings.home)
         finally:
             stopping.set()
-            stores.until(lambda: _all_free(app, settings.server.max_waits), 10, "live streams end")
-            server.shutdown()
-            thread.join()
-            server.server_close()
-            services.close()
+            try:
+                stores.until(lambda: _all_free(app, settings.server.max_waits), 30, "live streams end")
+            finally:  # or the server's thread would keep the whole run from ending
+                server.shutdown()
+                thread.join()
+                server.server_close()
+                services.close()
 
 
 def _all_free(app: Flask, count: int) -> bool:

@@ -7,5 +7,6 @@ from cloche_guest import Job, hookimpl
 def run(job: Job) -> dict:
     if job.payload["fail"]:
         raise ValueError("asked to fail")
-    time.sleep(job.payload["seconds"])
-    return {"slept": job.payload["seconds"], "attempt": job.attempt}
+    seconds = job.payload["seconds"] if job.attempt == 1 else 0
+    time.sleep(seconds)
+    return {"slept": seconds, "attempt": job.attempt}
