@@ -7,7 +7,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from sqlalchemy import make_url
 
 from cloche.db import migrate
 from cloche.domain.jobs import QUEUES
+from tests.support import ports
 from tests.support.stores import short_folder, until
 
 USER = "cloche"
@@ -79,10 +79,13 @@ class Postgres:
                 conf.write(f"host all all {self._also[1]} scram-sha-256\n")
 
     def start(self) -> None:
-        self.port = self.port or _free_port()
+        self._process, self.port = ports.listening(self._launch, self.port, log=self._folder / "log")
+        until(self._answers, 30, "PostgreSQL answers")
+
+    def _launch(self, port: int) -> subprocess.Popen[bytes]:
         with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [binaries() / "postgres", "-D", self._data, "-p", str(self.port)],
+            return subprocess.Popen(
+                [binaries() / "postgres", "-D", self._data, "-p", str(port)],
                 user=self._user,
                 cwd=self._folder,
                 env=_environment(),
@@ -90,7 +93,6 @@ class Postgres:
                 stdout=log,
                 stderr=log,
             )
-        until(self._answers, 30, "PostgreSQL answers")
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """SIGINT ends every session and writes what is in memory; SIGQUIT (``immediate``) writes nothing, as after a crash."""
@@ -197,9 +199,3 @@ def _unprivileged() -> str | None:
 
 def _environment() -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

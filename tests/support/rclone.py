@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloche.staging.rclone import RcloneDaemon, rclone_binary
+from tests.support import ports
 
 USER = "gardener"
 PASSWORD = "correct horse, battery: staple"
 ACCESS_KEY = "ACCESSKEY123456789"
 SECRET_KEY = "SECRETKEY12345678901234567890"
-START_S = 20
 
 
 @dataclass(frozen=True)
@@ -31,19 +30,35 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(kind: str, folder: Path, *more: str, port: int | None = None) -> Iterator[Server]:
+def serving(kind: str, folder: Path, *more: str) -> Iterator[Server]:
     """Serve ``folder`` (for S3: its bucket ``garden``); ``kind`` is ``webdav``, ``s3`` or ``sftp``."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = port or free_port()
-    address = ["--addr", f"127.0.0.1:{port}", "--config", "", "--vfs-cache-mode", "off"]
-    served = folder
-    if kind == "webdav":
-        arguments = ["--user", USER, "--pass", PASSWORD]
-        options = {"url": f"http://127.0.0.1:{port}", "vendor": "other", "user": USER, "pass": PASSWORD}
-    elif kind == "s3":
+    key = host_key(folder.parent) if kind == "sftp" else None
+    if kind == "s3":
         arguments = ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
-        served = folder.parent
-        options = {
+    else:
+        arguments = ["--user", USER, "--pass", PASSWORD, *(["--key", str(key)] if key else [])]
+    served = folder.parent if kind == "s3" else folder
+
+    def start(port: int) -> subprocess.Popen[bytes]:
+        address = ["--addr", f"127.0.0.1:{port}", "--config", "", "--vfs-cache-mode", "off"]
+        command = [str(rclone_binary()), "serve", kind, str(served), *arguments, *address, *more]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    process, port = ports.listening(start)
+    try:
+        yield Server(kind, folder, port, _options(kind, folder, port, key), process)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _options(kind: str, folder: Path, port: int, key: Path | None) -> dict[str, str]:
+    """The remote's that reaches the server."""
+    if kind == "webdav":
+        return {"url": f"http://127.0.0.1:{port}", "vendor": "other", "user": USER, "pass": PASSWORD}
+    if kind == "s3":
+        return {
             "provider": "Rclone",
             "endpoint": f"http://127.0.0.1:{port}",
             "access_key_id": ACCESS_KEY,
@@ -51,19 +66,9 @@ def serving(kind: str, folder: Path, *more: str, port: int | None = None) -> Ite
             "bucket": folder.name,
             "force_path_style": "true",
         }
-    else:
-        key = host_key(folder.parent)
-        arguments = ["--user", USER, "--pass", PASSWORD, "--key", str(key)]
-        public = " ".join(key.with_suffix(".pub").read_text().split()[:2])
-        options = {"host": "127.0.0.1", "port": str(port), "user": USER, "pass": PASSWORD, "host_keys": public}
-    command = [str(rclone_binary()), "serve", kind, str(served), *arguments, *address, *more]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _listening(process, port)
-        yield Server(kind, folder, port, options, process)
-    finally:
-        process.terminate()
-        process.wait(10)
+    assert key is not None
+    public = " ".join(key.with_suffix(".pub").read_text().split()[:2])
+    return {"host": "127.0.0.1", "port": str(port), "user": USER, "pass": PASSWORD, "host_keys": public}
 
 
 @contextlib.contextmanager
@@ -88,18 +93,3 @@ def host_key(folder: Path) -> Path:
         key.public_key().public_bytes(form.Encoding.OpenSSH, form.PublicFormat.OpenSSH)
     )
     return path
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-def _listening(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        assert process.poll() is None, "the storage server ended at once"
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        assert time.monotonic() < deadline, f"no server on port {port} within {START_S} s"
-        time.sleep(0.02)

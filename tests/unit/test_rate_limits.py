@@ -29,6 +29,12 @@ def clock():
     return Clock()
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """For tests in which Redis is there: a busy machine may take longer for an answer than a request waits for one."""
+    monkeypatch.setattr("cloche.queueing.permits._TIMEOUT_S", 30)
+
+
 class Counting:
     """Permits that count how often they are asked, or that are away."""
 
@@ -72,18 +78,20 @@ def test_keys_are_apart_and_a_clock_that_jumps_back_locks_nobody_out_for_longer_
     assert permits.take([Ask("a", 5, MINUTE, 1)])[0].wait_ms <= MINUTE
 
 
-def test_redis_answers_as_memory_does(valkey, clock):
+def test_redis_answers_as_memory_does(valkey, clock, patient):
+    """In a window of an hour, whose shortest interval is 72 s: the server's clock goes on meanwhile, the other one stands."""
     shared, alone = RedisPermits(valkey.url), MemoryPermits(clock=clock)
-    asks = [Ask("a", 50, MINUTE, 20), Ask("b", 3, MINUTE, 1)]
+    asks = [Ask("a", 50, 60 * MINUTE, 20), Ask("b", 3, 60 * MINUTE, 1)]
     for _ in range(4):
         found, expected = shared.take(asks), alone.take(asks)
         assert [one.permits for one in found] == [one.permits for one in expected]
         assert [one.left for one in found] == [one.left for one in expected]
-        assert all(abs(one.wait_ms - other.wait_ms) < 1_000 for one, other in zip(found, expected, strict=True))
+        assert all(abs(one.wait_ms - other.wait_ms) < 60_000 for one, other in zip(found, expected, strict=True))
     shared.close()
 
 
-def test_two_processes_share_a_limit(valkey):
+def test_two_processes_share_a_limit(valkey, patient, monkeypatch):
+    monkeypatch.setattr("cloche.services.rate_limits.WINDOW_MS", 60 * MINUTE)  # one permit comes back in 3.6 s
     first, second = (RateLimits(RedisPermits(valkey.url), {"user": 1_000}) for _ in range(2))
     got = [0, 0]
 

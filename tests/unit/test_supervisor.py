@@ -100,7 +100,7 @@ def gone_from_the_machine(pid: int) -> bool:
     while time.monotonic() < deadline:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # the second where it goes between opening and reading
             return True
         if state == "Z":
             return True
@@ -295,7 +295,7 @@ def test_a_final_exit_leaves_the_place_empty_and_says_so() -> None:
     def during(_supervisor: Supervisor, sink: Recorder) -> None:
         sink.wait_for(lambda lines: ("supervisor", "first has left for good") in lines)
         # The other one dies and comes back meanwhile: whoever is started again is started after the first was not.
-        sink.wait_for(lambda lines: lines.count(("second", "up")) == 2)
+        sink.wait_for(lambda lines: lines.count(("second", "up")) >= 2)
 
     dies = "print('up', flush=True); raise SystemExit(3)"
     leaves = "print('up', flush=True); raise SystemExit(90)"
