@@ -93,7 +93,7 @@ def test_a_session_ends_by_its_age_whatever_is_done_in_it(tmp_path):
 
 
 def test_a_remembered_session_ends_by_its_age_too(tmp_path):
-    with running_site(tmp_path, session_life="1s", session_idle="1h") as site:
+    with running_site(tmp_path, session_life="60s", session_idle="1h") as site:
         client, _ = site.browser()
         known = site.services.access._actors
         client.get(f"{API}/me")

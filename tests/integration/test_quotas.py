@@ -14,7 +14,7 @@ from cloche.clock import now_ms, uuid7
 from cloche.db import tables as t
 from cloche.domain.metering import Metered
 from cloche.domain.permissions import system_actor
-from cloche.domain.quotas import Whose
+from cloche.domain.quotas import DAY_MS, Whose
 from cloche.domain.states import TERMINAL, Reason
 from cloche.services import quota_rows, usage_rows
 from tests.support import jobs, stores
@@ -373,9 +373,13 @@ def test_uploads_at_once_never_overshoot(site):
 # --- CPU -------------------------------------------------------------------------------------------------------------------
 
 
-def spend(site, user: str, cpu_ms: int, at: int | None = None) -> None:
+def spend(site, user: str, cpu_ms: int, *days: int) -> None:
+    """So many days from now; where none is given today, and tomorrow too: midnight may pass before somebody looks."""
     used, whose = Metered(attempts=1, cpu_ms=cpu_ms), user_id(site, user)
-    site.services.db.write(lambda c: usage_rows.add(c, tenant(site), whose, uuid7(), used, at or now_ms()))
+    now = now_ms()
+    for day in days or (0, 1):
+        at = now + day * DAY_MS
+        site.services.db.write(lambda c, at=at: usage_rows.add(c, tenant(site), whose, uuid7(), used, at))
 
 
 def test_cpu_seconds_of_a_day(site):
@@ -383,7 +387,7 @@ def test_cpu_seconds_of_a_day(site):
     limit_tenant(site, cpu_seconds_per_day=10)
     limit_user(site, "ann", cpu_seconds_per_day=4)
     spend(site, "ann", 3_999)
-    spend(site, "ann", 50_000, now_ms() - 86_400_000)  # of yesterday
+    spend(site, "ann", 50_000, -1)
     accepted(site, "ann")
     spend(site, "ann", 1)
     body = problem(submit(site, "ann"), 403, "quota-cpu")

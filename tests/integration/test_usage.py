@@ -22,6 +22,13 @@ def site(tmp_path, database_url):
         yield made
 
 
+@pytest.fixture(autouse=True)
+def one_day(monkeypatch):
+    """What is today to a test stays so, also where midnight passes meanwhile."""
+    at = now_ms()
+    monkeypatch.setattr(f"{__name__}.now_ms", lambda: at)
+
+
 def day(back: int) -> str:
     """The day so many days ago, as the API writes it."""
     return str(to_rfc3339((day_of(now_ms()) - back) * DAY_MS))[:10]

@@ -144,6 +144,7 @@ class TestKeys:
         assert len(platform.keyring.hmac_keys()) == 2
 
     def test_a_process_takes_the_new_hmac_key_by_itself(self, platform, monkeypatch):
+        monkeypatch.setattr("cloche.audit.keys._LOOK_S", 1e6)
         other = KeyRing.load_or_create(platform.keys)
         rotate_hmac_key(platform.db, platform.keyring)
         assert other.current_hmac_key() != platform.keyring.current_hmac_key()  # it looked a moment ago

@@ -174,5 +174,8 @@ def _read(stream: socket.socket) -> Got | None:
     line, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (text.partition(":") for text in lines)}
     while len(body) < int(headers.get("content-length", 0)):
-        body += stream.recv(65_536)
+        chunk = stream.recv(65_536)
+        if not chunk:
+            return None
+        body += chunk
     return Got(line, headers, body)
