@@ -34,6 +34,7 @@ def test_beyond_the_budget_whoever_has_more_than_half_is_over(mine: int, theirs:
     pools.fits(mine)
     assert cells.fits(theirs) == (theirs <= 50), "nobody is kept out of half of it"
     assert not pools.fits(mine)
+    assert pools.most() == max(50, 100 - theirs)
     assert pools.fits(max(50, 100 - theirs))
 
 

@@ -402,6 +402,90 @@ def test_the_budget_is_shared_and_the_stalest_pool_gives_way() -> None:
     world.take(spec("b"))
 
 
+def evictions(world: World) -> list[int]:
+    return [int(pool["evictions"]) for pool in world.pools.facts(Counter())]
+
+
+def left_alone(world: World, rounds: int = 20) -> int:
+    """How many are made while nobody asks for anything any more."""
+    made = 0
+    for _ in range(rounds):
+        made += world.fill() is not None
+        world.pools.sweep()
+    return made
+
+
+def test_nothing_is_given_up_for_one_that_does_not_fit_even_then() -> None:
+    world = World(memory=100 * MIB)
+    cells = world.budget.share()
+    world.take(spec("a"))
+    world.fill(memory=200 * MIB)
+    assert world.take(spec("a")).warm is not None
+    assert cells.fits(50 * MIB), "since it was made the cells have grown"
+    world.take(spec("b"))
+    small = world.fill()
+    assert small is not None
+    world.take(spec("a"))
+    assert left_alone(world) == 0
+    assert (small.closed, evictions(world)) == (False, [0, 0])
+    assert cells.fits(0)
+    world.take(spec("a"))
+    assert left_alone(world) == 1, "now it fits beside the other"
+    assert evictions(world) == [0, 0]
+
+
+def test_the_place_of_one_that_is_given_up_is_that_of_whom_it_was_given_up_for() -> None:
+    world = World(memory=50 * MIB)
+    for name in ("a", "b", "c"):
+        world.take(spec(name))
+        left_alone(world)
+    assert evictions(world) == [1, 0, 0]
+    world.take(spec("d"))
+    assert left_alone(world) == 1, "and not also the first, which is short since it gave up its own"
+    assert evictions(world) == [1, 1, 0, 0]
+    assert [pool["warm"] for pool in world.pools.facts(Counter())] == [0, 0, 1, 1]
+
+
+def test_nobody_gives_up_its_only_one_for_anothers_second() -> None:
+    world = World(memory=50 * MIB)
+    world.take(spec("a"))
+    assert world.fill() is not None
+    for _ in range(20):
+        world.take(spec("b"))
+    assert left_alone(world) == 1
+    assert evictions(world) == [0, 0]
+    assert [pool["warm"] for pool in world.pools.facts(Counter())] == [1, 1]
+
+
+def test_what_a_pool_does_not_need_any_more_is_anybodys() -> None:
+    world = World(memory=70 * MIB)
+    for _ in range(100):
+        world.take(spec("a"))
+    assert len(world.fill_all()) == 3
+    world.now += 300
+    for _ in range(100):
+        world.take(spec("b"))
+    assert left_alone(world) == 2
+    assert evictions(world) == [2, 0]
+    assert [pool["warm"] for pool in world.pools.facts(Counter())] == [1, 2]
+
+
+def test_over_the_budget_the_stalest_goes_where_one_is_enough() -> None:
+    world = World(memory=90 * MIB)
+    cells = world.budget.share()
+    world.take(spec("a"))
+    old = world.fill(memory=39 * MIB)
+    world.take(spec("b"))
+    new = world.fill(memory=40 * MIB)
+    assert old is not None
+    assert new is not None
+    assert cells.fits(40 * MIB)
+    world.pools.sweep()
+    assert (old.closed, new.closed) == (True, False)
+    assert left_alone(world) == 0
+    assert evictions(world) == [1, 0], "the other one, which was asked for later, would have had its place"
+
+
 def test_one_that_grows_is_evicted_when_the_budget_is_spent() -> None:
     world = World(memory=50 * MIB)
     world.take(spec("a"))

@@ -23,8 +23,12 @@ class Budget:
     def _fits(self, share: Share, used: int, more: int) -> bool:
         with self._lock:
             self._used[share] = used
-            left = self.size - sum(self._used.values()) + used
-            return used + more <= max(left, self.size // len(self._used))
+            return used + more <= self._most(share)
+
+    def _most(self, share: Share) -> int:
+        """With the lock held."""
+        left = self.size - sum(self._used.values()) + self._used[share]
+        return max(left, self.size // len(self._used))
 
 
 class Share:
@@ -40,3 +44,8 @@ class Share:
     def fits(self, used: int, more: int = 0) -> bool:
         """Whether the bytes that this kind uses now, and so many more, are within its share. The others count with ``used`` from now on."""
         return self._budget._fits(self, used, more)
+
+    def most(self) -> int:
+        """The bytes that this kind may use now, all in all."""
+        with self._budget._lock:
+            return self._budget._most(self)

@@ -27,6 +27,7 @@ SETUP_S = 30.0  # as long as a worker waits for a guest to be ready
 WAIT_S = 10.0  # a job waits this long for a sandbox that is being made, then starts cold
 _QUIET_S = 0.1  # after a request: a short job ends before the next sandbox is made beside it
 _LONGEST_QUIET_S = 0.3  # however fast the requests follow each other
+_GIVEN_UP_S = 0.01  # until what was given up is cleared away, and the room looked at again
 _HOLD_S = 1.0  # while jobs wait for cold starts, one is made this often at most
 
 
@@ -169,6 +170,8 @@ class Pools:
                 self._bucket.take(now)
                 self._last_fill = now
                 return pool, 0.0
+            elif self._made_room(pool, load, now):
+                return None, _GIVEN_UP_S  # the room is this pool's: none that comes after it gets it
         return None, soonest
 
     def filled(self, pool: Pool, warm: Warm) -> None:
@@ -205,18 +208,35 @@ class Pools:
         return self._doomed.popleft() if self._doomed else None
 
     def _fits(self, pool: Pool, load: Load) -> bool:
-        """Whether there is room and memory for one more; pools that were not asked for longer give up theirs."""
+        """Whether there is room and memory for one more."""
+        return self._has_disk(pool, load) and load.room > 1 and self._share.fits(self._used(), int(pool.each.value))
+
+    def _has_disk(self, pool: Pool, load: Load) -> bool:
         limits = pool.key.template.limits
-        if out_on_disk(limits) and load.disk < WAITING_MARGIN * limits.output:
+        return not out_on_disk(limits) or load.disk >= WAITING_MARGIN * limits.output
+
+    def _used(self) -> int:
+        """Bytes that all pools take."""
+        return int(sum(pool.bytes() for pool in self._pools.values()))
+
+    def _made_room(self, pool: Pool, load: Load, now: float) -> bool:
+        """Whether a pool that was not asked for longer gave one up for this one, which does not fit. None does in vain: only where enough can."""
+        if load.room < 1 or not self._has_disk(pool, load):
             return False
-        used = int(sum(each.bytes() for each in self._pools.values()))
-        if load.room > 1 and self._share.fits(used, int(pool.each.value)):
-            return True
-        stale = [each for each in self._pools.values() if each.idle and each.arrivals.last < pool.arrivals.last]
-        stale = [each for each in stale if each is not pool and len(each.idle) > self._bounds.least]
-        if stale and load.room >= 1:
-            self._evict(min(stale, key=lambda each: each.arrivals.last))
-        return False  # when it is gone there may be room
+        stale = [each for each in self._pools.values() if each.arrivals.last < pool.arrivals.last]
+        spare = {each: found for each in stale if (found := self._spare(each, pool, now))}
+        could = sum(warm.memory for found in spare.values() for warm in found)
+        if not spare or self._used() - could + int(pool.each.value) > self._share.most():
+            return False
+        self._evict(min(spare, key=lambda each: each.arrivals.last))
+        return True
+
+    def _spare(self, stale: Pool, pool: Pool, now: float) -> list[Warm]:
+        """What the one pool may give up for the other: what it has too many of, and what it has more of than the other. Nothing else, as it would
+        be short of it then, come before the other in its turn, and take the room again."""
+        more = max(stale.kept() - pool.kept(), -stale.shortage(self._bounds, now))
+        count = min(more, len(stale.idle) - self._bounds.least)
+        return list(stale.idle)[: max(0, count)]
 
     # --- what the watcher sees ---
 
@@ -240,18 +260,25 @@ class Pools:
                     pool.counts.expired += 1
                     self._let_go(pool, warm)
                     self._doom(warm)
-            while (fullest := self._over_budget()) is not None:
-                self._evict(fullest)
+            while (over := self._over_budget()) is not None:
+                self._evict(over)
             for pool in list(self._pools.values()):
                 if not pool.kept() and not pool.waiting and now - pool.arrivals.last > 2 * self._bounds.idle_s:
                     self._pools.pop(pool.key)
             self.changed.notify_all()
 
     def _over_budget(self) -> Pool | None:
-        used = int(sum(pool.bytes() for pool in self._pools.values()))
+        """The pool that has to give one up, if any. It is the one not asked for longest, as when another needs its room: that one does not get
+        it back at the cost of others. Where no single one is enough it is the pool that takes most."""
+        used = self._used()
         if self._share.fits(used):
             return None
-        return max((pool for pool in self._pools.values() if pool.idle), key=Pool.bytes, default=None)
+        full = [pool for pool in self._pools.values() if pool.idle]
+        most = self._share.most()
+        enough = [pool for pool in full if used - pool.idle[0].memory <= most]
+        if enough:
+            return min(enough, key=lambda pool: pool.arrivals.last)
+        return max(full, key=Pool.bytes, default=None)
 
     def _note(self, pool: Pool, warm: Warm) -> None:
         if (why := warm.check()) is not None:
