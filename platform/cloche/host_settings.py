@@ -60,7 +60,7 @@ class EgressSettings(Group):
         1_024,
         ge=1,
         le=65_536,
-        description="Connections of all jobs of this host open at once; beyond half of them no job gets more than an equal share of the rest.",
+        description="Connections of all jobs of this host open at once; of the last eighth of them no job gets more than an equal share.",
     )
     max_bytes: Bytes = Field(1 << 30, description="Bytes one attempt of a job may send and receive.")
     idle: Milliseconds = Field(60_000, description="A connection on which nothing moves for this long is cut.")

@@ -342,15 +342,15 @@ def test_all_jobs_together_have_a_bound_that_says_so(home, patient):
 
 
 def test_who_holds_many_leaves_some_to_those_who_hold_none(home):
-    with serving() as target, running_egress(home, platform(), places=8) as server:
-        doors = [open_door(server, home, target.address) for _ in range(5)]
+    with serving() as target, running_egress(home, platform(), places=16) as server:
+        doors = [open_door(server, home, target.address) for _ in range(4)]
         request = f"CONNECT {target.address} HTTP/1.1\r\n\r\n"
-        held = [doors[0].tunnel(target.address) for _ in range(5)]  # one beyond the half, which was free
+        held = [doors[0].tunnel(target.address) for _ in range(14)]  # all but an eighth
         assert doors[0].ask(request)[0] == 503
         held.append(doors[1].tunnel(target.address))
-        assert doors[1].ask(request)[0] == 503, "two are free, and two hold some: one is an equal share"
-        held += [door.tunnel(target.address) for door in doors[2:4]]
-        assert doors[4].ask(request)[0] == 503, "none is free"
+        assert doors[1].ask(request)[0] == 503, "one is free, and two hold some"
+        held.append(doors[2].tunnel(target.address))
+        assert doors[3].ask(request)[0] == 503, "none is free"
         for stream in held:  # what was open stays open
             stream.sendall(b"on")
             stream.shutdown(socket.SHUT_WR)

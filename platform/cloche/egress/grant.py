@@ -21,15 +21,19 @@ from cloche.isolation.egress import MAX_RECORDED, EgressConnection, EgressReport
 log = logs.get(__name__)
 _LAST_WORDS_S = 2.0  # to read why it was refused
 _ENDING_S = 0.05
+_RESERVE = 8  # of all places: one part in so many, and at least one
 _PAUSE_S = 0.2  # before another accept when the process has no descriptor left
 
 
 class Shared:
     """What all sandboxes of this process share. ``places``: connections that may be open at once; used in one thread.
 
-    The first half of the places is for whoever comes. From there on a sandbox gets another one only while it holds fewer than an equal share of
-    those that are still free, counted over all sandboxes that hold any; one that holds none gets one as long as any is left. So what some jobs
-    hold, for up to an hour, leaves others something, and the more they hold the less of it they get. Nothing that is open is cut.
+    All but the last eighth of the places are for whoever comes. Of that eighth a sandbox gets another one only while it holds fewer than an equal
+    share of those that are still free, counted over all sandboxes that hold any; one that holds none gets one as long as any is left. So what some
+    jobs hold, for up to an hour, leaves others something, and the more they hold the less of it they get. Nothing that is open is cut.
+
+    With the defaults, 1,024 places and 32 for each job: 28 jobs have all of their 32, and 128 places are left. The next job gets 5 of them,
+    later ones 4 and fewer, and when 64 jobs have what they can get 46 are left. No more than an eighth is free when anybody is refused.
     """
 
     def __init__(self, platform: PlatformEgress, bounds: Bounds, resolve: Resolver, places: int) -> None:
@@ -45,7 +49,7 @@ class Shared:
         held, free = self._held[grant], self.places - self.open
         if free <= 0:
             return False
-        if 2 * free < self.places and held > 0 and held * len(self._held) >= free:
+        if held > 0 and free <= max(1, self.places // _RESERVE) and held * len(self._held) >= free:
             return False
         self.open += 1
         self._held[grant] += 1
