@@ -28,6 +28,7 @@ from cloche.sandboxd.cells.home import Maker, NotRemoved
 from cloche.sandboxd.cells.preloaded import Preloader
 from cloche.sandboxd.cells.slot import Cell, Slot, Unplaced
 from cloche.sandboxd.cells.talk import Talk
+from cloche.sandboxd.engine import EngineAway
 from cloche.sandboxd.uids import UidPool
 
 SPEC = SandboxSpec(
@@ -198,6 +199,44 @@ def test_user_ids_stay_taken_as_long_as_anything_is_left(
         places.busy = False
         maker.destroy(caught.value.container)
         maker.destroy(caught.value.container)
+    assert not uids._held
+    assert not blocks._held
+
+
+def test_an_engine_that_did_not_answer_is_not_asked_again_by_who_wants_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a start that failed half-way; where the engine was asked for nothing yet, all goes at once."""
+    uids, blocks = (UidPool(1_000, 2, locks=tmp_path / name) for name in ("uids", "blocks"))
+    engine, places = FakeEngine(), FakePlaces(tmp_path / "places")
+    asked: list[str] = []
+    inspect = engine.inspect
+
+    def counted(container: str) -> dict[str, Any] | None:
+        asked.append(container)
+        return inspect(container)
+
+    monkeypatch.setattr(engine, "inspect", counted)
+    name: str | None = "c1"
+
+    def fails(container: CellContainer, spec: SandboxSpec) -> None:
+        container.container = name
+        raise EngineAway("engine_unavailable", "the engine does not answer")
+
+    monkeypatch.setattr(CellContainer, "start", fails)
+    maker = Maker(uids, blocks)
+    with pytest.raises(
+        NotRemoved, match=r"does not answer; what there is of the container cannot be removed now$"
+    ) as left:
+        maker.make(facts(engine, places), key_of(SPEC, "i"), SPEC)
+    assert (asked, engine.removed, places.removed) == ([], [], [])
+    assert len(uids._held) == len(blocks._held) == 1
+    maker.destroy(left.value.container)
+    assert engine.removed == ["c1"]
+    name = None
+    with pytest.raises(EngineAway):
+        maker.make(facts(engine, places), key_of(SPEC, "i"), SPEC)
+    assert engine.removed == ["c1"]
     assert not uids._held
     assert not blocks._held
 

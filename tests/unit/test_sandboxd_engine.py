@@ -7,6 +7,7 @@ import json
 import queue
 import re
 import select
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from cloche.sandboxd.engine import Engine, EngineRefused
+from cloche.sandboxd.engine import Engine, EngineAway, EngineRefused
 
 NOT_RUNNING = (500, {"message": "Could not kill running container x, cannot remove - Container x is not running"})
 IN_PROGRESS = (409, {"message": "removal of container x is already in progress"})
@@ -153,3 +154,28 @@ def test_a_line_on_which_changes_are_heard(engine: Engine, stub: Stub) -> None:
     stub.events = None
     with pytest.raises(EngineRefused, match=r"did not open events: HTTP/1\.1 400"):
         engine.changes()
+
+
+def test_of_an_engine_that_never_answers_each_caller_learns_it_without_waiting_for_the_others(home: Path) -> None:
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        with pytest.raises(EngineAway) as caught:
+            silent.ping()
+        errors.append(caught.value)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(home / "silent.sock"))
+        listener.listen(8)
+        listener.settimeout(60)
+        silent = Engine(str(home / "silent.sock"))
+        callers = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+        for thread in callers:
+            thread.start()
+        taken = [listener.accept()[0] for _ in callers]
+        assert not errors, "all of them are being waited for, none for another"
+        for stream in taken:
+            stream.close()  # nobody has to wait for it any longer
+        for thread in callers:
+            thread.join(60)
+    assert [error.reason for error in errors] == ["engine_unavailable"] * 3

@@ -13,9 +13,10 @@ import pytest
 
 from cloche.errors import PlatformFailure
 from cloche.isolation import wire
-from cloche.sandboxd.engine import EngineRefused
+from cloche.sandboxd.engine import EngineAway, EngineRefused
 from cloche.sandboxd.host import Host
 from cloche.sandboxd.leftovers import Leftovers, Remains
+from cloche.sandboxd.making import Parts
 from cloche.sandboxd.server import Server
 from cloche.sandboxd.sessions import Sessions
 from tests.support import sandbox as support
@@ -162,3 +163,28 @@ def test_the_keeper_of_the_host_goes_on(monkeypatch: pytest.MonkeyPatch) -> None
         host._wake.set()
         keeper.join(60)
     assert not keeper.is_alive()
+
+
+@pytest.mark.parametrize("container", [None, "c"])
+def test_an_engine_that_did_not_answer_is_not_asked_again_in_the_jobs_own_thread(
+    monkeypatch: pytest.MonkeyPatch, container: str | None
+) -> None:
+    """Its worker waits for the answer. What the engine may have made is the keeper's to remove; where it was asked for nothing, all goes at once."""
+    calls: list[str] = []
+    leftovers = made_leftovers(SimpleNamespace(remove=calls.append, inspect=lambda name: None))
+    host = made_host(monkeypatch, leftovers=leftovers)
+
+    def make(spec: Any, parts: Parts, ready: Any) -> Any:
+        parts.container = container
+        raise EngineAway("engine_unavailable", "the engine does not answer")
+
+    monkeypatch.setattr(host, "_maker", SimpleNamespace(make=make))
+    nothing: Any = None
+    with pytest.raises(PlatformFailure, match="does not answer"):
+        host._create("box", nothing, "worker", nothing)
+    assert calls == []
+    assert len(leftovers) == (container is not None)
+    assert host._wake.is_set() == (container is not None)
+    leftovers.retry()
+    assert calls == ([] if container is None else [container])
+    assert not leftovers

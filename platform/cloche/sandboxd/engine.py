@@ -46,10 +46,14 @@ class EngineRefused(ClocheError):
     """The engine answered, and said no."""
 
 
+class EngineAway(PlatformFailure):
+    """``engine_unavailable``: it does not answer. Whatever it is asked next may take as long, and be in vain."""
+
+
 class Engine:
     """One engine behind its Unix socket. Connects when first used and again after the engine was away. Any thread may call.
 
-    Every method raises PlatformFailure (``engine_unavailable``) when the engine does not answer and EngineRefused when it says no.
+    Every method raises EngineAway (``engine_unavailable``) when the engine does not answer and EngineRefused when it says no.
     """
 
     def __init__(self, socket_path: str) -> None:
@@ -273,11 +277,19 @@ class Engine:
 
     def _connected(self) -> docker.APIClient:
         with self._lock:
+            if self._client is not None:
+                return self._client
+        # Without the lock: of an engine that never answers, each caller is to learn it in the time of one call, not of all before it.
+        made = docker.APIClient(
+            base_url=f"unix://{self.socket_path}", version="auto", timeout=_CALL_SECONDS, max_pool_size=16
+        )
+        with self._lock:
             if self._client is None:
-                self._client = docker.APIClient(
-                    base_url=f"unix://{self.socket_path}", version="auto", timeout=_CALL_SECONDS, max_pool_size=16
-                )
-            return self._client
+                self._client = made
+                return made
+            client = self._client
+        made.close()  # another thread was faster
+        return client
 
 
 def _status(client: docker.APIClient, container: str) -> str:
@@ -326,8 +338,8 @@ def _longest_line(client: docker.APIClient, container: str, path: str) -> int:
     return 0
 
 
-def _away(error: Exception) -> PlatformFailure:
-    return PlatformFailure(Reason.ENGINE_UNAVAILABLE, f"the container engine does not answer ({type(error).__name__})")
+def _away(error: Exception) -> EngineAway:
+    return EngineAway(Reason.ENGINE_UNAVAILABLE, f"the container engine does not answer ({type(error).__name__})")
 
 
 def _read_head(stream: socket.socket) -> bytes:

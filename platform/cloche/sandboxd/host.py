@@ -18,7 +18,7 @@ from cloche.sandboxd import cgroups
 from cloche.sandboxd.cells.cell import RunningCell
 from cloche.sandboxd.cells.level import CellLevel, may_have_cell
 from cloche.sandboxd.egress import EgressLink, report_json
-from cloche.sandboxd.engine import Engine, EngineRefused
+from cloche.sandboxd.engine import Engine, EngineAway, EngineRefused
 from cloche.sandboxd.image import ImageInfo
 from cloche.sandboxd.leftovers import Leftovers, Remains
 from cloche.sandboxd.locks import Watched
@@ -163,7 +163,7 @@ class Host:
 
         Raises:
             BadSpec: the spec breaks a rule.
-            PlatformFailure: ``engine_unavailable`` or ``bundle_unavailable``; nothing is left behind.
+            PlatformFailure: ``engine_unavailable`` or ``bundle_unavailable``; nothing is left behind, or the keeper comes for it.
         """
         check_spec(spec)
         ready = self._made_ready()
@@ -299,7 +299,7 @@ class Host:
         try:
             running, channel = self._maker.make(spec, parts, ready)
         except BaseException as error:
-            self._undo(parts)
+            self._undo(parts, error)
             if isinstance(error, EngineRefused):
                 self._check_image(ready)
             raise as_platform_failure(error) from error
@@ -315,10 +315,15 @@ class Host:
                 self._ready = None
                 self._wake.set()
 
-    def _undo(self, parts: Parts) -> None:
+    def _undo(self, parts: Parts, error: BaseException) -> None:
         if parts.channel is not None:
             parts.channel.close()
-        self._leftovers.remove(Remains(parts.sandbox_id, parts.uid, parts.container))
+        remains = Remains(parts.sandbox_id, parts.uid, parts.container)
+        if parts.container is not None and isinstance(error, EngineAway):
+            # To ask it again would take as long again: the job's worker waits for an answer, and gives up all its sandboxes when none comes in time.
+            self._leftovers.later(remains, str(error))
+        else:
+            self._leftovers.remove(remains)
 
     def _keep(self) -> None:
         """Until the end: get ready when we are not, and remove what could not be removed."""

@@ -52,6 +52,10 @@ class Leftovers:
         with self._lock:
             return len(self._waiting)
 
+    def later(self, remains: Remains, problem: str) -> None:
+        """Keep all of it for :meth:`retry`, and say why: nothing is asked of the engine by who calls this."""
+        self._wait(remains.sandbox_id, remains, problem)
+
     def remove(self, remains: Remains) -> None:
         """Remove all of it; what cannot be removed now is kept for :meth:`retry`."""
         try:

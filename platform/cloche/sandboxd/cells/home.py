@@ -13,6 +13,7 @@ from cloche.isolation.cell_spec import UIDS, CellKey
 from cloche.sandboxd.budget import Share
 from cloche.sandboxd.cells.container import CellContainer, Facts
 from cloche.sandboxd.cells.slot import Slot, State
+from cloche.sandboxd.engine import EngineAway
 from cloche.sandboxd.uids import UidPool
 
 
@@ -20,7 +21,9 @@ class NotRemoved(ClocheError):
     """A container could not be made, and what there is of it is still there, with its user ids. The message says why of both."""
 
     def __init__(self, container: CellContainer, why: BaseException, left: Exception) -> None:
-        super().__init__(f"{why}; what there is of the container cannot be removed now: {left}")
+        """``left``: why it is still there, which may be the same."""
+        also = "" if left is why else f": {left}"
+        super().__init__(f"{why}; what there is of the container cannot be removed now{also}")
         self.container = container
 
 
@@ -130,6 +133,9 @@ class Maker:
         try:
             container.start(spec)
         except BaseException as error:
+            if isinstance(error, EngineAway) and container.container is not None:
+                # Not asked again here, which would take as long: the job can still have a container without cells in time.
+                raise NotRemoved(container, error, error) from error
             try:
                 self.destroy(container)
             except Exception as left:  # noqa: BLE001 - whatever it was, it is told with the container that it left
