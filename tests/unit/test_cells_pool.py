@@ -21,6 +21,7 @@ from cloche.sandboxd.budget import Budget
 from cloche.sandboxd.cells.home import Bounds, Home, NoCells, NotRemoved
 from cloche.sandboxd.cells.pool import Cells
 from cloche.sandboxd.cells.slot import Anomaly, State, Unplaced
+from cloche.sandboxd.engine import EngineAway
 from cloche.sandboxd.uids import UidPool
 from tests.support import sandbox as support
 
@@ -52,7 +53,7 @@ class FakeSlot:
         self.number = 0
         self.state = State.PREPARING
         self.cell: Any = None
-        self.group = SimpleNamespace(begin=nothing)
+        self.group = SimpleNamespace(begin=nothing, group=SimpleNamespace(memory_used=int))
         self.prepare = prepare
         self.clear = clear
 
@@ -82,7 +83,7 @@ class FakeContainer:
         self.destroys = destroys
         self.killed = threading.Event()
         self.kill = self.killed.set
-        self.check_room: Callable[[], None] = nothing
+        self.no_room: Callable[[], str] = str
         self.gone = False
 
     def is_dead(self) -> bool:
@@ -340,18 +341,150 @@ def test_containers_that_take_long_to_die_keep_no_slot_waiting(cells: Cells) -> 
         gone(cells, container)
 
 
-def test_where_the_disk_is_scarce_no_cell_waits_and_none_is_killed(cells: Cells) -> None:
-    def scarce() -> None:
-        raise Unplaced("too little is free")
+def handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that is handed out tells whether it had waited, and nothing else."""
 
-    slot, busy = FakeSlot(prepare=unexpected), FakeSlot()
+    def of(slot: Any, cell: Any, *_: Any, waited: bool, **__: Any) -> Any:
+        running = SimpleNamespace(id=uuid7(), waited=waited, slot_cgroup=SimpleNamespace(oom_kills=lambda: 0))
+        return running, None
+
+    monkeypatch.setattr("cloche.sandboxd.cells.pool.RunningCell", SimpleNamespace(of=of))
+
+
+def works(slot: FakeSlot) -> FakeSlot:
+    """A slot that makes cells and clears them."""
+
+    def prepare(limits: Limits) -> Any:
+        slot.cell = SimpleNamespace(is_dead=lambda: False, kill=nothing)
+        return slot.cell
+
+    def clear() -> None:
+        slot.cell = None
+
+    slot.prepare, slot.clear = prepare, clear
+    return slot
+
+
+def test_where_the_disk_is_scarce_no_cell_waits_and_the_next_job_has_one_made(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_out(monkeypatch)
+    slot, ready = works(FakeSlot()), works(FakeSlot())
+    ready.prepare(SPEC.limits)
+    ready.state = State.READY
+    container = FakeContainer(slot, ready)
+    container.no_room = lambda: "too little is free"
+    home = housed(cells, container)
+    cells.release(at_work(cells, home, slot))
+    support.wait_until(lambda: slot.state == State.READY, "the slot is there for the next", 60)
+    assert slot.cell is None
+    assert (home.retired, ready.state) == ("", State.READY), "what waits in other slots goes on waiting"
+    assert cells.facts()[0]["warm"] == 1
+    first, _ = cells.create(FACTS, SPEC, "worker")
+    assert first.waited, "a cell that waits comes before one that has to be made"
+    second, _ = cells.create(FACTS, SPEC, "worker")
+    assert not second.waited
+    assert slot.cell is not None
+    for running in (first, second):
+        cells.release(running)
+    support.wait_until(lambda: (slot.state, ready.state) == (State.READY, State.READY), "as before", 60)
+    assert (slot.cell, ready.cell, home.retired) == (None, None, "")
+    container.no_room = str
+    cells.release(cells.create(FACTS, SPEC, "worker")[0])
+    support.wait_until(lambda: State.READY == slot.state == ready.state, "there is room again", 60)
+    assert slot.cell is not None, "its next cell waits"
+
+
+def test_where_there_is_no_room_for_the_jobs_own_cell_either_it_says_so(cells: Cells) -> None:
+    def full(limits: Limits) -> None:
+        raise Unplaced("no space is left")
+
+    slot, busy = FakeSlot(prepare=full), FakeSlot()
+    slot.state = State.READY
     container = FakeContainer(slot, busy)
-    container.check_room = scarce
     home = housed(cells, container)
     neighbour = at_work(cells, home, busy)
-    cells.release(at_work(cells, home, slot))
-    support.wait_until(lambda: slot.state == State.LOST, "it is given up", 60)
-    assert home.retired == "too little is free"
-    assert not container.killed.is_set()
+    with pytest.raises(NoCells, match="no space is left"):
+        cells.create(FACTS, SPEC, "worker")
+    assert home.retired == "no space is left"
+    assert not container.killed.is_set(), "what runs in other slots goes on"
     cells.release(neighbour)
     gone(cells, container)
+
+
+@pytest.mark.parametrize("way", ["nobody needs it", "its version ends", "its runner goes too far"])
+def test_a_container_whose_slots_have_no_cells_goes_as_any_other(cells: Cells, way: str) -> None:
+    slot = FakeSlot()
+    slot.state = State.READY
+    container = FakeContainer(slot)
+    home = housed(cells, container)
+    if way == "nobody needs it":
+        with cells._changed:
+            home.used -= 7_200
+    elif way == "its version ends":
+        assert cells.retire(KEY.bundle) == 0, "no cell waited"
+    else:
+        (waiting,) = cells.waiting()
+        waiting.give_up("too much")
+    gone(cells, container)
+
+
+def full_of_idle(cells: Cells, destroys: Callable[[], Any]) -> list[FakeContainer]:
+    """As many containers as there may be, all of them idle and of other plugins."""
+    made = []
+    for number in range(cells._bounds.containers):
+        slot = FakeSlot()
+        slot.state = State.READY
+        container = FakeContainer(slot, destroys=destroys)
+        housed(cells, container, replace(KEY, bundle=str(number) * 64))
+        made.append(container)
+    return made
+
+
+def away() -> None:
+    raise EngineAway("engine_unavailable", "the engine does not answer")
+
+
+@pytest.mark.parametrize(("fails", "cost"), [(refused, 2), (away, 1)])
+def test_a_job_costs_one_idle_container_at_most_and_none_once_the_engine_is_known_to_be_away(
+    cells: Cells, fails: Callable[[], None], cost: int
+) -> None:
+    stuck = threading.Event()
+    stuck.set()
+    containers = full_of_idle(cells, lambda: fails() if stuck.is_set() else None)
+
+    def retired() -> int:
+        with cells._changed:
+            return sum(bool(home.retired) for home in cells._homes)
+
+    for number, bundle in enumerate("bc"):
+        with pytest.raises(NoCells, match="cannot be removed now"):
+            cells.create(FACTS, replace(SPEC, bundle=bundle * 64), "worker")
+        assert retired() == min(number + 1, cost)
+    stuck.clear()
+    support.wait_until(lambda: sum(container.gone for container in containers) == cost, "the keeper removes it", 60)
+    support.wait_until(lambda: len(cells._homes) == len(containers) - cost, "its place is free", 60)
+
+
+def test_containers_that_never_came_to_be_cost_no_idle_one_while_the_engine_is_away(cells: Cells) -> None:
+    """They take up places until the keeper has removed what there may be of them."""
+    containers = full_of_idle(cells, nothing)
+    cells._bury(cells._homes[0])
+    containers.pop(0)
+    stuck = threading.Event()
+    stuck.set()
+    left: Any = FakeContainer(destroys=lambda: away() if stuck.is_set() else None)
+    error = EngineAway("engine_unavailable", "the engine does not answer")
+
+    def make(*_: Any) -> None:
+        raise NotRemoved(left, error, error)
+
+    maker: Any = cells._maker
+    maker.make = make
+    for bundle in "bcd":
+        with pytest.raises(NoCells, match=r"does not answer|cannot be removed now"):
+            cells.create(FACTS, replace(SPEC, bundle=bundle * 64), "worker")
+    assert not any(home.retired for home in cells._homes if home.container in containers)
+    stuck.clear()
+    gone(cells, left)
+    assert not any(container.gone for container in containers)

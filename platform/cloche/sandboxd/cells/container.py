@@ -24,7 +24,7 @@ from cloche.isolation.spec import out_on_disk
 from cloche.sandboxd import cgroups, disk
 from cloche.sandboxd.cells import preloaded
 from cloche.sandboxd.cells.site import ContainerSite
-from cloche.sandboxd.cells.slot import Slot, Unplaced, is_dead
+from cloche.sandboxd.cells.slot import Slot, is_dead
 from cloche.sandboxd.cells.slot_cgroup import SlotCgroup, open_for_slots
 from cloche.sandboxd.cells.talk import Talk
 from cloche.sandboxd.engine import Engine
@@ -118,14 +118,12 @@ class CellContainer:
         """Whether all in it is, within so many seconds, by the kernel's word."""
         return self._pidfd < 0 or is_dead(self._pidfd, seconds)
 
-    def check_room(self) -> None:
-        """
-        Raises:
-            Unplaced: a cell that waits for a job would take from the disk what running jobs may need.
-        """
+    def no_room(self) -> str:
+        """Why no cell may wait for a job: it would take from the disk what running jobs may need. Empty: one may."""
         output = self.limits.output
         if out_on_disk(self.limits) and disk.free(self._site.root) < disk.WAITING_MARGIN * output:
-            raise Unplaced(f"less than {disk.WAITING_MARGIN} outputs of {output >> 20} MB are free on this host's disk")
+            return f"less than {disk.WAITING_MARGIN} outputs of {output >> 20} MB are free on this host's disk"
+        return ""
 
     def kill(self) -> None:
         """SIGKILL to process 1, and so to all that is in it. Returns once sent; any number of times, also after its death."""

@@ -25,6 +25,7 @@ class NotRemoved(ClocheError):
         also = "" if left is why else f": {left}"
         super().__init__(f"{why}; what there is of the container cannot be removed now{also}")
         self.container = container
+        self.left = left
 
 
 class NoCells(ClocheError):
@@ -52,6 +53,7 @@ class Home:
     retired: str = ""  # why it gets no new cell
     lost: bool = False  # it goes whatever runs in it
     awaited: bool = False  # whether the keeper has ordered its end
+    unanswered: bool = False  # whether the engine was away when it was to remove it
     adding: int = 0  # slots being added
     used: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)  # one slot is added at a time
@@ -62,6 +64,14 @@ class Home:
 
     def is_idle(self) -> bool:
         return not self.adding and not any(slot.state in (State.BUSY, State.PREPARING) for slot in self.slots)
+
+    def may_grow(self, slots: int) -> bool:
+        """Whether it has fewer slots than it may have."""
+        return self.container is not None and len(self.slots) + self.adding < slots
+
+    def stays(self, container: CellContainer, error: BaseException) -> None:
+        """It could not be removed, whatever the error: the keeper tries again."""
+        self.container, self.unanswered = container, isinstance(error, EngineAway)
 
     def give_up(self, why: str) -> int:
         """Retire it and kill its cells that wait for a job; how many there were. Under the pool's lock."""
@@ -90,15 +100,28 @@ class Home:
 
 
 def ready_slot(homes: Iterable[Home], key: CellKey) -> tuple[Home, Slot] | None:
-    """One with a waiting cell, from now on busy. Under the pool's lock."""
-    for home in homes:
-        if home.key == key and not home.retired:
-            for slot in home.slots:
-                if slot.state == State.READY:
-                    slot.state = State.BUSY
-                    home.used = time.monotonic()
-                    return home, slot
-    return None
+    """One with a waiting cell, or else one in which a cell can be made, from now on busy. Under the pool's lock."""
+    fit = [home for home in homes if home.key == key and not home.retired]
+    ready = [(home, slot) for home in fit for slot in home.slots if slot.state == State.READY]
+    found = next((place for place in ready if place[1].cell is not None), next(iter(ready), None))
+    if found is not None:
+        home, slot = found
+        slot.state, home.used = State.BUSY, time.monotonic()
+    return found
+
+
+def longest_idle(homes: Sequence[Home]) -> Home:
+    """Which is to go for another. Under the pool's lock.
+
+    Raises:
+        NoCells: none can go.
+    """
+    if any(home.unanswered for home in homes):  # none is given up for a place that does not become free
+        raise NoCells("a container that has to go cannot be removed now")
+    idle = [home for home in homes if home.container is not None and home.is_idle() and not home.retired]
+    if not idle:
+        raise NoCells(f"all {len(homes)} containers of cells are in use")
+    return min(idle, key=lambda home: home.used)
 
 
 def greediest(homes: Sequence[Home], memory: Share) -> Home | None:

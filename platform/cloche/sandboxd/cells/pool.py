@@ -16,7 +16,7 @@ from cloche.sandboxd.cells import survey
 from cloche.sandboxd.cells.cell import RunningCell
 from cloche.sandboxd.cells.container import Facts
 from cloche.sandboxd.cells.failures import is_expected, is_lack, said
-from cloche.sandboxd.cells.home import Bounds, Home, Maker, NoCells, NotRemoved, ready_slot
+from cloche.sandboxd.cells.home import Bounds, Home, Maker, NoCells, NotRemoved, longest_idle, ready_slot
 from cloche.sandboxd.cells.line import Claim, Line
 from cloche.sandboxd.cells.orders import Orders
 from cloche.sandboxd.cells.preloaded import PreloadFailed
@@ -92,10 +92,8 @@ class Cells:
                 cell = slot.prepare(spec.limits)
             if (container := home.container) is None or container.container is None:
                 raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container is gone")
-            name, counts_swap = container.container, facts.counts_swap
-            running, channel = RunningCell.of(
-                slot, cell, name, owner, spec.limits, waited=waited, counts_swap=counts_swap
-            )
+            name, swap = container.container, facts.counts_swap
+            running, channel = RunningCell.of(slot, cell, name, owner, spec.limits, waited=waited, counts_swap=swap)
         except Exception as error:  # noqa: BLE001 - whatever it was, the slot may not stay busy for ever
             self._failed(home, slot, error)
             raise NoCells(said(error)) from None
@@ -160,9 +158,9 @@ class Cells:
 
     def _give_up(self, home: Home, slot: Slot, why: str) -> None:
         with self._changed:
-            if slot.state != State.READY or slot.cell is None:
+            if slot.state != State.READY:
                 return  # it has a job by now, and is watched as such
-            slot.cell.kill()
+            home.give_up(why)  # with the lock held: no job is to get what is about to die
         self._drain(home, slot, why)
 
     def close(self) -> None:
@@ -208,9 +206,7 @@ class Cells:
                     return (*found, False)
                 mine = [home for home in self._homes if home.key == claim.key and not home.retired]
                 coming = any(slot.state == State.PREPARING for home in mine for slot in home.slots)
-                grow = next(
-                    (h for h in mine if h.container is not None and len(h.slots) + h.adding < facts.slots), None
-                )
+                grow = next((home for home in mine if home.may_grow(facts.slots)), None)
                 if grow is not None and not coming:
                     grow.adding += 1
                     self._leave(claim, served=True)
@@ -225,7 +221,10 @@ class Cells:
                 self._found(facts, claim.makes, spec)
                 claim.makes = None
             elif idle is not None:
-                self._bury_idle(idle)
+                self._bury(idle)
+                with self._changed:
+                    if idle in self._homes:  # nor would the next one be gone
+                        raise NoCells("the container that has to go cannot be removed now")
 
     def _await(self, deadline: float) -> None:
         if not self._changed.wait(max(0.0, deadline - time.monotonic())):
@@ -247,10 +246,7 @@ class Cells:
             home = Home(key)
             self._homes.append(home)
             return home, None
-        idle = [home for home in self._homes if home.container is not None and home.is_idle() and not home.retired]
-        if not idle:
-            raise NoCells(f"all {self._bounds.containers} containers of cells are in use")
-        oldest = min(idle, key=lambda home: home.used)
+        oldest = longest_idle(self._homes)
         oldest.retired = "another plugin needs its place"
         self._tally.of(oldest.key.bundle).evicted += 1
         return None, oldest
@@ -262,7 +258,8 @@ class Cells:
         except BaseException as error:
             with self._changed:
                 if isinstance(error, NotRemoved):
-                    home.container, home.retired = error.container, "it could not be made"  # the keeper comes for it
+                    home.stays(error.container, error.left)
+                    home.retired = "it could not be made"
                 else:
                     self._homes.remove(home)
                 if is_lack(error):
@@ -312,8 +309,10 @@ class Cells:
                 slot.state = State.LOST  # or its container, when it cannot be destroyed at once, would never be idle
                 return
         try:
-            container.check_room()
-            slot.prepare(container.limits)
+            if why := container.no_room():  # the slot stays for the next job, which has its cell made then
+                log.info("cell_does_not_wait", container=container.container, reason=why)
+            else:
+                slot.prepare(container.limits)
         except Exception as error:  # noqa: BLE001 - whatever it was, the slot may not prepare for ever
             self._failed(home, slot, error)
             return
@@ -388,7 +387,7 @@ class Cells:
             try:
                 self._maker.destroy(container)
             except BaseException as error:
-                home.container = container  # whatever it was: the keeper tries again
+                home.stays(container, error)
                 if not isinstance(error, Exception):
                     raise
                 facts = {"container": container.container, "exc_info": None if is_expected(error) else error}

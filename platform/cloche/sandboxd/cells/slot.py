@@ -87,7 +87,8 @@ class Cell:
 
 
 class State(StrEnum):
-    """``ready``: a cell waits in it. ``busy``: handed out, or in somebody's hands. ``lost``: never used again."""
+    """``ready``: a cell waits in it; where the disk is scarce, it is made when its job comes.
+    ``busy``: handed out, or in somebody's hands. ``lost``: never used again."""
 
     PREPARING = "preparing"
     READY = "ready"

@@ -101,7 +101,7 @@ class Tally:
         waiting = [slot for home in homes for slot in home.slots if slot.state == State.READY]
         return {
             "bundle": bundle,
-            "warm": found[State.READY],
+            "warm": sum(slot.cell is not None for slot in waiting),
             "filling": found[State.PREPARING],
             "busy": found[State.BUSY],
             "hits": counts.hits,
