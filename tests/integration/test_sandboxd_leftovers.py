@@ -15,7 +15,7 @@ from cloche.errors import PlatformFailure
 from cloche.isolation.backend import Sandbox
 from cloche.isolation.spec import LABEL
 from cloche.sandboxd import syscalls
-from cloche.sandboxd.engine import Engine
+from cloche.sandboxd.engine import Engine, EngineAway
 from cloche.sandboxd.main import Sandboxd
 from cloche.sandboxd.places import Places, home_digest
 from cloche.sandboxd.uids import LOCKS
@@ -23,7 +23,7 @@ from tests.support import sandbox as support
 
 pytestmark = pytest.mark.docker
 SLEEPER = support.plugin("time.sleep(600)")
-AWAY = PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the container engine does not answer (ReadTimeout)")
+AWAY = EngineAway(Reason.ENGINE_UNAVAILABLE, "the container engine does not answer (ReadTimeout)")
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_what_may_still_be_starting_keeps_its_user_and_its_folder(
     monkeypatch.setattr(Engine, "remove", removed)
     with pytest.raises(PlatformFailure, match="does not answer"):
         backend.create(support.spec(support.write_bundle(home, SLEEPER)))
-    for _ in range(2):  # the first by whoever made it, the second by the keeper
+    for _ in range(2):  # by the keeper, at once and again
         assert tries.acquire(timeout=60)
     uid = user_of(home)
     assert is_taken(uid)
