@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,33 @@ def test_an_engine_that_is_away_proves_nothing(bench: Bench) -> None:
     assert bench.engine.lines[1][1].fileno() == -1
     bench.problem = None
     assert bench.runtime() == "runsc", "it is asked again at once, not in a minute"
+
+
+def test_the_end_does_not_wait_for_an_engine_that_is_silent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 0.05, raising=False)
+    asked, answers = threading.Event(), threading.Event()
+
+    def silent(*_: object) -> None:
+        asked.set()
+        answers.wait(120)
+
+    monkeypatch.setattr(bench.runtimes, "_prove", silent)
+    job = threading.Thread(target=bench.runtime, daemon=True)
+    end = threading.Thread(target=bench.runtimes.close, daemon=True)
+    job.start()
+    try:
+        assert asked.wait(60)
+        end.start()
+        end.join(30)
+        assert not end.is_alive()
+        assert job.is_alive(), "the job still waits for its answer"
+    finally:
+        answers.set()
+        job.join(60)
+    assert bench.runtimes.problem is None
+    bench.runtimes.close()
+    assert bench.runtimes.problem is not None, "it is free again, and forgets"
+    assert [ours.fileno() for _, ours in bench.engine.lines] == [-1]
 
 
 def test_an_engine_that_tells_of_no_change_is_not_believed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from cloche.sandboxd.running import Running
 
 log = logs.get(__name__)
 AGAIN_SECONDS = 60  # how long a failed proof is believed
+CLOSE_SECONDS = 5.0
 _CHANGED = "the engine was away, or what is registered with it changed; not proven anew yet"
 
 
@@ -84,9 +85,18 @@ class Runtimes:
         return None if self._policy != RUNSC or problem is None else f"runtime runsc (gVisor) cannot be used: {problem}"
 
     def close(self) -> None:
-        """Forget the proof. Any number of times."""
-        with self._lock:
+        """Forget the proof. Any number of times.
+
+        Jobs that ask for a proof hold the lock one after the other, each for as long as a silent engine lets it wait. The end is not kept waiting
+        for them: the line of the proof then ends with the process.
+        """
+        if not self._lock.acquire(timeout=CLOSE_SECONDS):
+            log.warning("runsc_proof_not_closed", seconds=CLOSE_SECONDS)
+            return
+        try:
             self._forget(None)
+        finally:
+            self._lock.release()
 
     def resolve(self, spec: SandboxSpec, image: str) -> tuple[SandboxSpec, str | None]:
         """The spec with the runtime it gets, and for a sensitive job why. The first that gets gVisor waits some seconds for the proof.
