@@ -14,6 +14,7 @@ import pytest
 from cloche.domain.states import Reason
 from cloche.errors import PluginFailure
 from cloche.isolation import channel
+from cloche.isolation.backend import Sandbox
 from tests.support import sandbox as support
 
 pytestmark = pytest.mark.docker
@@ -276,14 +277,23 @@ def test_closing_every_descriptor(run: Run) -> None:
 
 def test_a_closed_channel_is_no_quiet_end(run: Run) -> None:
     """The agent's thread that reads frames meets it, with the plugin at work: it ends the process as one that has failed."""
-    outcome = run("""
-        import gc, os, time
+
+    def until_ready(sandbox: Sandbox) -> None:
+        frame = support.wait_until(lambda: sandbox.channel.receive(30), "a frame")
+        assert frame["type"] == "ready"
+
+    source = """
+        import gc, os, threading, time
         from cloche_guest import hookimpl
         from cloche_guest.link import Link
 
         @hookimpl
         def setup():
-            # Who waits for a frame already gets the next one all the same: that is the job.
+            # Who waits for a frame already gets the next one all the same: the job, which is sent after this.
+            (frames,) = [thread for thread in threading.enumerate() if thread.name == "frames"]
+            reading = {"x86_64": "0", "aarch64": "63"}[os.uname().machine]
+            while open(f"/proc/self/task/{frames.native_id}/syscall").read().split()[0] != reading:
+                time.sleep(0.001)
             for link in gc.get_objects():
                 if isinstance(link, Link):
                     os.close(link._read_fd)
@@ -291,7 +301,8 @@ def test_a_closed_channel_is_no_quiet_end(run: Run) -> None:
         @hookimpl
         def run(job):
             time.sleep(600)
-    """)
+    """
+    outcome = run(source, look=until_ready)
     assert outcome.last is None
     assert outcome.remains is not None
     assert outcome.remains.exit_code == 1
