@@ -12,10 +12,13 @@ import pytest
 from cloche_guest import preload_names
 
 RUN = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from cloche_guest import cell_preload
 cell_preload.WHEELS = Path(sys.argv[1])
+# A preloader has a /tmp of its own; the host's is everybody's, and others write there meanwhile.
+listed = os.listdir
+os.listdir = lambda path=".": listed(Path(sys.argv[1], "tmp") if path == "/tmp" else path)
 before = list(sys.path)
 problem = cell_preload._import_all(sys.argv[2:])
 print("\\n" + json.dumps([problem, [name for name in sys.argv[2:] if name in sys.modules], before == sys.path]))
@@ -26,6 +29,7 @@ def imported(folder: Path, source: str, *names: str) -> tuple[str | None, list[s
     (folder / "tiny").mkdir()
     (folder / "tiny" / "__init__.py").write_text(source)
     (folder / "bare").mkdir()
+    (folder / "tmp").mkdir()
     command = [sys.executable, "-c", RUN, str(folder), *(names or ("tiny",))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     problem, found, same = json.loads(done.stdout.splitlines()[-1])
@@ -62,6 +66,10 @@ def test_a_package_that_only_defines(tmp_path: Path) -> None:
             "it leaves limits other than it found it",
         ),
         ("import mmap\nkept = mmap.mmap(-1, 4096)", "it leaves shared memory other than it found it"),
+        (
+            "from pathlib import Path\n(Path(__file__).parents[1] / 'tmp' / 'kept').touch()",
+            "it leaves files in /tmp other than it found it",
+        ),
         ("import os\nos.nice(1)", "it leaves its priority other than it found it"),
         ("raise SystemExit(2)", "cannot import 'tiny': SystemExit: 2"),
         ("raise ValueError('a\\n\\x1b[31m\\u202e')", "cannot import 'tiny': ValueError: a  [31m "),
