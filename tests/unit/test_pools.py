@@ -21,6 +21,7 @@ from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.spec import template
 from cloche.sandboxd import pools as module
 from cloche.sandboxd.budget import Budget
+from cloche.sandboxd.filler import Filler
 from cloche.sandboxd.pool import Pool, Ticket
 from cloche.sandboxd.pools import MAX_POOLS, SETUP_S, Load, Pools
 from cloche.sandboxd.sizing import Bounds
@@ -468,6 +469,44 @@ def test_what_a_pool_does_not_need_any_more_is_anybodys() -> None:
     assert left_alone(world) == 2
     assert evictions(world) == [2, 0]
     assert [pool["warm"] for pool in world.pools.facts(Counter())] == [1, 2]
+
+
+def crowded() -> World:
+    """Two wait, and the last place is a job's: a third version needs that of one of them."""
+    world = World()
+    for name in ("a", "b"):
+        world.take(spec(name))
+        assert world.fill() is not None
+    world.load = replace(world.load, room=1)
+    world.take(spec("c"))
+    return world
+
+
+def test_one_that_is_being_cleared_away_is_the_room_that_was_asked_for() -> None:
+    world = crowded()
+    assert world.next_fill() is None
+    assert world.next_fill() is None
+    assert evictions(world) == [1, 0, 0], "nobody has come to clear it away yet"
+    assert len(world.doomed()) == 1
+    for _ in range(5):
+        assert world.next_fill() is None
+    assert evictions(world) == [1, 0, 0], "it takes a while to die, and has its place until then"
+    world.load = replace(world.load, room=2)
+    pool = world.next_fill()
+    assert pool is not None
+    assert pool.key.template.bundle == "c" * 64
+
+
+def test_one_that_cannot_be_cleared_away_is_not_waited_for() -> None:
+    def fails(_warm: Any) -> None:
+        raise PlatformFailure(Reason.ENGINE_UNAVAILABLE, "the sandbox's processes do not die")
+
+    world = crowded()
+    filler = Filler(world.pools, world.watch, cpus=2, make=lambda _spec: world.made(), destroy=fails)  # type: ignore[arg-type, return-value]
+    assert world.next_fill() is None
+    filler._clear_away(world.doomed()[0])
+    assert world.next_fill() is None
+    assert evictions(world) == [1, 1, 0]
 
 
 def test_over_the_budget_the_stalest_goes_where_one_is_enough() -> None:

@@ -90,6 +90,8 @@ class Filler:
             self._destroy(warm)
         except Exception as error:  # noqa: BLE001 - the host's keeper tries again
             log.error("warm_sandbox_not_destroyed", sandbox=warm.running.id, error=str(error))
+        finally:
+            self._pools.cleared()
 
     def _look(self) -> None:
         swept = time.monotonic()

@@ -42,7 +42,7 @@ class Load:
 
 class Pools:
     """Thread-safe; one lock guards all. ``take`` from any thread; fillers loop over ``next_fill``, then ``filled`` or ``unfilled``,
-    and destroy what ``doomed`` hands out (it is dead already); a watcher calls ``noticed``, and ``sweep`` every second."""
+    and destroy what ``doomed`` hands out (it is dead already), then ``cleared``; a watcher calls ``noticed``, and ``sweep`` every second."""
 
     def __init__(
         self,
@@ -67,6 +67,7 @@ class Pools:
         self._pools: dict[Key, Pool] = {}
         self._where: dict[Warm, Pool] = {}
         self._doomed: deque[Warm] = deque()
+        self._clearing = 0  # handed out by ``doomed``: each has its place on the host until it is destroyed
         self._asked: deque[Ticket] = deque()
         self._turns = Turns()
         self._pause = Backoff()  # of the engine, not of a plugin
@@ -204,8 +205,17 @@ class Pools:
                 self._refuse(pool, last, f"none could be made: {failure.message}")
 
     def doomed(self) -> Warm | None:
-        """One that is dead and has to be destroyed, now the caller's. Holds the lock already: call it with ``changed``."""
-        return self._doomed.popleft() if self._doomed else None
+        """One that is dead and has to be destroyed, now the caller's until ``cleared``. Holds the lock already: call it with ``changed``."""
+        if not self._doomed:
+            return None
+        self._clearing += 1
+        return self._doomed.popleft()
+
+    def cleared(self) -> None:
+        """One that ``doomed`` handed out is destroyed, or cannot be: nobody counts on its place any more."""
+        with self._lock:
+            self._clearing -= 1
+            self.changed.notify()
 
     def _fits(self, pool: Pool, load: Load) -> bool:
         """Whether there is room and memory for one more."""
@@ -220,9 +230,14 @@ class Pools:
         return int(sum(pool.bytes() for pool in self._pools.values()))
 
     def _made_room(self, pool: Pool, load: Load, now: float) -> bool:
-        """Whether a pool that was not asked for longer gave one up for this one, which does not fit. None does in vain: only where enough can."""
+        """Whether a pool that was not asked for longer gave one up for this one, which does not fit; or what was given up already will do, once
+        it is cleared away. None does in vain: only where enough can."""
         if load.room < 1 or not self._has_disk(pool, load):
             return False
+        # Its memory is nobody's as soon as it is given up, but its place is free only when it has died.
+        coming = len(self._doomed) + self._clearing
+        if load.room + coming > 1 and self._share.fits(self._used(), int(pool.each.value)):
+            return True
         stale = [each for each in self._pools.values() if each.arrivals.last < pool.arrivals.last]
         spare = {each: found for each in stale if (found := self._spare(each, pool, now))}
         could = sum(warm.memory for found in spare.values() for warm in found)
