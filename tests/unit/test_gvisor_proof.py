@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,11 @@ import pytest
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
 from cloche.sandboxd import runtimes as module
-from cloche.sandboxd.engine import EngineRefused
+from cloche.sandboxd.engine import EngineAway, EngineRefused
+from cloche.sandboxd.leftovers import Leftovers
+from cloche.sandboxd.proof import Proof
 from cloche.sandboxd.runtimes import NotProven, Runtimes
+from tests.support import sandbox as support
 from tests.support.gvisor import StillEngine
 from tests.unit.test_sensitive_runtime import IMAGE, spec
 
@@ -108,6 +112,83 @@ def test_an_engine_that_is_away_proves_nothing(bench: Bench) -> None:
     assert bench.engine.lines[1][1].fileno() == -1
     bench.problem = None
     assert bench.runtime() == "runsc", "it is asked again at once, not in a minute"
+
+
+class CountedLock:
+    """Tells how many came for it."""
+
+    def __init__(self) -> None:
+        self.came = 0
+        self._lock = threading.Lock()
+        self._own = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._own:
+            self.came += 1
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_who_waits_while_a_silent_engine_is_asked_does_not_ask_it_in_turn(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call takes half a minute: the fifth in a row would cost a worker its session, and so all its sandboxes."""
+    asked, silent = threading.Event(), threading.Event()
+    lock, proofs, failures = CountedLock(), [], []
+
+    def prove(*_: object) -> None:
+        proofs.append(1)
+        asked.set()
+        silent.wait(120)
+        raise EngineAway(Reason.ENGINE_UNAVAILABLE, "the engine does not answer")
+
+    def job() -> None:
+        with pytest.raises(EngineAway) as failure:
+            bench.runtime(runtime="runsc")
+        failures.append(failure.value)
+
+    monkeypatch.setattr(bench.runtimes, "_prove", prove)
+    monkeypatch.setattr(bench.runtimes, "_lock", lock)
+    jobs = [threading.Thread(target=job, daemon=True) for _ in range(5)]
+    for each in jobs:
+        each.start()
+    try:
+        assert asked.wait(60)
+        support.wait_until(lambda: lock.came == len(jobs), "all of them wait", 60)
+    finally:
+        silent.set()
+        for each in jobs:
+            each.join(60)
+    assert (len(failures), len(proofs)) == (len(jobs), 1)
+    monkeypatch.setattr(bench.runtimes, "_prove", lambda *_: None)
+    assert bench.runtime(runtime="runsc") == "runsc", "who comes later asks anew"
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_proof_that_the_engine_falls_silent_in_asks_it_nothing_more(asked: bool) -> None:
+    """Neither where it may have made the guest's container, which the keeper removes, nor where it was never asked for one."""
+    calls: list[str] = []
+
+    def away(*_: object) -> Any:
+        raise EngineAway(Reason.ENGINE_UNAVAILABLE, "the engine does not answer")
+
+    engine: Any = StillEngine()
+    engine.create, engine.remove, engine.inspect = away, calls.append, lambda name: None
+    if not asked:
+        engine.info = away
+    given_back: list[int] = []
+    uids: Any = SimpleNamespace(take=lambda: 70_000, give_back=given_back.append)
+    groups: Any = SimpleNamespace(remove=lambda name: None)
+    leftovers = Leftovers(engine, groups, lambda name: None, uids)
+    runtimes: Any = SimpleNamespace(engine=engine, registered="runsc")
+    proof = Proof(home="h", uids=uids, seccomp='{"syscalls": []}', leftovers=leftovers)
+    with pytest.raises(EngineAway), proof._guest(runtimes, IMAGE, "memory", 1):
+        pytest.fail("there is no guest")
+    assert (calls, len(leftovers), given_back) == ([], int(asked), [] if asked else [70_000])
+    leftovers.retry()
+    assert (len(calls), len(leftovers), given_back) == (int(asked), 0, [70_000])
 
 
 def test_the_end_does_not_wait_for_an_engine_that_is_silent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,10 +56,13 @@ def _proof(settings: Settings, engine: Engine, image: str) -> str | None:
     try:
         seccomp = (image_parts.image_folder() / "seccomp.json").read_text("utf-8")
         groups = Groups(name)
-        # Nobody tries again here: what the engine does not let go of, the home's next sandboxd removes.
+        # Tried once more at most: what the engine does not let go of, the home's next sandboxd removes.
         leftovers = Leftovers(engine, groups, _no_folder, uids)
         proof = Proof(home=name, uids=uids, seccomp=seccomp, leftovers=leftovers)
-        proof.prove(Runtimes(engine, groups, AS_ASKED, sandbox.runsc_name, proof.prove), image)
+        try:
+            proof.prove(Runtimes(engine, groups, AS_ASKED, sandbox.runsc_name, proof.prove), image)
+        finally:
+            leftovers.retry()
     except (NotProven, EngineRefused, EnvironmentProblem) as error:
         return str(error)
     except PlatformFailure as error:

@@ -20,7 +20,7 @@ from cloche.errors import PlatformFailure
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.gvisor import ARGUMENTS, GATE, GroupLimits, group_limits
 from cloche.isolation.spec import Folders, Placement, container_config, memory_limit
-from cloche.sandboxd.engine import Engine, EngineRefused
+from cloche.sandboxd.engine import Engine, EngineAway, EngineRefused
 from cloche.sandboxd.groups import Group
 from cloche.sandboxd.leftovers import Leftovers, Remains
 from cloche.sandboxd.runtimes import NotProven, Runtimes, enclose
@@ -179,6 +179,7 @@ class Proof:
         uid = self.uids.take()
         container: str | None = None
         channel: socket.socket | None = None
+        silence: EngineAway | None = None
         try:
             config = self._config(runtimes, image, sandbox_id, uid, [act, str(amount)])
             container = f"cloche-proof-{sandbox_id}"  # the engine may make it although its answer never comes
@@ -189,10 +190,17 @@ class Proof:
             group = _enclosed(runtimes, sandbox_id, container, limits)
             channel.sendall(GATE)
             yield _Guest(channel, group, limits)
+        except EngineAway as error:
+            silence = error
+            raise
         finally:
             if channel is not None:
                 channel.close()
-            self.leftovers.remove(Remains(sandbox_id, uid, container))
+            remains = Remains(sandbox_id, uid, container)
+            if silence is not None and container is not None:
+                self.leftovers.later(remains, str(silence))  # jobs wait: to ask it again would take as long again
+            else:
+                self.leftovers.remove(remains)
 
     def _config(
         self, runtimes: Runtimes, image: str, sandbox_id: str, uid: int, arguments: list[str]

@@ -19,7 +19,7 @@ from cloche.isolation.gvisor import GATE, OWN_IMAGE_REFUSED, GroupLimits, group_
 from cloche.isolation.spec import memory_limit
 from cloche.sandboxd import trees
 from cloche.sandboxd.cgroups import SOCKET_MEMORY
-from cloche.sandboxd.engine import Engine, EngineRefused
+from cloche.sandboxd.engine import Engine, EngineAway, EngineRefused
 from cloche.sandboxd.groups import Group, GroupProblem, Groups
 from cloche.sandboxd.proven import Proven, registered
 from cloche.sandboxd.running import Running
@@ -71,6 +71,7 @@ class Runtimes:
         self._proven: Proven | None = None
         self._problem: str | None = None
         self._asked_at = -math.inf
+        self._away_at = -math.inf  # when a proof last found the engine away
         self.forgotten: Callable[[], None] = lambda: None  # called when a proof does not hold any more; set before use
 
     @property
@@ -169,12 +170,17 @@ class Runtimes:
         """None when gVisor is proven, by now; else why it cannot be used.
 
         Raises:
-            PlatformFailure: the engine does not answer.
+            PlatformFailure: the engine does not answer. Who waited meanwhile hears the same, and does not wait for it in turn.
         """
+        asked = time.monotonic()
         with self._lock:
             if self._proven is not None and not self._proven.stands():
                 self._forget(_CHANGED)
             if self._proven is None and (self._problem is None or time.monotonic() - self._asked_at > AGAIN_SECONDS):
+                if self._away_at >= asked:
+                    raise EngineAway(
+                        Reason.ENGINE_UNAVAILABLE, "the container engine did not answer the proof of gVisor"
+                    )
                 self._ask(image)
             return None if self._proven is not None else self._problem
 
@@ -204,6 +210,9 @@ class Runtimes:
         except NotProven as error:
             self._problem, self._asked_at = str(error), time.monotonic()
             log.warning("runsc_not_proven", problem=self._problem)
+        except EngineAway:
+            self._away_at = time.monotonic()
+            raise
         else:
             self._problem, self._proven = None, proven
             log.info("runsc_proven", seconds=round(time.monotonic() - began, 2))
