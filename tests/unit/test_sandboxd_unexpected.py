@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -163,6 +163,45 @@ def test_the_keeper_of_the_host_goes_on(monkeypatch: pytest.MonkeyPatch) -> None
         host._wake.set()
         keeper.join(60)
     assert not keeper.is_alive()
+
+
+def test_what_is_left_to_the_keeper_as_sandboxd_ends_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be running, and nobody else comes for it before the next start."""
+    preparing, goes_on = threading.Event(), threading.Event()
+
+    def prepare(image: str) -> None:
+        preparing.set()
+        assert goes_on.wait(60)
+        host._stop.set()
+        leftovers.later(Remains("box", None, "c"), "the engine did not answer")
+
+    calls: list[str] = []
+    leftovers = made_leftovers(SimpleNamespace(remove=calls.append, inspect=lambda name: None))
+    monkeypatch.setattr(leftovers, "retry", first_in_vain(leftovers.retry))
+    host = made_host(monkeypatch, runtimes=SimpleNamespace(prepare=prepare, obstacle=None), leftovers=leftovers)
+    ready: Any = SimpleNamespace(image=SimpleNamespace(id="image"))
+    host._ready = ready
+    keeper = threading.Thread(target=host._keep, daemon=True)
+    keeper.start()
+    try:
+        assert preparing.wait(60)
+    finally:
+        goes_on.set()
+        keeper.join(60)
+    assert not keeper.is_alive()
+    assert (calls, len(leftovers)) == (["c"], 0)
+
+
+def first_in_vain(retry: Callable[[], None]) -> Callable[[], None]:
+    """As where the engine is silent still."""
+    tries: list[int] = []
+
+    def tried() -> None:
+        tries.append(1)
+        if len(tries) > 1:
+            retry()
+
+    return tried
 
 
 @pytest.mark.parametrize("container", [None, "c"])

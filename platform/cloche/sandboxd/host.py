@@ -326,7 +326,7 @@ class Host:
             self._leftovers.remove(remains)
 
     def _keep(self) -> None:
-        """Until the end: get ready when we are not, and remove what could not be removed."""
+        """Until the end: get ready when we are not, and remove what could not be removed; that once more at the end."""
         while not self._stop.is_set():
             idle = False
             with logs.survived(log, "sandbox_host_not_kept"):
@@ -340,6 +340,8 @@ class Host:
                     idle = done and not self._leftovers and not self._condemned
             self._wake.wait(None if idle else RETRY_SECONDS)
             self._wake.clear()
+        with logs.survived(log, "sandbox_host_not_kept"):  # or what may be running goes on until the next start
+            self._remove_unremoved()
 
     def _get_ready(self) -> None:
         try:
