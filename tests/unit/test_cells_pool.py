@@ -466,6 +466,22 @@ def test_a_job_costs_one_idle_container_at_most_and_none_once_the_engine_is_know
     support.wait_until(lambda: len(cells._homes) == len(containers) - cost, "its place is free", 60)
 
 
+def test_who_finds_the_container_gone_finds_its_place_free(cells: Cells) -> None:
+    """Whoever destroyed it: a job that needs the place is not told that it cannot be had."""
+    home = housed(cells, FakeContainer())
+    seen: list[bool] = []
+
+    class Seen(list[Home]):
+        def remove(self, home: Home) -> None:
+            seen.append(home.lock.locked())
+            super().remove(home)
+
+    with cells._changed:
+        cells._homes = Seen(cells._homes)
+    cells._bury(home)
+    assert (seen, cells._homes) == ([True], [])
+
+
 def test_containers_that_never_came_to_be_cost_no_idle_one_while_the_engine_is_away(cells: Cells) -> None:
     """They take up places until the keeper has removed what there may be of them."""
     containers = full_of_idle(cells, nothing)

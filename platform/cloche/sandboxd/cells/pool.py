@@ -393,7 +393,7 @@ class Cells:
                 facts = {"container": container.container, "exc_info": None if is_expected(error) else error}
                 log.warning("cell_container_not_removed_yet", error=said(error), **facts)
                 return
-        with self._changed:
-            self._homes.remove(home)
-            self._changed.notify_all()
+            with self._changed:  # with its lock held: who finds no container, finds its place free
+                self._homes.remove(home)
+                self._changed.notify_all()
         log.info("cell_container_gone", container=container.container, jobs=container.jobs, reason=home.retired)
