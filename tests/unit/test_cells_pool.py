@@ -18,7 +18,7 @@ from cloche.errors import PlatformFailure
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import CellKey, key_of
 from cloche.sandboxd.budget import Budget
-from cloche.sandboxd.cells.home import Bounds, Home, NoCells, NotRemoved
+from cloche.sandboxd.cells.home import Bounds, Home, NoCells, NotRemoved, longest_idle
 from cloche.sandboxd.cells.pool import Cells
 from cloche.sandboxd.cells.slot import Anomaly, State, Unplaced
 from cloche.sandboxd.engine import EngineAway
@@ -464,6 +464,40 @@ def test_a_job_costs_one_idle_container_at_most_and_none_once_the_engine_is_know
     stuck.clear()
     support.wait_until(lambda: sum(container.gone for container in containers) == cost, "the keeper removes it", 60)
     support.wait_until(lambda: len(cells._homes) == len(containers) - cost, "its place is free", 60)
+
+
+@pytest.mark.parametrize("how", ["time", "answer"])
+def test_one_container_that_the_engine_hangs_on_does_not_keep_the_others_for_good(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The keeper tries it again and again, and in vain each time: that is no news of the engine."""
+    stuck = threading.Event()
+    stuck.set()
+    tries: list[int] = []
+
+    def hangs() -> None:
+        tries.append(1)
+        if stuck.is_set():
+            away()
+
+    containers = full_of_idle(cells, nothing)
+    containers[0].destroys = hangs
+    for bundle in "bc":
+        with pytest.raises(NoCells, match="cannot be removed now"):
+            cells.create(FACTS, replace(SPEC, bundle=bundle * 64), "worker")
+    assert [home.container for home in cells._homes if home.retired] == [containers[0]]
+    if how == "time":
+        monkeypatch.setattr("cloche.sandboxd.cells.home.AWAY_SECONDS", 0.0, raising=False)
+    else:
+        cells._bury(cells._homes[1])
+        housed(cells, FakeContainer(FakeSlot()), replace(KEY, bundle="e" * 64))
+    before = len(tries)
+    support.wait_until(lambda: len(tries) > before + 2, "it is tried again, in vain", 60)
+    with cells._changed:
+        chosen = longest_idle(cells._homes)
+    assert chosen.container in containers[1:], "it, or another job, would have no cell ever again"
+    stuck.clear()
+    gone(cells, containers[0])
 
 
 def test_who_finds_the_container_gone_finds_its_place_free(cells: Cells) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,9 @@ from cloche.sandboxd.cells.container import CellContainer, Facts
 from cloche.sandboxd.cells.slot import Slot, State
 from cloche.sandboxd.engine import EngineAway
 from cloche.sandboxd.uids import UidPool
+
+AWAY_SECONDS = 60.0
+"""For so long none is given up for a place, after one could not be removed since the engine was away."""
 
 
 class NotRemoved(ClocheError):
@@ -53,7 +57,7 @@ class Home:
     retired: str = ""  # why it gets no new cell
     lost: bool = False  # it goes whatever runs in it
     awaited: bool = False  # whether the keeper has ordered its end
-    unanswered: bool = False  # whether the engine was away when it was to remove it
+    unanswered: float | None = None  # since when the engine has been away to it; -inf: it has answered somebody since
     adding: int = 0  # slots being added
     used: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)  # one slot is added at a time
@@ -71,7 +75,27 @@ class Home:
 
     def stays(self, container: CellContainer, error: BaseException) -> None:
         """It could not be removed, whatever the error: the keeper tries again."""
-        self.container, self.unanswered = container, isinstance(error, EngineAway)
+        self.container = container
+        if not isinstance(error, EngineAway):
+            self.answered()
+        elif self.unanswered is None:  # the first time counts: an engine may hang on this one alone, at each try
+            self.unanswered = time.monotonic()
+
+    def comes(self, container: CellContainer, homes: Iterable[Home]) -> None:
+        """It is made; ``homes``: all of them. Under the pool's lock."""
+        self.container = container
+        for home in homes:
+            home.answered()
+
+    def goes(self, homes: list[Home]) -> None:
+        """It is removed, and no longer one of them all. Under the pool's lock."""
+        homes.remove(self)
+        for home in homes:
+            home.answered()
+
+    def answered(self) -> None:
+        """The engine is there, whatever becomes of this one."""
+        self.unanswered = None if self.unanswered is None else -math.inf
 
     def give_up(self, why: str) -> int:
         """Retire it and kill its cells that wait for a job; how many there were. Under the pool's lock."""
@@ -116,7 +140,9 @@ def longest_idle(homes: Sequence[Home]) -> Home:
     Raises:
         NoCells: none can go.
     """
-    if any(home.unanswered for home in homes):  # none is given up for a place that does not become free
+    since = time.monotonic() - AWAY_SECONDS
+    # None is given up for a place that does not become free. Not for ever: it may be one container alone that the engine hangs on.
+    if any(home.unanswered is not None and home.unanswered > since for home in homes):
         raise NoCells("a container that has to go cannot be removed now")
     idle = [home for home in homes if home.container is not None and home.is_idle() and not home.retired]
     if not idle:

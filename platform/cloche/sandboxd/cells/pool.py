@@ -270,7 +270,7 @@ class Cells:
             log.warning("cell_container_not_made", error=said(error), exc_info=None if is_expected(error) else error)
             raise NoCells(said(error)) from None
         with self._changed:
-            home.container = container
+            home.comes(container, self._homes)
             self._changed.notify_all()
         log.info(
             "cell_container_started", container=container.container, tenant=home.key.tenant, bundle=home.key.bundle
@@ -394,6 +394,6 @@ class Cells:
                 log.warning("cell_container_not_removed_yet", error=said(error), **facts)
                 return
             with self._changed:  # with its lock held: who finds no container, finds its place free
-                self._homes.remove(home)
+                home.goes(self._homes)
                 self._changed.notify_all()
         log.info("cell_container_gone", container=container.container, jobs=container.jobs, reason=home.retired)
