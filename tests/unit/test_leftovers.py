@@ -8,6 +8,7 @@ import pytest
 
 from cloche.domain.states import Reason
 from cloche.errors import PlatformFailure
+from cloche.sandboxd import leftovers as module
 from cloche.sandboxd.engine import EngineRefused
 from cloche.sandboxd.leftovers import Leftovers, Remains
 from cloche.sandboxd.uids import UidPool
@@ -143,3 +144,20 @@ def test_what_nobody_expected_is_tried_again_and_keeps_nobody_else_waiting(
         assert not host.free
     host.leftovers.retry()
     assert host.free
+
+
+def test_of_what_is_released_only_the_container_waits_and_a_problem_with_it_is_told_once(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(module.log, "warning", lambda event, **_: told.append(event))
+    host.leftovers.release(host.remains(dead=True))
+    assert (host.gone, host.free) == (["group", "folder"], True)
+    assert (len(host.leftovers), host.called, told) == (1, 1, []), "nothing went wrong"
+    host.stuck = {"container"}
+    host.leftovers.retry()
+    host.leftovers.retry()
+    assert told == ["sandbox_not_removed_yet"]
+    host.stuck = set()
+    host.leftovers.retry()
+    assert (host.gone, len(host.leftovers)) == (["group", "folder", "container"], 0)

@@ -13,12 +13,14 @@ import pytest
 
 from cloche.errors import PlatformFailure
 from cloche.isolation import wire
+from cloche.sandboxd.budget import Budget
 from cloche.sandboxd.engine import EngineAway, EngineRefused
 from cloche.sandboxd.host import Host
 from cloche.sandboxd.leftovers import Leftovers, Remains
 from cloche.sandboxd.making import Parts
 from cloche.sandboxd.server import Server
 from cloche.sandboxd.sessions import Sessions
+from cloche.sandboxd.supply import Supply
 from tests.support import sandbox as support
 
 
@@ -190,6 +192,32 @@ def test_what_is_left_to_the_keeper_as_sandboxd_ends_is_tried_once_more(monkeypa
         keeper.join(60)
     assert not keeper.is_alive()
     assert (calls, len(leftovers)) == (["c"], 0)
+
+
+def test_what_is_given_up_for_a_job_asks_nothing_of_the_engine_in_the_jobs_own_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its place, user id and mounts are free at once; a silent engine has the container removed later."""
+    calls: list[str] = []
+    given_back: list[int] = []
+    groups: Any = SimpleNamespace(remove=lambda name: calls.append("group"))
+    uids: Any = SimpleNamespace(give_back=given_back.append)
+    engine: Any = SimpleNamespace(remove=calls.append)
+    leftovers = Leftovers(engine, groups, lambda name: calls.append("site"), uids)
+    host = made_host(monkeypatch, leftovers=leftovers)
+    warm: Any = SimpleNamespace(
+        id="box", uid=7, container="c", kill=lambda: None, close=lambda: None, dies=lambda: True
+    )
+    host._running["box"] = warm
+    settings: Any = SimpleNamespace(enabled=True, max=1, min=0, idle=1_000, fill_rate=1.0)
+    supply = Supply(host, settings, Path("/"), Budget(1 << 30).share())
+    monkeypatch.setattr(supply.pools, "give_up_one", lambda: SimpleNamespace(running=warm))
+    with host._place("next", "worker"):
+        assert (calls, given_back, host.listing()) == (["group", "site"], [7], [])
+    assert host._wake.is_set(), "the keeper comes for it"
+    leftovers.retry()
+    assert (calls, len(leftovers), given_back) == (["group", "site", "c"], 0, [7])
+    supply.close()
 
 
 def first_in_vain(retry: Callable[[], None]) -> Callable[[], None]:

@@ -244,8 +244,10 @@ class Host:
             report = self._egress.close(running) if self._egress is not None else None
         return remains | {"egress": report_json(report)}
 
-    def destroy(self, sandbox_id: str) -> None:
+    def destroy(self, sandbox_id: str, *, waits: bool = True) -> None:
         """Kill it and remove container, mounts, folders, user id. Idempotent; what cannot be removed now the keeper removes later.
+
+        ``waits`` False: the container, dead, is the keeper's to remove, so that no silence of the engine keeps who calls this.
 
         Raises:
             PlatformFailure: its processes do not die. It stays listed, and the keeper tries again.
@@ -272,7 +274,7 @@ class Host:
             self._leaving += 1
         try:
             running.close()
-            self._let_go(running)
+            self._let_go(running, waits=waits)
         finally:
             with self._left:
                 self._leaving -= 1
@@ -286,11 +288,12 @@ class Host:
         """Every sandbox in which a plugin may be at work, also cells that nobody has asked for yet."""
         return [*self.listing(), *(self.cells.waiting() if self.cells is not None else ())]
 
-    def _let_go(self, running: Running) -> None:
+    def _let_go(self, running: Running, *, waits: bool) -> None:
         if isinstance(running, RunningCell) and self.cells is not None:
             self.cells.release(running)
             return
-        self._leftovers.remove(Remains(running.id, running.uid, running.container, dead=True))
+        let_go = self._leftovers.remove if waits else self._leftovers.release
+        let_go(Remains(running.id, running.uid, running.container, dead=True))
 
     def _create(
         self, sandbox_id: str, spec: SandboxSpec, owner: str | None, ready: Ready

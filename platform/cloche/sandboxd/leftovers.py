@@ -44,7 +44,7 @@ class Leftovers:
         self._remove_site = remove_site
         self._uids = uids
         self._lock = threading.Lock()
-        self._waiting: dict[str, Remains] = {}
+        self._waiting: dict[str, tuple[Remains, str]] = {}  # with the last problem that was told of it, if any
         self.added: Callable[[], None] = lambda: None  # called when something has to be tried again; set before use
 
     def __len__(self) -> int:
@@ -65,22 +65,32 @@ class Leftovers:
             raise
         self._wait(remains.sandbox_id, left, problem)
 
+    def release(self, remains: Remains) -> None:
+        """Of what is dead, remove at once what takes no engine, and leave the container to :meth:`retry`: who calls this waits for no answer."""
+        try:
+            left, problem = self._released(remains)
+        except BaseException as error:
+            self._wait(remains.sandbox_id, remains, repr(error))
+            raise
+        self._wait(remains.sandbox_id, left, problem)
+
     def retry(self) -> None:
         """Try once more with each that waits. One thread at a time."""
         with self._lock:
             waiting = list(self._waiting.values())
-        for remains in waiting:
+        for remains, _ in waiting:
             with logs.survived(log, "sandbox_not_removed", sandbox=remains.sandbox_id):
                 self.remove(remains)
 
     def _wait(self, sandbox_id: str, left: Remains | None, problem: str) -> None:
         with self._lock:
-            before = self._waiting.pop(sandbox_id, None)
+            before, told = self._waiting.pop(sandbox_id, (None, ""))
             if left is None:
                 return
-            self._waiting[sandbox_id] = left
-        if left != before:
+            self._waiting[sandbox_id] = left, problem or told
+        if problem and (left != before or not told):
             log.warning("sandbox_not_removed_yet", sandbox=sandbox_id, container=left.container, error=problem)
+        if left != before:
             self.added()
 
     def _removed(self, remains: Remains) -> tuple[Remains | None, str]:
@@ -96,6 +106,11 @@ class Leftovers:
             else:
                 remains = replace(remains, container=None)
                 failpoints.hit(Point.SANDBOXD_REMOVED)
+        left, also = self._released(remains)
+        return left, also or problem
+
+    def _released(self, remains: Remains) -> tuple[Remains | None, str]:
+        """See ``_removed``; whatever might use it is dead or was never there."""
         if not remains.released:
             try:
                 self._groups.remove(remains.sandbox_id)
@@ -105,7 +120,7 @@ class Leftovers:
             if remains.uid is not None:
                 self._uids.give_back(remains.uid)
             remains = replace(remains, released=True)
-        return (None if remains.container is None else remains), problem
+        return (None if remains.container is None else remains), ""
 
     def _remove_container(self, container: str, *, sure: bool) -> None:
         """``sure``: a removal that is still under way is none.

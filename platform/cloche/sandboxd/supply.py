@@ -143,7 +143,9 @@ class Supply:
         if warm is None:
             return False
         try:
-            self._destroy(warm)
+            # The job still has its own sandbox to be made: what the engine takes to remove this one is not to be waited for, nor is another
+            # job to have the place meanwhile.
+            self._host.destroy(warm.running.id, waits=False)
         except PlatformFailure:
             return False
         return True
