@@ -538,6 +538,22 @@ def test_one_that_grows_is_evicted_when_the_budget_is_spent() -> None:
     assert (big.closed, small.closed) == (True, False)
 
 
+def test_what_grows_while_it_waits_comes_back_only_where_there_is_room_for_all_of_it() -> None:
+    world = World(memory=100 * MIB)
+    world.take(spec("a"))
+    grows = world.fill()
+    world.take(spec("b"))
+    assert world.fill() is not None
+    for _ in range(5):
+        if grows is not None:
+            grows.memory = 90 * MIB
+        world.pools.sweep()
+        grows = world.fill()
+    assert evictions(world) == [1, 0]
+    world.pools.retire("b" * 64)
+    assert left_alone(world) == 1, "alone it fits"
+
+
 def test_what_cells_take_of_the_budget_is_not_the_pools() -> None:
     world = World(memory=100 * MIB)
     cells = world.budget.share()

@@ -276,6 +276,8 @@ class Pools:
                     self._let_go(pool, warm)
                     self._doom(warm)
             while (over := self._over_budget()) is not None:
+                # It may have grown since it was ready, and so would the next one: that is made only where this much fits.
+                over.each.value = max(over.each.value, float(over.idle[0].memory))
                 self._evict(over)
             for pool in list(self._pools.values()):
                 if not pool.kept() and not pool.waiting and now - pool.arrivals.last > 2 * self._bounds.idle_s:
