@@ -416,6 +416,16 @@ def left_alone(world: World, rounds: int = 20) -> int:
     return made
 
 
+def left_alone_but_for(world: World, bad: str, rounds: int = 10) -> None:
+    """As :func:`left_alone`, and the setup of one version fails."""
+    for _ in range(rounds):
+        if (pool := world.next_fill()) is not None:
+            fails = pool.key.template.bundle == bad * 64
+            facts = {"ready": False, "failure": "no luck", "said": True} if fails else {}
+            world.pools.filled(pool, world.made(**facts))  # type: ignore[arg-type]
+        world.pools.sweep()
+
+
 def test_nothing_is_given_up_for_one_that_does_not_fit_even_then() -> None:
     world = World(memory=100 * MIB)
     cells = world.budget.share()
@@ -552,6 +562,29 @@ def test_what_grows_while_it_waits_comes_back_only_where_there_is_room_for_all_o
     assert evictions(world) == [1, 0]
     world.pools.retire("b" * 64)
     assert left_alone(world) == 1, "alone it fits"
+
+
+def test_a_version_whose_setup_fails_again_and_again_takes_no_more_from_others() -> None:
+    world = World(memory=50 * MIB)
+    for name in ("a", "b", "c"):
+        world.take(spec(name))
+        left_alone_but_for(world, "c")
+    for _ in range(4):
+        world.now += 100
+        left_alone_but_for(world, "c")
+    assert sum(evictions(world)) == 2, "once it may be chance"
+    assert [pool["warm"] for pool in world.pools.facts(Counter())] == [1, 1, 0]
+    world.take(spec("d"))
+    world.take(spec("c"))
+    assert world.next_fill() is None
+    pool = world.next_fill()
+    assert pool is not None
+    assert pool.key.template.bundle == "d" * 64, "what was given up for one that can be made is its own"
+    world.pools.filled(pool, world.made())  # type: ignore[arg-type]
+    world.pools.retire("d" * 64)
+    assert world.pools.retire("b" * 64) == 1
+    assert left_alone(world) == 2, "it still gets what is nobody's"
+    assert [pool["warm"] for pool in world.pools.facts(Counter())] == [1, 1]
 
 
 def test_what_cells_take_of_the_budget_is_not_the_pools() -> None:

@@ -90,6 +90,11 @@ class Pool:
             return 0  # one at a time until one has succeeded
         return target(self.arrivals, self.fill_s.value, bounds, now) - self.kept()
 
+    def fails(self) -> bool:
+        """Whether it fails again and again, so that it gets only what no other pool needs. A single failure may be chance, or the engine's: who
+        counted as failing after that would stay cold on a full host, however often it is asked for."""
+        return self.backoff.failures > 1
+
     def settle(self, warm: Warm) -> bool:
         """Take it off the list it is on; False when it is on none any more."""
         for kept in (self.idle, self.warming):

@@ -161,7 +161,7 @@ class Pools:
             return None, max(0.01, min(held, 1.0))
         soonest = 1.0
         needy = [pool for pool in self._pools.values() if pool.shortage(self._bounds, now) > 0]
-        for pool in sorted(needy, key=lambda pool: (pool.kept(), -pool.arrivals.last)):
+        for pool in sorted(needy, key=lambda pool: (pool.fails(), pool.kept(), -pool.arrivals.last)):
             pool.short_since = now if pool.short_since is None else pool.short_since
             if (quiet := min(pool.arrivals.last + _QUIET_S, pool.short_since + _LONGEST_QUIET_S) - now) > 0:
                 soonest = min(soonest, quiet)
@@ -231,8 +231,8 @@ class Pools:
 
     def _made_room(self, pool: Pool, load: Load, now: float) -> bool:
         """Whether a pool that was not asked for longer gave one up for this one, which does not fit; or what was given up already will do, once
-        it is cleared away. None does in vain: only where enough can."""
-        if load.room < 1 or not self._has_disk(pool, load):
+        it is cleared away. None does in vain: only where enough can, and for one that can be made."""
+        if pool.fails() or load.room < 1 or not self._has_disk(pool, load):
             return False
         # Its memory is nobody's as soon as it is given up, but its place is free only when it has died.
         coming = len(self._doomed) + self._clearing
