@@ -111,9 +111,14 @@ def test_the_stream_comes_as_it_happens_and_a_hang_up_frees_its_place(client, jo
 
 
 def test_waiting_does_not_hold_up_others(client, job):
-    began = time.monotonic()
-    assert client.get(f"/jobs/{job['id']}", params={"wait": "500ms"}).json()["status"] == "pending"
-    assert time.monotonic() - began >= 0.5
+    def waited() -> bool:
+        began = time.monotonic()
+        assert client.get(f"/jobs/{job['id']}", params={"wait": "500ms"}).json()["status"] == "pending"
+        return time.monotonic() - began >= 0.5
+
+    until(
+        waited, 20, "a place for waiting is free"
+    )  # who finds none is answered at once; streams hung up before give theirs back late
 
 
 def test_readiness_says_what_is_missing(server):
