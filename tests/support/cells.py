@@ -1,10 +1,24 @@
-"""The platform's own processes in a slot of cells, told apart by whose children they are: numbers wrap around, and say nothing of age."""
+"""A job for a cell, and the platform's own processes in a slot. They are told apart by whose children they are: numbers wrap around."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from cloche.clock import uuid7
+from cloche.domain.limits import Limits
+from cloche.isolation.backend import SandboxSpec
 from cloche.sandboxd.cells.cell import RunningCell
+
+SPEC = SandboxSpec(
+    job_id=uuid7(),
+    attempt=1,
+    bundle="a" * 64,
+    wheels=None,
+    limits=Limits(),
+    lease_until=1,
+    level="namespace",
+    tenant=uuid7(),
+)
 
 
 def runner(running: RunningCell) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from cloche.domain.runtimes import RUNSC
@@ -298,3 +299,13 @@ CASES: list[tuple[str, str, Any, list[tuple[tuple[Any, ...], Any]]]] = [
         [(("first",), 0), (("reached",), True)],
     ),
 ]
+
+
+def spoilt(facts: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A copy of the facts with another value at that place."""
+    changed = copy.deepcopy(facts)
+    place = changed
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    return changed

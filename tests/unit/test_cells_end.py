@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 
-from cloche.clock import uuid7
-from cloche.domain.limits import Limits
 from cloche.errors import PlatformFailure
 from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import UIDS, key_of
@@ -30,17 +28,7 @@ from cloche.sandboxd.cells.slot import Cell, Slot
 from cloche.sandboxd.cells.talk import Talk
 from cloche.sandboxd.engine import EngineAway
 from cloche.sandboxd.uids import UidPool
-
-SPEC = SandboxSpec(
-    job_id=uuid7(),
-    attempt=1,
-    bundle="a" * 64,
-    wheels=None,
-    limits=Limits(),
-    lease_until=1,
-    level="namespace",
-    tenant=uuid7(),
-)
+from tests.support.cells import SPEC
 
 
 class FakeEngine:

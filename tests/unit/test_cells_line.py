@@ -8,24 +8,12 @@ from typing import Any
 
 import pytest
 
-from cloche.clock import uuid7
-from cloche.domain.limits import Limits
-from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import key_of
 from cloche.sandboxd.cells.home import Home
 from cloche.sandboxd.cells.line import Claim, Line
 from cloche.sandboxd.turns import Turns
+from tests.support.cells import SPEC
 
-SPEC = SandboxSpec(
-    job_id=uuid7(),
-    attempt=1,
-    bundle="a" * 64,
-    wheels=None,
-    limits=Limits(),
-    lease_until=1,
-    level="namespace",
-    tenant=uuid7(),
-)
 KEY = key_of(SPEC, "sha256:" + "1" * 64)
 OTHER = replace(KEY, bundle="b" * 64)
 

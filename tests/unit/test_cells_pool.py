@@ -15,7 +15,6 @@ import pytest
 from cloche.clock import uuid7
 from cloche.domain.limits import Limits
 from cloche.errors import PlatformFailure
-from cloche.isolation.backend import SandboxSpec
 from cloche.isolation.cell_spec import CellKey, key_of
 from cloche.sandboxd.budget import Budget
 from cloche.sandboxd.cells.home import Bounds, Home, NoCells, NotRemoved, longest_idle
@@ -24,18 +23,9 @@ from cloche.sandboxd.cells.slot import Anomaly, State, Unplaced
 from cloche.sandboxd.engine import EngineAway
 from cloche.sandboxd.uids import UidPool
 from tests.support import sandbox as support
+from tests.support.cells import SPEC
 
 IMAGE = "sha256:" + "1" * 64
-SPEC = SandboxSpec(
-    job_id=uuid7(),
-    attempt=1,
-    bundle="a" * 64,
-    wheels=None,
-    limits=Limits(),
-    lease_until=1,
-    level="namespace",
-    tenant=uuid7(),
-)
 KEY = key_of(SPEC, IMAGE)
 
 

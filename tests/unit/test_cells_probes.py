@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import socket
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from cloche.sandboxd.probes import network
 from cloche.sandboxd.probes.rows_cells import CELLS, DIFFERENT
 from cloche.sandboxd.probes.table import PROBES, for_level
+from tests.support.probe_facts import spoilt
 
 BY_ID = {probe.id: probe for probe in CELLS}
 SOCKETS = {"tcp": 0, "tcp6": 0, "udp": 0, "udp6": 0, "unix": 0}
@@ -47,15 +47,6 @@ THOUSAND = {
     "after": {"counts": {"mounts": 3}},
     "grown": 0,
 }
-
-
-def spoilt(facts: Any, path: tuple[Any, ...], value: Any) -> Any:
-    changed = copy.deepcopy(facts)
-    place = changed
-    for step in path[:-1]:
-        place = place[step]
-    place[path[-1]] = value
-    return changed
 
 
 @pytest.mark.parametrize(("name", "facts"), [("cell_network", NETWORK), ("cell_cpu", CPU), ("cell_thousand", THOUSAND)])

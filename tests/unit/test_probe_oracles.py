@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import socket
@@ -23,7 +22,7 @@ from cloche.sandboxd.probes.bench import ProbeBroken
 from cloche.sandboxd.probes.probe import Probe, Verdict
 from cloche.sandboxd.probes.run import Runner
 from cloche.sandboxd.probes.table import for_level, for_runtime
-from tests.support.probe_facts import CASES, EVERYWHERE
+from tests.support.probe_facts import CASES, EVERYWHERE, spoilt
 
 ROOT = Path(__file__).parents[2]
 ROWS: dict[str, dict[str, Probe]] = {
@@ -38,15 +37,6 @@ def held(probe: Probe, facts: Any) -> bool:
             return {probe.id: facts} if probe.observe is None else facts
 
     return Runner(Bench(), [probe]).judge(probe).verdict is Verdict.HELD  # type: ignore[arg-type]
-
-
-def spoilt(facts: Any, path: tuple[Any, ...], value: Any) -> Any:
-    changed = copy.deepcopy(facts)
-    place = changed
-    for step in path[:-1]:
-        place = place[step]
-    place[path[-1]] = value
-    return changed
 
 
 @pytest.mark.parametrize(
